@@ -64,25 +64,8 @@ def cases(tmp_path_factory) -> dict[str, tuple[Path, list[list[int]]]]:
     return {name: (folder, greedy_tokens(save_pruned(name, folder))) for name, folder in folders.items()}
 
 
-@pytest.mark.parametrize("name", CASES)
-def test_tokens_are_those_of_transformers(cases, name, monkeypatch):
-    from vllm import LLM, SamplingParams
-    from vllm.distributed import cleanup_dist_env_and_memory
-
-    monkeypatch.setenv("VLLM_ENABLE_V1_MULTIPROCESSING", "0")
-    folder, expected = cases[name]
-    llm = LLM(str(folder), enforce_eager=True, max_model_len=64, max_num_seqs=4, dtype="float32")
-    parameters = SamplingParams(temperature=0, max_tokens=TOKENS, ignore_eos=True)
-    outputs = llm.generate([{"prompt_token_ids": prompt} for prompt in PROMPTS], parameters)
-    specs = llm.llm_engine.model_executor.get_kv_cache_specs()
-    llm.llm_engine.engine_core.shutdown()
-    cleanup_dist_env_and_memory()
-    assert [list(output.outputs[0].token_ids) for output in outputs] == expected
-    # The third layer is gone, and the last has no attention.
-    assert len(specs[0]) == (2 if name == "without parts" else 4)
-
-
 def test_the_command_serves_a_model_and_its_adapter(tmp_path):
+    # Before the tests that run vLLM in this process, which changes the classes of models.
     peft = pytest.importorskip("peft")
     model = save_pruned("KV groups", tmp_path / "out")
     expected = {"out": greedy_tokens(model)}
@@ -124,3 +107,21 @@ def complete(server: subprocess.Popen, port: int, model: str) -> list[list[int]]
             return error.read()
         except urllib.error.URLError:
             time.sleep(1)
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_tokens_are_those_of_transformers(cases, name, monkeypatch):
+    from vllm import LLM, SamplingParams
+    from vllm.distributed import cleanup_dist_env_and_memory
+
+    monkeypatch.setenv("VLLM_ENABLE_V1_MULTIPROCESSING", "0")
+    folder, expected = cases[name]
+    llm = LLM(str(folder), enforce_eager=True, max_model_len=64, max_num_seqs=4, dtype="float32")
+    parameters = SamplingParams(temperature=0, max_tokens=TOKENS, ignore_eos=True)
+    outputs = llm.generate([{"prompt_token_ids": prompt} for prompt in PROMPTS], parameters)
+    specs = llm.llm_engine.model_executor.get_kv_cache_specs()
+    llm.llm_engine.engine_core.shutdown()
+    cleanup_dist_env_and_memory()
+    assert [list(output.outputs[0].token_ids) for output in outputs] == expected
+    # The third layer is gone, and the last has no attention.
+    assert len(specs[0]) == (2 if name == "without parts" else 4)
