@@ -95,7 +95,7 @@ def main() -> None:
     student = empty_mixture(teacher, args.experts, args.top_k)
     measure = partial(perplexity, windows=data.search.tokens)
     options = {"experts": args.experts, "top_k": args.top_k, "layers": args.layers}
-    record: dict[str, Any] = {"options": options | without_folders(config.to_dict())}
+    record: dict[str, Any] = {"options": without_folders(config.to_dict()) | options}
     trained = train_layers(layerwise, student, data, config)
     record |= {"dense": measure(teacher), "start": measure(student)}
     student.load_state_dict(trained, strict=False)
