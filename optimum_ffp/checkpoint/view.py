@@ -20,7 +20,7 @@ REMOVED = {"attention": "attention heads", "ffn": "FFN channels"}
 # Test tokens below which a perplexity is marked.
 SMALL_SAMPLE = 20 * 2048
 # Number of experts to name.
-NAMED = 8
+NAMED = 4
 
 
 def view_record(record: Mapping[str, Any]) -> dict[str, Any]:
@@ -159,12 +159,12 @@ def describe_routing(experts: Mapping[str, Any]) -> str:
         for when in ("before", "after")
     }
     text = f"an expert gets up to {most['after']:.1f} times the mean number of tokens ({most['before']:.1f} before)"
-    rare = [f"{layer}.{expert}" for layer, numbers in experts["rare"].items() for expert in numbers]
+    rare = [f"expert {expert} of layer {layer}" for layer, numbers in experts["rare"].items() for expert in numbers]
     if rare:
-        shown = ", ".join(rare[:NAMED]) + ", ..." * (len(rare) > NAMED)
+        more = f" and {len(rare) - NAMED} more" * (len(rare) > NAMED)
         text += (
-            f"; {len(rare)} got fewer calibration tokens than they have features ({experts['features']}), by layer "
-            f"and number in the dense model: {shown}"
+            f"; {len(rare)} got fewer calibration tokens than they have features ({experts['features']}): "
+            f"{', '.join(rare[:NAMED])}{more}"
         )
     return text
 
