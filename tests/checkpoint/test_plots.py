@@ -29,6 +29,7 @@ def make_record(layers: int) -> dict:
         for kind, group in (("attention", "kv_group" if layer % 2 else "query_head"), ("ffn", "channel"))
     ]
     return {
+        "provenance": {},
         "policy": {"sparsity": 0.3, "units": units},
         "search": {"perplexity": {"dense": 20.0, "best": 30.0}, "baselines": {"uniform": 400.0, "no-search": None}},
     }
