@@ -84,7 +84,8 @@ def test_an_infeasible_sparsity_names_the_other_groups():
         [Unit(0, "attention", 10, 90), ffn],
         [Unit(0, "attention", 10, 50, 400, group="query_head"), ffn],
     ]
-    with pytest.raises(FFPError, match="the maximum is 0.48.*; lower sparsity, or .*, or choose attention 'kv-groups'$"):
+    message = "the maximum is 0.48.*; lower sparsity, or .*, or choose attention 'kv-groups'$"
+    with pytest.raises(FFPError, match=message):
         check_budget(None, model_units(variants), FFPConfig(sparsity=0.7))
     with pytest.raises(FFPError, match="lower sparsity, or lower min_retention$"):
         check_budget(None, model_units(variants), FFPConfig(sparsity=0.9))
