@@ -191,15 +191,15 @@ def average(first: int, last: int, figure: str, form: str, times: float = 1) -> 
     return cell
 
 
-def way_to_dense(text: int) -> Column:
-    """Share of the loss between pruned and dense model that a recovery gained, with its standard error."""
+def way_to_dense(text: int, start: str = "pruned", end: str = "recovered") -> Column:
+    """Share of the loss between pruned and dense model that a training gained, with its standard error."""
 
     def cell(pool: Pool, row: Wanted) -> str:
-        if row["of"] != "recovered":
+        if row.get("of", "calibrated") != end:
             return ""
-        dense, pruned, recovered = (
-            pool.losses(row | {"of": model}, 1, 10, text) for model in ("dense", "pruned", "recovered")
-        )
+        dense, pruned, recovered = (pool.losses(row | {"of": model}, 1, 10, text) for model in ("dense", start, end))
+        if not recovered:
+            return ""
         whole = mean(pruned) - mean(dense)
         share, error = mean_and_error([(before - after) / whole for before, after in zip(pruned, recovered)])
         return f"{100 * share:.1f} ± {100 * error:.1f} %"
@@ -411,6 +411,33 @@ TABLES = {
             )
             for percent in (20, 30)
             for label, method in POLICIES.items()
+        ],
+    ),
+    "experts": Table(
+        "removed, chosen by, calibration",
+        ("smollm2-experts",),
+        {
+            "WikiText-2": perplexity(1, 10),
+            "of the loss regained": way_to_dense(0, "searched", "calibrated"),
+            "C4": perplexity(1, 10, text=1),
+            "C4: of the loss regained": way_to_dense(1, "searched", "calibrated"),
+        },
+        [
+            ("none", [{"of": "dense"}]),
+            *(
+                (f"{8 * asked:g} of 8, {name}, none", [wanted | {"of": "searched", "calibration": "none"}])
+                for asked in (0.25, 0.5)
+                for name in ("random", "frequency", "`reap`", "`loss`")
+                for wanted in [{"method": name.strip("`"), "asked": asked}]
+            ),
+            *(
+                (
+                    f"4 of 8, `{name}`, `{calibration}`",
+                    [{"method": name, "calibration": calibration, "seed": seed} for seed in (0, 1, 2)],
+                )
+                for calibration in ("layers", "model")
+                for name in ("reap", "loss")
+            ),
         ],
     ),
     "half": Table(
