@@ -425,10 +425,9 @@ TABLES = {
         [
             ("none", [{"of": "dense"}]),
             *(
-                (f"{8 * asked:g} of 8, {name}, none", [wanted | {"of": "searched", "calibration": "none"}])
-                for asked in (0.25, 0.5)
-                for name in ("random", "frequency", "`reap`", "`loss`")
-                for wanted in [{"method": name.strip("`"), "asked": asked}]
+                (f"{removed} of 8, `{name}`, none", [{"method": name, "asked": removed / 8, "of": "searched"}])
+                for removed in (2, 4)
+                for name in ("random", "frequency", "reap", "loss")
             ),
             *(
                 (

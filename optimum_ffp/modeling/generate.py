@@ -36,12 +36,11 @@ def render(family: Family) -> str:
     """
     config_class = CONFIG_MAPPING[family.model_type]
     causal, model = MODEL_FOR_CAUSAL_LM_MAPPING[config_class], MODEL_MAPPING[config_class]
-    prefix = causal.__name__.removesuffix("ForCausalLM").removesuffix("LMHeadModel")
     template = TEMPLATES.select_template([f"{family.model_type}.py.jinja", "base.py.jinja"])
     return template.render(
         family=family,
-        title=family.title or prefix,
-        prefix=prefix,
+        title=family.title or family.class_prefix,
+        prefix=family.class_prefix,
         module=causal.__module__,
         causal=causal.__name__,
         model=model.__name__,

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import nn
 from transformers import PretrainedConfig, PreTrainedModel
+from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
 from ...allocation.policy import Group, Unit
 
@@ -106,6 +107,12 @@ class Family:
     def modeling_module(self) -> str:
         """Name of the module with the modeling code in a checkpoint."""
         return (self.modeling or f"modeling_ffp_{self.model_type}").rpartition(".")[2]
+
+    @property
+    def class_prefix(self) -> str:
+        """Beginning of the names of the classes in transformers, such as `Llama`."""
+        name = MODEL_FOR_CAUSAL_LM_MAPPING_NAMES[self.model_type]
+        return name.removesuffix("ForCausalLM").removesuffix("LMHeadModel")
 
     def heads(self, config: PretrainedConfig) -> tuple[int, int, int]:
         """Return the numbers of query heads and KV heads, and the head dimension, of the dense model."""
