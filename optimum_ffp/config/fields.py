@@ -7,6 +7,7 @@ import math
 import os
 from argparse import ArgumentParser, BooleanOptionalAction, Namespace, _ArgumentGroup
 from collections.abc import Collection, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import Field, dataclass, fields, replace
 from difflib import get_close_matches
 from functools import wraps
@@ -25,48 +26,39 @@ T = TypeVar("T", bound="Config")
 METAVARS = {int: "N", float: "X"}
 
 
-@dataclass(frozen=True)
-class Option:
-    """Metadata of an option.
-
-    Attributes:
-        help: Description, without the default.
-        group: Argument group in `--help`; without one, only `--config FILE` and Python set the option.
-        choices: Allowed values, or the package whose modules are the choices, such as `search.methods`.
-        low: Minimum of a number.
-        high: Maximum of a number.
-        presets: Values by preset, where they differ from the default.
-        when: Another option, followed by the values of it for which this one is read; without values, the options of
-            which one must be given, such as `("memory or kv_cache",)`.
-        stage: First stage that depends on the option: `measured` (of the dense model), `search` or `calibration`.
-        default_text: Description of the default, if the value doesn't say enough.
-        cli: Additional arguments of `add_argument`.
-    """
-
-    help: str
-    group: str | None = None
-    choices: str | Sequence[str] = ()
-    low: float = 0
-    high: float = math.inf
-    presets: Mapping[str, Any] = dataclasses.field(default_factory=dict)
-    when: tuple[str, ...] = ()
-    stage: str = "search"
-    default_text: str | None = None
-    cli: Mapping[str, Any] = dataclasses.field(default_factory=dict)
-
-
-def option(default: Any, help: str, group: str | None = None, **metadata: Any) -> Any:
+def option(
+    default: Any,
+    help: str,
+    group: str | None = None,
+    *,
+    choices: str | Sequence[str] = (),
+    low: float = 0,
+    high: float = math.inf,
+    when: tuple[str, ...] = (),
+    stage: str = "search",
+    default_text: str | None = None,
+    cli: Mapping[str, Any] | None = None,
+    **presets: Any,
+) -> Any:
     """Return a dataclass field for an option.
 
     Args:
         default: Default value; `None` if it is derived from other options or from the model.
         help: Description, without the default.
-        group: Argument group in `--help`, for options of the command line.
-        metadata: Other attributes of `Option`, and the values with the presets `paper`, `fast` and `best`.
+        group: Argument group in `--help`; without one, only `--config FILE` and Python set the option.
+        choices: Allowed values, or the package whose modules are the choices, such as `search.methods`.
+        low: Minimum of a number.
+        high: Maximum of a number.
+        when: Another option, followed by the values of it for which this one is read; without values, the options of
+            which one must be given, such as `("memory or kv_cache",)`.
+        stage: First stage that depends on the option: `measured` (of the dense model), `search` or `calibration`.
+        default_text: Description of the default, if the value doesn't say enough.
+        cli: Additional arguments of `add_argument`.
+        presets: Values by preset, such as `paper=32`, where they differ from the default.
     """
-    presets = {name: metadata.pop(name) for name in ("paper", "fast", "best") if name in metadata}
-    presets |= metadata.pop("presets", {})
-    return dataclasses.field(default=default, metadata=vars(Option(help, group, presets=presets, **metadata)))
+    metadata = {"help": help, "group": group, "choices": choices, "low": low, "high": high, "when": when}
+    metadata |= {"stage": stage, "default_text": default_text, "cli": cli or {}, "presets": presets}
+    return dataclasses.field(default=default, metadata=metadata)
 
 
 def same_as(config: "type[Config]", name: str) -> Any:
@@ -282,11 +274,9 @@ def _check_choice(field: Field, value: Any) -> None:
     if value in choices:
         return
     is_dotted = isinstance(field.metadata["choices"], str) and "." in str(value)
-    try:
+    with suppress(ImportError):
         if is_dotted and find_spec(value):
             return
-    except ImportError:
-        pass
     raise FFPError(f"{field.name} {value!r} is not known; choose from {', '.join(choices)}")
 
 

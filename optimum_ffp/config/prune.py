@@ -38,7 +38,7 @@ FOR_EXPERTS = {"method": "homogeneous", "candidates": 1, "min_retention": 0.0, "
 
 SEQ_LEN_DEFAULT = "the model's maximum length, up to 2048"
 SEARCHES = ("method", "ffp", "random", "evolutionary")
-limit_option = partial(option, None, group="Budget", cli={"nargs": "+", "metavar": "X"})
+limit_option = partial(option, None, group="Budget", cli={"nargs": "+"})
 measured_option = partial(option, stage="measured")
 ppo_option = partial(option, when=("agent", "ppo"))
 layer_option = partial(option, when=("calibration", "layers", "model"), stage="calibration")
@@ -60,9 +60,9 @@ class FFPConfig(TextConfig):
     """
 
     sparsity: float | None = limit_option(
-        "Fraction of the attention and FFN parameters to remove, between 0 and 1; of a mixture, of its experts. All "
-        "options of the budget that are given hold. On the command line, one of them may have several values, which "
-        "write one folder each and a plot of size against perplexity.",
+        "Fraction of the attention and FFN parameters to remove, between 0 and 1; in a mixture of experts, of the "
+        "experts' parameters. A model meets all budget options that are given. On the command line, one of them may "
+        "have several values, each for a folder of its own, with a plot of size against perplexity.",
         default_text="0.2, or none with another budget",
     )
     params: int | str | None = limit_option(
@@ -87,27 +87,26 @@ class FFPConfig(TextConfig):
     )
     sequences: int = option(1, "Number of sequences in the KV cache.", "Budget", low=1, when=("memory",))
     speedup: float | None = limit_option(
-        "Minimum speed as a multiple of the dense model's, such as 1.3. How long attention and FFNs of several sizes "
-        "take is measured first, on the device of the prune.",
+        "Minimum speed as a multiple of the dense model's, such as 1.3. Attention and FFNs of several sizes are timed "
+        "first, on the device of the prune.",
         low=1,
     )
     experts: int | None = limit_option(
         "Maximum number of experts in every layer of a mixture of experts.",
         low=1,
-        cli={"nargs": "+", "metavar": "N"},
     )
     workload: str | None = measured_option(
         None,
-        "What the speed is that of: prompt tokens + new tokens x sequences, such as 1024+200x8. 1024+0 is the prompt "
-        "alone, 1+200 decoding.",
+        "Workload to measure speed on: prompt tokens + new tokens x sequences, such as 1024+200x8. 1024+0 is the "
+        "prompt alone, 1+200 is decoding.",
         "Budget",
-        default_text=f"that of costs, or {WORKLOAD}",
+        default_text=f"that of the costs, or {WORKLOAD}",
         when=("speedup or costs",),
     )
     costs: dict[str, Any] | str | None = option(
         None,
-        "JSON file of measured times, so that they aren't measured again: written by this option if there is no such "
-        "file, or the ffp_config.json of a result. With other budgets, a warning says if little time is saved.",
+        "JSON file of measured times, which is read if it exists and otherwise written, or the ffp_config.json of a "
+        "result. With budgets other than speedup, a warning says if little time is saved.",
         "Budget",
         cli={"metavar": "FILE"},
     )
@@ -131,7 +130,7 @@ class FFPConfig(TextConfig):
     base_model: str | None = option(
         None,
         "Hub id of the dense model, for lineage and license in the model card, if the model is a local folder or a "
-        ".gguf file. Of a model that was pruned before, also the folder or .gguf file of its dense model.",
+        ".gguf file. For a model that was pruned before, the folder or .gguf file of its dense model is possible too.",
         "Data",
         default_text="the model, if it is on the Hub",
         cli={"metavar": "ID"},
@@ -222,9 +221,9 @@ class FFPConfig(TextConfig):
     )
     depth: str = option(
         "none",
-        "What may be removed whole, in spite of min_retention, where that costs less than fewer heads and channels: "
-        "none, layers (the checkpoint has fewer; also with method homogeneous) or sublayers (the attention or the FFN "
-        "of a layer). Their number is that with the lowest loss.",
+        "What may be removed entirely, regardless of min_retention, if that costs less than removing heads and "
+        "channels: none, layers (also with method homogeneous) or sublayers (the attention or the FFN of a layer). As "
+        "many are removed as give the lowest loss.",
         "Pruning",
         choices=("none", "layers", "sublayers"),
     )
@@ -290,8 +289,8 @@ class FFPConfig(TextConfig):
     )
     update_samples: int = option(
         4,
-        "Number of search windows per update of the agent, or per candidate of random and evolutionary search. Each "
-        "update uses the next ones, and the first ones again when all were used.",
+        "Number of search windows per update of the agent, or per candidate of random and evolutionary search. "
+        "Updates cycle through the windows.",
         low=1,
         when=SEARCHES,
     )
@@ -420,7 +419,7 @@ class FFPConfig(TextConfig):
         return self.method == "ffp" and self.agent == "gradient"
 
     def with_method(self, removed: float) -> "FFPConfig":
-        """Return the config, by default without a search if training makes up for what that gains.
+        """Return the config; unless a method is given, without a search if training makes up for what it would gain.
 
         Args:
             removed: Fraction that the budget removes (`Budget.sparsity`).
@@ -506,14 +505,17 @@ class FFPConfig(TextConfig):
         return self.reward == "pruned" or self.calibration == "none"
 
     def derived(self) -> dict[str, Any]:
-        """Return the defaults that are derived from other options."""
+        """Return the defaults that are derived from other options, and from the file of `costs`."""
+        workload = (self.cost_table or {}).get("workload", self.workload or WORKLOAD)
+        if self.workload and parse_workload(self.workload) != parse_workload(workload):
+            raise FFPError(f"costs are those of workload {workload}, found {self.workload}; leave out one of them")
         agent = self.agent or ("ppo" if self.reward == "pruned" else "gradient")
         removes_heads = self.method == "homogeneous" or self.memory or self.kv_cache
         return ({} if self.limits else {"sparsity": 0.2}) | {
             "agent": agent,
             "method": "ffp",
             "attention": "kv-groups" if removes_heads else "auto",
-            "workload": (self.cost_table or {}).get("workload", WORKLOAD),
+            "workload": workload,
             "search_steps": 256 if agent == "ppo" else 26,
         }
 
@@ -525,12 +527,9 @@ class FFPConfig(TextConfig):
                 raise FFPError(f"{name} must be a number between 0 and 1, found {value!r}{hint}")
         if self.policy and self.limits.keys() - {"sparsity"}:
             raise FFPError("a policy decides the sizes; leave out params, memory, kv_cache and speedup")
-        measured = (self.cost_table or {}).get("workload", self.workload)
-        if parse_workload(self.workload) != parse_workload(measured):
-            raise FFPError(f"costs are those of workload {measured}, found {self.workload}; leave out one of them")
         if self.base_model and not (HUB_NAME.fullmatch(self.base_model) or os.path.exists(self.base_model)):
             raise FFPError(f"base_model must be a Hub id such as Qwen/Qwen3-0.6B, found {self.base_model!r}")
-        _, names = self.reported, self.texts.names
+        names = self.texts.names
         if min(self.num_samples, self.search_samples) < len(names):
             raise FFPError(
                 f"num_samples and search_samples must be at least {len(names)}, one window for each of "
@@ -553,7 +552,7 @@ class FFPConfig(TextConfig):
         if self.speedup and (self.mapping != "curves" or self.method == "uniform"):
             raise FFPError("speedup needs mapping 'curves', and a method other than uniform")
         if self.policy and self.depth != "none":
-            raise FFPError(f"a policy says itself what is removed whole; leave out depth {self.depth!r}")
+            raise FFPError(f"a policy decides what is removed entirely; leave out depth {self.depth!r}")
         if self.min_retention > self.max_retention:
             raise FFPError(f"min_retention {self.min_retention:g} is above max_retention {self.max_retention:g}")
 

@@ -45,7 +45,8 @@ class RecoveryConfig(TextConfig):
         "Number of tokens to train on, such as 400k, 2M or 1B; rounded up to whole steps.",
         "Common options",
         low=1,
-        presets={"standard": 100_000_000, "full": 2_000_000_000},
+        standard=100_000_000,
+        full=2_000_000_000,
         default_text="that of the preset",
         cli={"metavar": "TOKENS"},
     )
@@ -79,9 +80,9 @@ class RecoveryConfig(TextConfig):
         "Tokens per optimizer step over all processes; rounded to whole windows.",
         "Training",
         low=1,
-        presets=dict.fromkeys(BATCH_TOKENS),
         default_text="that of the preset, but at most 1/200 of max_tokens",
         cli={"metavar": "TOKENS"},
+        **dict.fromkeys(BATCH_TOKENS),
     )
     warmup_ratio: float = option(0.1, "Fraction of the steps for linear warmup, before cosine decay to 0.", high=1)
     weight_decay: float = option(0.0, "Weight decay of AdamW.")

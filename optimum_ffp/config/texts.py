@@ -177,11 +177,10 @@ def mark_local_paths(dataset: str) -> str:
 
 @cache
 def _sha256(file: Path, modified: int) -> str:
-    digest = hashlib.sha256()
+    from huggingface_hub.utils.sha import sha_fileobj
+
     with open(file, "rb") as stream:
-        while block := stream.read(2**20):
-            digest.update(block)
-    return digest.hexdigest()
+        return sha_fileobj(stream).hex()
 
 
 @dataclass(frozen=True)
