@@ -72,13 +72,16 @@ def _terminate(*_: Any) -> NoReturn:
 def _messages(level: str) -> Iterator[None]:
     """Write messages of this package to the terminal, above the bars, and close the bars at the end."""
     from tqdm import tqdm
+    from tqdm.contrib.logging import logging_redirect_tqdm
 
-    logger, handler = logging.getLogger("optimum_ffp"), _MessageHandler()
+    logger, handler = logging.getLogger("optimum_ffp"), logging.StreamHandler()
+    handler.setFormatter(_MessageFormatter())
     previous = logger.level
     logger.setLevel(level.upper())
     logger.addHandler(handler)
     try:
-        yield
+        with logging_redirect_tqdm([logger]):
+            yield
     finally:
         # Other packages leave theirs open after an error, and would draw them once more after its line.
         for bar in [*tqdm._instances]:
@@ -87,13 +90,7 @@ def _messages(level: str) -> Iterator[None]:
         logger.setLevel(previous)
 
 
-class _MessageHandler(logging.StreamHandler):
+class _MessageFormatter(logging.Formatter):
     def format(self, record: logging.LogRecord) -> str:
         prefix = f"{record.levelname.lower()}: " if record.levelno >= logging.WARNING else ""
         return prefix + super().format(record)
-
-    def emit(self, record: logging.LogRecord) -> None:
-        from tqdm import tqdm
-
-        with tqdm.external_write_mode(file=self.stream):
-            super().emit(record)

@@ -38,15 +38,97 @@ class FFPEvaluateCommand(BaseOptimumCLICommand):
     @staticmethod
     def parse_args(parser: ArgumentParser) -> None:
         """Add the options."""
-        return parse_args_ffp_evaluate(parser)
+        description = (
+            "Measure perplexity, tasks, size and speed of a dense or pruned model and a baseline,\n"
+            "and the divergence of its predictions from the baseline's."
+        )
+        describe(parser, "optimum-cli ffp evaluate -m MODEL [options]", description, EXAMPLES)
+        required = parser.add_argument_group("Required arguments")
+        add_option(
+            required,
+            "model",
+            "-m",
+            required=True,
+            help="Hub id or folder of a model, dense or pruned, or .gguf file of a dense one.",
+        )
+
+        output = parser.add_argument_group("Comparison and output")
+        add_option(
+            output,
+            "baseline",
+            nargs="+",
+            default=(),
+            metavar="MODEL",
+            help="Model to compare with and to measure the divergence from, such as the dense one: Hub id, "
+            "ID@REVISION, folder or .gguf file. Further models are only compared. Default: none.",
+        )
+        add_json(output)
+
+        text = parser.add_argument_group("Perplexity")
+        add_option(
+            text,
+            "dataset",
+            default="wikitext2",
+            help="Text to measure perplexity on: wikitext2, c4, a Hub id, a file, or a folder with train, validation "
+            "and test files; or several separated by commas, each reported separately. Only the test split is read, "
+            "or the part of a text without splits that a prune reports on.",
+        )
+        add_option(
+            text,
+            "text-column",
+            metavar="NAME",
+            help="Dataset column with texts or conversations. Default: as in a prune.",
+        )
+        add_option(
+            text,
+            "eval-samples",
+            type=int,
+            help="Number of windows per text, from its beginning. Default: all, or 100 of a text without splits.",
+        )
+        add_option(
+            text,
+            "seq-len",
+            type=int,
+            help="Tokens per window. Default: as recorded for the pruned model, otherwise the maximum, up to 2048.",
+        )
+        add_option(text, "no-perplexity", action="store_true", help="Don't measure perplexity and divergence.")
+
+        tasks = parser.add_argument_group("Tasks (needs lm-eval: pip install lm-eval)")
+        add_option(
+            tasks,
+            "tasks",
+            nargs="+",
+            default=(),
+            metavar="TASK",
+            help="Tasks of lm-eval to score: names, with * as a wildcard, or .yaml files. Default: none.",
+        )
+        add_option(
+            tasks, "limit", type=float, help="Samples per task, or the fraction of them if below 1. Default: all."
+        )
+        add_option(tasks, "num-fewshot", type=int, help="Examples before each question. Default: the task's setting.")
+
+        speed = parser.add_argument_group("Speed")
+        add_option(
+            speed,
+            "no-speed",
+            action="store_true",
+            help="Don't measure speed, so that only one model is in memory at a time.",
+        )
+        add_option(speed, "prompt-tokens", type=int, default=512, help="Tokens in the prompt.")
+        add_option(speed, "new-tokens", type=int, default=32, help="Tokens to generate.")
+
+        load = parser.add_argument_group("Loading and running")
+        add_option(load, "batch-size", type=int, default=1, help="Windows, task requests or prompts per forward pass.")
+        add_device_options(load)
+        add_hub_options(load)
 
     def run(self) -> None:
         """Run the command; an `FFPError` ends it with one line and exit code 2."""
         with one_line_errors(self.args.log_level):
-            run_evaluate(self.args)
+            evaluate_models(self.args)
 
 
-def run_evaluate(args: Namespace) -> None:
+def evaluate_models(args: Namespace) -> None:
     """Run `evaluate`, print the results, and optionally write them as JSON."""
     from ..evaluation import evaluate
     from ..utils.profiling import StageMeter
@@ -59,85 +141,3 @@ def run_evaluate(args: Namespace) -> None:
         figures = evaluate(args.model, args.baseline, dataset=dataset, speed=not args.no_speed, **settings)
     print(figures)
     write_records(args.json, evaluation_records(figures, meter))
-
-
-def parse_args_ffp_evaluate(parser: ArgumentParser) -> None:
-    """Add the options of `optimum-cli ffp evaluate`."""
-    description = (
-        "Measure perplexity, tasks, size and speed of a dense or pruned model and a baseline,\n"
-        "and the divergence of its predictions from the baseline's."
-    )
-    describe(parser, "optimum-cli ffp evaluate -m MODEL [options]", description, EXAMPLES)
-    required = parser.add_argument_group("Required arguments")
-    add_option(
-        required,
-        "model",
-        "-m",
-        required=True,
-        help="Hub id or folder of a model, dense or pruned, or .gguf file of a dense one.",
-    )
-
-    output = parser.add_argument_group("Comparison and output")
-    add_option(
-        output,
-        "baseline",
-        nargs="+",
-        default=(),
-        metavar="MODEL",
-        help="Model to compare with and to measure the divergence from, such as the dense one: Hub id, ID@REVISION, "
-        "folder or .gguf file. Further models are only compared. Default: none.",
-    )
-    add_json(output)
-
-    text = parser.add_argument_group("Perplexity")
-    add_option(
-        text,
-        "dataset",
-        default="wikitext2",
-        help="Text to measure perplexity on: wikitext2, c4, a Hub id, a file, or a folder with train, validation and "
-        "test files; or several separated by commas, each reported separately. Only the test split is read, or the "
-        "part of a text without splits that a prune reports on.",
-    )
-    add_option(
-        text, "text-column", metavar="NAME", help="Dataset column with texts or conversations. Default: as in a prune."
-    )
-    add_option(
-        text,
-        "eval-samples",
-        type=int,
-        help="Number of windows per text, from its beginning. Default: all, or 100 of a text without splits.",
-    )
-    add_option(
-        text,
-        "seq-len",
-        type=int,
-        help="Tokens per window. Default: as recorded for the pruned model, otherwise the maximum, up to 2048.",
-    )
-    add_option(text, "no-perplexity", action="store_true", help="Don't measure perplexity and divergence.")
-
-    tasks = parser.add_argument_group("Tasks (needs lm-eval: pip install lm-eval)")
-    add_option(
-        tasks,
-        "tasks",
-        nargs="+",
-        default=(),
-        metavar="TASK",
-        help="Tasks of lm-eval to score: names, with * as a wildcard, or .yaml files. Default: none.",
-    )
-    add_option(tasks, "limit", type=float, help="Samples per task, or the fraction of them if below 1. Default: all.")
-    add_option(tasks, "num-fewshot", type=int, help="Examples before each question. Default: the task's setting.")
-
-    speed = parser.add_argument_group("Speed")
-    add_option(
-        speed,
-        "no-speed",
-        action="store_true",
-        help="Don't measure speed, so that only one model is in memory at a time.",
-    )
-    add_option(speed, "prompt-tokens", type=int, default=512, help="Tokens in the prompt.")
-    add_option(speed, "new-tokens", type=int, default=32, help="Tokens to generate.")
-
-    load = parser.add_argument_group("Loading and running")
-    add_option(load, "batch-size", type=int, default=1, help="Windows, task requests or prompts per forward pass.")
-    add_device_options(load)
-    add_hub_options(load)
