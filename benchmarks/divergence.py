@@ -51,13 +51,16 @@ def main() -> None:
     options = LoadOptions(dtype=args.dtype)
     dense, tokenizer = load_any(args.dense, options)
     pruned = prune_record(args.pruned[0])
+    texts = TextMix.parse(mark_local_paths(args.dataset))
     request = DataRequest(
+        texts=texts,
+        reported=texts,
         length=window_length(recorded_length(pruned), dense.config),
         test=numbers[-1],
         seed=0,
         start_token=recorded_start_token(pruned),
     )
-    test = load_windows(TextMix.parse(mark_local_paths(args.dataset)), tokenizer, dense, request).test
+    test = load_windows(tokenizer, dense, request).test
     if len(test) < numbers[-1]:
         raise FFPError(f"{args.dataset} has {len(test)} test windows, not {numbers[-1]}; lower --windows")
     test = replace(test, tokens=test.tokens[np.array(numbers) - 1])

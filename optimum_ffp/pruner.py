@@ -171,13 +171,7 @@ class FFPPruner:
         pinned = pin_commit(name, LoadOptions(**defaults | options))
         model_config = read_model_config(name, pinned)
         if pinned.offload == "auto":
-            estimate = estimate_prune(
-                model_config,
-                config,
-                pinned,
-                saves_work=work_folder is not None,
-                local_processes=processes.local_count(),
-            )
+            estimate = estimate_prune(model_config, config, pinned, saves_work=work_folder is not None)
             pinned = replace(pinned, offload=processes.from_main(estimate.offload))
         dense_id, dense_options, rows = find_dense(name, pinned)
         model, tokenizer = load_dense(dense_id, dense_options, work_folder and expand(work_folder) / EXPERTS)
@@ -262,8 +256,7 @@ class FFPPruner:
                 # The estimate includes the weights, which are there already.
                 weights = self.model.get_memory_footprint() * (1 + bool(self.pruned_from))
                 machine = replace(machine, accelerator=machine.accelerator + weights)
-            local = processes.local_count()
-            estimate = estimate_prune(self.model.config, config, self.options, local_processes=local, machine=machine)
+            estimate = estimate_prune(self.model.config, config, self.options, machine=machine)
             return {"calibration": estimate.calibration, "lora": estimate.lora}
 
         chosen = self.measured.journal.value("calibration", partial(processes.on_main, choose))

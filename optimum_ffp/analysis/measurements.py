@@ -214,10 +214,8 @@ class Measurements:
             load = partial(processes.on_main, lambda: self._load(request).to_list())
             data = DataSplits.from_list(self.journal.value("data", load))
         if self._given_data is None:
-            written = request.count_generated(self.config.texts, self.config.reported)
-            self.meter.tokens["data"] += sum(written.values()) * request.length * processes.is_main()
-            for warning in data.warnings(request):
-                logger.warning(warning)
+            written = sum(request.count_generated().values())
+            self.meter.tokens["data"] += written * request.length * processes.is_main()
         widest = max(unit.width for unit in self.unit_variants[0])
         check_calibration_tokens(data.calibration.tokens.numel(), widest)
         if lacks_chats(data.calibration.tokens, self.model, self.tokenizer):
@@ -229,14 +227,13 @@ class Measurements:
         return data
 
     def _load(self, request: DataRequest) -> DataSplits:
-        config, dense = self.config, self.layerwise.dense
-        writes = self._given_data is None and (config.texts.includes_self or config.reported.includes_self)
+        if self._given_data is not None:
+            return self._given_data
+        dense, writes = self.layerwise.dense, any(request.count_generated().values())
         if writes and dense.weights.offloaded:
             raise FFPError(NEEDS_WEIGHTS)
         with dense.loaded() if writes else nullcontext():
-            return self._given_data or load_windows(
-                config.texts, self.tokenizer, dense.model, request, config.reported
-            )
+            return load_windows(self.tokenizer, dense.model, request)
 
     @cached_property
     def block_costs(self) -> dict[str, Any]:

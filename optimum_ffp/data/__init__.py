@@ -4,5 +4,5 @@ from .cutting import find_start_token
 from .loading import load_windows
 from .request import DataRequest, check_calibration_tokens, window_length, with_window_length
 from .rows import check_text
-from .training import TrainingWindows, training_windows
+from .training import training_windows
 from .windows import DataSplits, Windows, describe_size, describe_windows

@@ -1,5 +1,6 @@
 """Loading of the windows for all roles, from a text or a mix of texts."""
 
+import logging
 import math
 import re
 from collections.abc import Iterable, Iterator, Sequence
@@ -10,7 +11,7 @@ import torch
 from tqdm.auto import tqdm
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from ..config.texts import SPLITS, Text, TextMix
+from ..config.texts import SPLITS, Text
 from ..errors import FFPError
 from ..utils.progress import progress_bar
 from ..utils.seeds import seed_of
@@ -21,6 +22,7 @@ from .self_generated import sample_from_model
 from .windows import DataSplits, Windows
 
 
+logger = logging.getLogger(__name__)
 ROLES = ("calibration", "search", "test")
 # Ends of the parts for calibration, search and test in a split, by the number of splits that a text has.
 PART_ENDS = {1: (0.6, 0.8, 1), 2: (0.8, 1)}
@@ -44,30 +46,22 @@ class Part:
     source: str
 
 
-def load_windows(
-    texts: TextMix,
-    tokenizer: PreTrainedTokenizerBase,
-    model: PreTrainedModel,
-    request: DataRequest,
-    reported: TextMix | None = None,
-) -> DataSplits:
-    """Load windows for all roles.
+def load_windows(tokenizer: PreTrainedTokenizerBase, model: PreTrainedModel, request: DataRequest) -> DataSplits:
+    """Load windows for all roles, and warn of those that have fewer than requested.
 
     Calibration windows are from the train split, search and held-out windows from validation and test windows from
     test. The only split of a text is divided into three parts in this order; without validation, train is divided into
     two. All but the test windows have the shares of the mix.
 
     Args:
-        texts: Texts for all roles but the test.
         tokenizer: Tokenizer of the model.
         model: The dense model, which generates the text of `self`.
-        request: Number and length of windows.
-        reported: Texts to report on separately; those of `texts` that the model doesn't generate if `None`.
+        request: Texts, and number and length of windows.
 
     Raises:
         FFPError: If the data can't be found or read, is too short, or the model can't generate text.
     """
-    reported = reported or texts.reported
+    texts, reported = request.texts, request.reported
     held_out = texts.divide(request.held_out)
     counts: dict[str, dict[str, int | None]] = {
         "calibration": texts.divide(request.calibration),
@@ -87,7 +81,14 @@ def load_windows(
         _mix([windows[role] for windows in windows_by_text.values() if role in windows], str(texts), request)
         for role in ("calibration", "search", "held_out")
     ]
-    return DataSplits(*mixes, tests=tuple(windows_by_text[name]["test"] for name in reported.names))
+    data = DataSplits(*mixes, tests=tuple(windows_by_text[name]["test"] for name in reported.names))
+    for role, windows in data.roles():
+        if (requested := getattr(request, role)) and len(windows) < requested:
+            logger.warning(
+                f"little text: {windows.dataset} ({windows.split}) yields {len(windows)} of {requested} requested "
+                f"windows of {windows.length} tokens; use more text, or a smaller seq_len"
+            )
+    return data
 
 
 def read_parts(
@@ -148,12 +149,7 @@ def _load_text(
                 # A block may be shorter than a window, which then continues in the next block.
                 one_per_block = len(blocks) >= 2 * count
             windows = cut_windows(blocks, tokenizer, model, request.length, label, start, one_per_block=one_per_block)
-            windows = take_windows(windows, count, bar)
-            if not windows:
-                raise FFPError(
-                    f"{label} has less than one window of {request.length} tokens; use more text, or lower seq_len"
-                )
-            tokens = torch.stack(windows)
+            tokens = take_windows(windows, count, bar, label, request.length)
             windows_by_role[role] = Windows(tokens, text.name, part.source, start is not None, sha256)
     return windows_by_role
 
@@ -180,13 +176,21 @@ def _hold_out(windows: Windows, requested: int, held_out: int) -> dict[str, Wind
     return {"search": windows.first(search), "held_out": replace(windows, tokens=windows.tokens[search:])}
 
 
-def take_windows(windows: Iterable[torch.Tensor], count: int | None, bar: tqdm) -> list[torch.Tensor]:
-    """Return the first `count` windows, or all, counting them on a progress bar."""
+def take_windows(
+    windows: Iterable[torch.Tensor], count: int | None, bar: tqdm, label: str, length: int
+) -> torch.Tensor:
+    """Return the first `count` windows of `length` tokens, or all, counting them on a progress bar.
+
+    Raises:
+        FFPError: If there are none.
+    """
     taken = []
     for window in islice(windows, count):
         taken.append(window)
         bar.update()
-    return taken
+    if not taken:
+        raise FFPError(f"{label} has less than one window of {length} tokens; use more text, or lower seq_len")
+    return torch.stack(taken)
 
 
 def _take(pieces: Iterable[str], text: Text) -> str:

@@ -1,4 +1,4 @@
-"""Number and length of the windows of a prune."""
+"""Texts, and number and length of the windows to read of them."""
 
 import math
 from dataclasses import dataclass, field, replace
@@ -18,9 +18,11 @@ CHANNELS_PER_TOKEN = 16
 
 @dataclass(frozen=True)
 class DataRequest:
-    """Number of windows per role, and their length.
+    """Texts, and the number and length of windows by role.
 
     Attributes:
+        texts: Texts for all roles but the test.
+        reported: Texts to report on separately.
         length: Tokens per window.
         test: Number of test windows of each text, the first ones; `None` for all of a test split, or 100 of a text
             without one.
@@ -31,6 +33,8 @@ class DataRequest:
         token: Access token of the Hub.
     """
 
+    texts: TextMix
+    reported: TextMix
     length: int
     test: int | None
     seed: int
@@ -47,6 +51,8 @@ class DataRequest:
     ) -> "DataRequest":
         """Create the request for a config with `seq_len` (see `with_window_length`), or for windows of `length`."""
         return cls(
+            texts=config.texts,
+            reported=config.reported,
             length=length or config.seq_len,
             # A recovery has none.
             calibration=getattr(config, "num_samples", 0),
@@ -59,11 +65,11 @@ class DataRequest:
             token=token,
         )
 
-    def count_generated(self, texts: TextMix, reported: TextMix) -> dict[str, int]:
+    def count_generated(self) -> dict[str, int]:
         """Return the number of windows per role that the model generates."""
         roles = ("calibration", "search", "held_out")
-        counts = {role: texts.divide(getattr(self, role)).get("self", 0) for role in roles}
-        return counts | {"test": self.generated_tests if reported.includes_self else 0}
+        counts = {role: self.texts.divide(getattr(self, role)).get("self", 0) for role in roles}
+        return counts | {"test": self.generated_tests if self.reported.includes_self else 0}
 
     @property
     def generated_tests(self) -> int:

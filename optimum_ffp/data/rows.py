@@ -72,14 +72,14 @@ def read_pieces(
             yield render(joined, tokenizer, text.name) + ROW_SEPARATOR
 
 
-def check_text(text: Text, text_column: str | None = None, token: str | None = None) -> None:
+def check_text(text: Text, text_column: str | None = None) -> None:
     """Check that a text can be opened, and that the first rows of every split contain text.
 
     Raises:
         FFPError: Otherwise.
     """
-    for rows in text.open(token).values():
-        with text.reading(token):
+    for rows in text.open().values():
+        with text.reading():
             head = [*islice(rows, HEAD)]
         if not head or LINES not in head[0]:
             choose_columns(head, None if text.name in NAMED else text_column, text.name)

@@ -1,13 +1,11 @@
 """Training windows in random order."""
 
-from dataclasses import dataclass
 from itertools import chain
 
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from ..config.texts import Text, TextMix
-from ..errors import FFPError
+from ..config.texts import Text
 from ..utils.progress import progress_bar
 from ..utils.seeds import seed_of
 from .cutting import cut_blocks, cut_windows, find_start_token
@@ -16,61 +14,42 @@ from .request import DataRequest
 from .self_generated import sample_from_model
 
 
-@dataclass(frozen=True)
-class TrainingWindows:
-    """Training windows, shuffled.
-
-    Attributes:
-        tokens: Token ids, int32, shape `[windows, window length]`.
-        passes: Number of passes over each text by name; more than 1 if it is shorter than its share of the windows.
-    """
-
-    tokens: torch.Tensor
-    passes: dict[str, float]
-
-
 def training_windows(
-    texts: TextMix,
-    tokenizer: PreTrainedTokenizerBase,
-    model: PreTrainedModel,
-    count: int,
-    request: DataRequest,
-) -> TrainingWindows:
-    """Read as much text as needed, and cut it into windows.
+    tokenizer: PreTrainedTokenizerBase, model: PreTrainedModel, request: DataRequest, count: int
+) -> tuple[torch.Tensor, dict[str, float]]:
+    """Read as much text as needed, and cut it into shuffled windows.
 
     The text is the calibration part of `load_windows`, and whatever follows the divided text if there are not three
     splits. Text that is too short is repeated.
 
     Args:
-        texts: Texts to train on.
         tokenizer: Tokenizer of the model.
         model: The dense model, which generates the text of `self`.
-        count: Number of windows.
         request: The request for `load_windows`.
+        count: Number of windows.
+
+    Returns:
+        Token ids, int32, shape `[count, window length]`, and the number of passes over each text by name, which is
+        more than 1 if the text is shorter than its share of the windows.
 
     Raises:
         FFPError: If a text can't be read or is shorter than a window.
     """
     start = find_start_token(tokenizer, request.start_token)
     windows_by_text, passes = [], {}
-    for name, share in texts.divide(count).items():
+    for name, share in request.texts.divide(count).items():
         if name == "self":
             # Sampled with another seed than the held-out and test windows of `load_windows`.
             sampled = sample_from_model(model, tokenizer, share, request.length, seed_of(request.seed, 1))
             windows_by_text.append(sampled.int())
-        elif share:
+        else:
             parts, remaining = read_parts(Text(name), tokenizer, request)
             size = min(request.length * CHARACTERS_PER_TOKEN * share, MAX_BLOCK_CHARACTERS)
             blocks = cut_blocks(chain(parts["calibration"].pieces, remaining), size)
-            windows = cut_windows(blocks, tokenizer, model, request.length, name, start)
+            windows = (window.int() for window in cut_windows(blocks, tokenizer, model, request.length, name, start))
             with progress_bar(share, f"Reading {name}, to train on", "window") as bar:
-                distinct = [window.int() for window in take_windows(windows, share, bar)]
-            if not distinct:
-                raise FFPError(
-                    f"{name} has less than one window of {request.length} tokens to train on; use more text, "
-                    "or lower seq_len"
-                )
-            windows_by_text.append(torch.stack(distinct)[torch.arange(share) % len(distinct)])
+                distinct = take_windows(windows, share, bar, f"{name} (to train on)", request.length)
+            windows_by_text.append(distinct[torch.arange(share) % len(distinct)])
             passes[name] = share / len(distinct)
     order = torch.randperm(count, generator=torch.Generator().manual_seed(request.seed))
-    return TrainingWindows(torch.cat(windows_by_text)[order], passes)
+    return torch.cat(windows_by_text)[order], passes

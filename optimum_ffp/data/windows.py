@@ -7,7 +7,6 @@ from typing import Any
 import torch
 
 from ..config.texts import TextMix
-from .request import DataRequest
 
 
 @dataclass(frozen=True)
@@ -85,15 +84,6 @@ class DataSplits:
     def test(self) -> Windows:
         """Test windows of the first text."""
         return self.tests[0]
-
-    def warnings(self, request: DataRequest) -> list[str]:
-        """Return one line per role that has fewer windows than requested."""
-        return [
-            f"little text: {windows.dataset} ({windows.split}) yields {len(windows)} of {requested} requested windows "
-            f"of {windows.length} tokens; use more text, or a smaller seq_len"
-            for role, windows in self.roles()
-            if (requested := getattr(request, role)) and len(windows) < requested
-        ]
 
     def roles(self) -> list[tuple[str, Windows]]:
         """Return all windows with their role, in order."""

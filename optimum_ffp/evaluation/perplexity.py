@@ -23,7 +23,8 @@ def window_losses(
 
     Args:
         model: A causal LM.
-        windows: Token ids, shape `[windows, window length]`. The first token of a window is not predicted.
+        windows: Token ids, shape `[windows, window length]`; may be empty. The first token of a window is not
+            predicted.
         batch_size: Windows per forward pass.
         on_batch: Called with the number of windows after every batch.
         on_decoded: Called with the output of `decode` of every batch. If it returns a function, that is called with
@@ -32,8 +33,8 @@ def window_losses(
     Returns:
         Losses, float64, shape `[windows]`.
     """
-    losses = []
-    for batch in windows.split(batch_size):
+    losses = [torch.empty(0, dtype=torch.float64)]
+    for batch in windows.split(batch_size) if len(windows) else ():
         decoded = decode(model, batch)
         on_logits = on_decoded(decoded) if on_decoded else None
         losses.append(chunked_losses(model, decoded, batch, on_logits))

@@ -127,7 +127,7 @@ def estimate_prune(
     options: LoadOptions,
     searches: Sequence[FFPConfig] = (),
     saves_work: bool = True,
-    local_processes: int = 1,
+    local_processes: int | None = None,
     machine: Machine | None = None,
 ) -> Estimate:
     """Estimate a prune, and choose where its weights are, and its calibration if `config` has none.
@@ -141,7 +141,7 @@ def estimate_prune(
             memory suffices, or else in the last.
         searches: Configs that differ from `config` in the budget, one for each prune; `config` if empty.
         saves_work: Whether finished work is saved to disk, which offload `"disk"` needs.
-        local_processes: Number of processes on this machine that share the work.
+        local_processes: Number of processes on this machine that share the work; by default that of this run.
         machine: Device and available memory; those of this machine if `None`.
 
     Raises:
@@ -151,7 +151,7 @@ def estimate_prune(
     if find_family(model_config).experts:
         config, searches = config.for_experts(), [search.for_experts() for search in searches]
     config = with_window_length(config, model_config)
-    machine = machine or Machine.of(options.device)
+    machine, local_processes = machine or Machine.of(options.device), local_processes or processes.local_count()
     name = model_config._name_or_path or "the model"
     stored, asked = model_config.dtype or torch.float32, resolve_dtype(options.dtype)
     model, family = empty_model(model_config, stored if asked == "auto" else asked), find_family(model_config)
@@ -164,7 +164,7 @@ def estimate_prune(
     searches = [search.with_method(budget.sparsity).resolve() for search, budget in zip(searches, budgets)]
     widest = max(unit.width for unit in variants[0])
     check_calibration_tokens(config.num_samples * config.seq_len, widest)
-    written = sum(DataRequest.of(config).count_generated(config.texts, config.reported).values())
+    written = sum(DataRequest.of(config).count_generated().values())
     places, is_gguf, on_accelerator = [options.offload], name.endswith(".gguf"), machine.accelerator is not None
     if options.offload == "auto":
         # A model that generates text has all weights on its device.

@@ -1,6 +1,5 @@
 """Recovery of pruned models by distillation from the dense model."""
 
-import logging
 import os
 from collections.abc import Callable, Sequence
 from functools import partial
@@ -17,7 +16,7 @@ from ..compression.calibration import is_improvement
 from ..compression.training.batch import Batch
 from ..compression.training.end_to_end import Training, TrainingOutput
 from ..config import RecoveryConfig
-from ..data import DataRequest, DataSplits, TrainingWindows, load_windows, training_windows
+from ..data import DataRequest, DataSplits, load_windows, training_windows
 from ..data.samples import write_samples
 from ..errors import FFPError, NotRecoveredError, one_line
 from ..evaluation import window_losses
@@ -32,7 +31,6 @@ from ..utils.tracking import Tracker, check_trackers
 from .teacher import check_teacher, find_teacher, with_dataset
 
 
-logger = logging.getLogger(__name__)
 REMEDIES = "gradient_checkpointing, a smaller batch_size or seq_len, lora, more GPUs, or another device"
 
 
@@ -152,18 +150,17 @@ class FFPRecovery:
         self._open_journal(resume)
         try:
             data = DataSplits.from_list(self.journal.value("data", partial(processes.on_main, self._load_splits)))
-            packed = self.journal.tensors("windows", partial(processes.tensors_on_main, self._load_training_windows))
+            windows = self.journal.tensors("windows", partial(processes.tensors_on_main, self._load_training_windows))
         except FFPError:
             if not self.journal.has("test-losses-dense"):
                 # There is nothing worth resuming.
                 self.journal.remove()
             raise
-        windows = TrainingWindows(packed["tokens"], dict(zip(self._texts, packed["passes"].tolist())))
         losses = {"dense": self._losses(self.teacher, data, "dense")}
         losses["pruned"] = self._losses(self.student, data, "pruned")
         # Before the training, which converts the dense model.
         dtypes = {"dense": self.teacher.dtype, "pruned": compute_dtype(self.teacher.device, self.stored_dtype)}
-        trained = self._train(windows.tokens, data.held_out.tokens)
+        trained = self._train(windows["tokens"], data.held_out.tokens)
         self.student = trained.model
         losses["recovered"] = self._losses(self.student, data, "recovered")
         # Measuring converted it to the compute dtype.
@@ -175,7 +172,9 @@ class FFPRecovery:
             dense_teacher=self.dense_teacher,
             window_length=self.batch.length,
             windows_per_step=self.batch.windows,
-            passes=windows.passes,
+            passes=dict(
+                zip((text.name for text in self.config.texts if not text.is_self), windows["passes"].tolist())
+            ),
             curve=trained.curve,
             kept=trained.best,
             held_out=data.held_out.describe(),
@@ -241,39 +240,26 @@ class FFPRecovery:
     def _request(self) -> DataRequest:
         return DataRequest.of(self.config, self.options.token, length=self.batch.length)
 
-    @property
-    def _texts(self) -> list[str]:
-        return [text.name for text in self.config.texts if not text.is_self]
-
     def _load_splits(self) -> list[dict[str, Any]]:
         """Load held-out and test windows."""
-        config, request = self.config, self._request
-        splits = load_windows(config.texts, self.tokenizer, self.teacher, request, config.reported)
-        for warning in splits.warnings(request):
-            logger.warning(warning)
-        return splits.to_list()
+        return load_windows(self.tokenizer, self.teacher, self._request).to_list()
 
     def _load_training_windows(self) -> dict[str, torch.Tensor]:
-        """Load training windows."""
+        """Load training windows, and the number of passes over every text that isn't generated."""
         count = self.batch.steps * self.batch.windows
-        windows = training_windows(self.config.texts, self.tokenizer, self.teacher, count, self._request)
-        passes = [windows.passes[name] for name in self._texts]
-        return {"tokens": windows.tokens, "passes": torch.tensor(passes, dtype=torch.float64)}
+        tokens, passes = training_windows(self.tokenizer, self.teacher, self._request, count)
+        return {"tokens": tokens, "passes": torch.tensor([*passes.values()], dtype=torch.float64)}
 
     def _losses(self, model: PreTrainedModel, data: DataSplits, name: str) -> list[list[float]]:
         """Return the losses of a model on the test windows of each text, in nats per token."""
 
         def measure() -> list[list[float]]:
-            device, losses = self.teacher.device, []
+            device = self.teacher.device
             convert(model, compute_dtype(device, model.dtype), device).eval()
             with progress_bar(sum(map(len, data.tests)), f"Perplexity, {name}", "window") as bar:
-                for test in data.tests:
-                    windows = test.tokens[processes.share(len(test))]
-                    rows = (
-                        window_losses(model, windows, on_batch=bar.update) if len(windows) else torch.zeros(0).double()
-                    )
-                    losses.append(processes.gather(rows).tolist())
-            return losses
+                shares = (test.tokens[processes.share(len(test))] for test in data.tests)
+                losses = (window_losses(model, share, on_batch=bar.update) for share in shares)
+                return [processes.gather(rows).tolist() for rows in losses]
 
         return self.journal.value(f"test-losses-{name}", measure)
 

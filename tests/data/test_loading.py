@@ -10,13 +10,16 @@ from optimum_ffp.errors import FFPError
 from tests.helpers import make_text, make_tiny_model, make_tokenizer, with_start_token
 
 
-REQUEST = DataRequest(length=16, calibration=8, search=3, held_out=2, test=4, seed=0)
-EVERYTHING = DataRequest(length=16, calibration=1000, search=600, held_out=400, test=1000, seed=0)
+SELF = TextMix.parse("self")
+REQUEST = DataRequest(SELF, SELF, length=16, calibration=8, search=3, held_out=2, test=4, seed=0)
+EVERYTHING = replace(REQUEST, calibration=1000, search=600, held_out=400, test=1000)
 
 
 def load(dataset, request=REQUEST, reported=None, tokenizer=None):
-    texts, reported = TextMix.parse(str(dataset)), reported and TextMix.parse(str(reported))
-    return load_windows(texts, tokenizer or make_tokenizer(), make_tiny_model(), request, reported)
+    texts = TextMix.parse(str(dataset))
+    reported = TextMix.parse(str(reported)) if reported else texts.reported
+    request = replace(request, texts=texts, reported=reported)
+    return load_windows(tokenizer or make_tokenizer(), make_tiny_model(), request)
 
 
 def rows_of(*windows):
@@ -139,7 +142,7 @@ def test_text_sampled_from_the_model_is_seeded_and_disjoint():
     windows = rows_of(*(part for _, part in data.roles()))
     assert len(set(windows)) == 17 and windows == rows_of(*(part for _, part in again.roles()))
     counts = {"calibration": 8, "search": 3, "held_out": 2, "test": 4}
-    assert REQUEST.count_generated(*2 * [TextMix.parse("self")]) == counts
+    assert REQUEST.count_generated() == counts
 
 
 def test_there_are_no_windows_of_roles_that_are_not_asked_for(data_folder):
@@ -168,11 +171,13 @@ def test_every_role_has_the_start_token_and_says_so(data_folder):
         assert (plain.tokens != 0).all() and not plain.start_token
 
 
-def test_little_text_is_said_with_both_numbers(tmp_path):
+def test_little_text_is_warned_of_with_both_numbers(tmp_path, caplog):
     (tmp_path / "little.txt").write_text(make_text(180))
-    data = load(tmp_path / "little.txt")
-    assert ["6 of 8" in line for line in data.warnings(REQUEST)] == [True, False, False, False]
-    assert data.warnings(replace(REQUEST, calibration=1, search=1, held_out=1, test=None)) == []
+    load(tmp_path / "little.txt")
+    assert ["6 of 8" in line for line in caplog.messages] == [True, False, False, False]
+    caplog.clear()
+    load(tmp_path / "little.txt", replace(REQUEST, calibration=1, search=1, held_out=1, test=None))
+    assert not caplog.messages
 
 
 def test_a_dataset_of_the_hub_is_read_as_far_as_it_is_needed(monkeypatch):

@@ -12,19 +12,18 @@ from tests.helpers import make_text, make_tiny_model, make_tokenizer, with_start
 LENGTH = 24
 
 
-def request(**changes):
-    return DataRequest(
-        **{"length": LENGTH, "calibration": 0, "search": 3, "held_out": 2, "test": None, "seed": 0} | changes
-    )
+def request(dataset, **changes):
+    texts = TextMix.parse(str(dataset))
+    counts = {"calibration": 0, "search": 3, "held_out": 2, "test": None}
+    return DataRequest(texts, texts.reported, **{"length": LENGTH, "seed": 0} | counts | changes)
 
 
 def train(dataset, count, tokenizer=None, **options):
-    texts = TextMix.parse(str(dataset))
-    return training_windows(texts, tokenizer or make_tokenizer(), make_tiny_model(), count, request(**options))
+    return training_windows(tokenizer or make_tokenizer(), make_tiny_model(), request(dataset, **options), count)
 
 
 def load(dataset, **options):
-    return load_windows(TextMix.parse(str(dataset)), make_tokenizer(), make_tiny_model(), request(**options))
+    return load_windows(make_tokenizer(), make_tiny_model(), request(dataset, **options))
 
 
 def ids_of(text):
@@ -37,19 +36,19 @@ def runs_of(windows, size=8):
 
 def test_windows_of_a_folder_are_those_of_train_in_a_random_order(data_folder):
     text = ids_of((data_folder / "train.txt").read_text())
-    found = train(data_folder, len(text) // LENGTH)
+    found, passes = train(data_folder, len(text) // LENGTH)
     expected = torch.tensor(text[: len(text) // LENGTH * LENGTH]).view(-1, LENGTH)
-    assert sorted(found.tokens.tolist()) == sorted(expected.tolist()) and found.tokens.tolist() != expected.tolist()
-    assert found.tokens.dtype == torch.int32 and found.passes == {str(data_folder): 1.0}
-    assert torch.equal(train(data_folder, len(found.tokens)).tokens, found.tokens)
-    assert not torch.equal(train(data_folder, len(found.tokens), seed=1).tokens, found.tokens)
+    assert sorted(found.tolist()) == sorted(expected.tolist()) and found.tolist() != expected.tolist()
+    assert found.dtype == torch.int32 and passes == {str(data_folder): 1.0}
+    assert torch.equal(train(data_folder, len(found))[0], found)
+    assert not torch.equal(train(data_folder, len(found), seed=1)[0], found)
 
 
 def test_text_that_is_too_short_is_repeated(data_folder):
     once = len(ids_of((data_folder / "train.txt").read_text())) // LENGTH
-    found = train(data_folder, 2 * once + 5)
-    assert found.passes[str(data_folder)] == pytest.approx((2 * once + 5) / once)
-    counts = [found.tokens.tolist().count(window) for window in train(data_folder, once).tokens.tolist()]
+    found, passes = train(data_folder, 2 * once + 5)
+    assert passes[str(data_folder)] == pytest.approx((2 * once + 5) / once)
+    counts = [found.tolist().count(window) for window in train(data_folder, once)[0].tolist()]
     assert sorted(counts) == [2] * (once - 5) + [3] * 5
 
 
@@ -61,15 +60,15 @@ def test_a_file_gives_no_window_that_is_held_out_or_tested(tmp_path, monkeypatch
     file.write_text(make_text(3000).replace("\n", between))
     used = load(file, search=1000)
     everything = 3000 - used.search.tokens.numel() - used.test.tokens.numel()
-    windows = train(file, int(0.95 * everything) // LENGTH)
-    assert windows.passes == {str(file): pytest.approx(1, abs=0.05)}
-    assert not runs_of(windows.tokens) & runs_of(torch.cat([used.search.tokens, used.test.tokens]))
+    windows, passes = train(file, int(0.95 * everything) // LENGTH)
+    assert passes == {str(file): pytest.approx(1, abs=0.05)}
+    assert not runs_of(windows) & runs_of(torch.cat([used.search.tokens, used.test.tokens]))
 
 
 def test_beside_a_test_split_alone_nothing_that_is_held_out_is_trained_on(data_folder):
     (data_folder / "validation.txt").unlink()
     train_text = runs_of(torch.tensor(ids_of((data_folder / "train.txt").read_text()))[None], LENGTH)
-    found = train(data_folder, 20).tokens
+    found, _ = train(data_folder, 20)
     assert runs_of(found, LENGTH) <= train_text and not runs_of(found) & runs_of(
         load(data_folder, search=1000).search.tokens
     )
@@ -78,22 +77,22 @@ def test_beside_a_test_split_alone_nothing_that_is_held_out_is_trained_on(data_f
 def test_a_mix_has_its_shares_and_the_model_writes_its_own(data_folder, tmp_path):
     other = tmp_path / "other.txt"
     other.write_text(make_text(3000, seed=7))
-    found = train(f"{data_folder}:0.5,{other}:0.25,self:0.25", 40)
+    found, passes = train(f"{data_folder}:0.5,{other}:0.25,self:0.25", 40)
     texts = [runs_of(torch.tensor(ids_of(file.read_text()))[None]) for file in (data_folder / "train.txt", other)]
-    assert [sum(bool(runs_of(window[None]) & runs) for window in found.tokens) for runs in texts] == [20, 10]
-    assert found.passes.keys() == {str(data_folder), str(other)}
-    assert found.tokens.shape == (40, LENGTH) and len({*map(tuple, found.tokens.tolist())}) == 40
+    assert [sum(bool(runs_of(window[None]) & runs) for window in found) for runs in texts] == [20, 10]
+    assert passes.keys() == {str(data_folder), str(other)}
+    assert found.shape == (40, LENGTH) and len({*map(tuple, found.tolist())}) == 40
 
 
 def test_the_model_writes_other_text_than_it_is_tested_on():
     used = load("self", search=1, test=1)
-    assert not runs_of(train("self", 3).tokens) & runs_of(torch.cat([used.search.tokens, used.test.tokens]))
+    assert not runs_of(train("self", 3)[0]) & runs_of(torch.cat([used.search.tokens, used.test.tokens]))
 
 
 def test_windows_begin_with_the_start_token(data_folder):
     tokenizer = with_start_token(make_tokenizer())
-    assert (train(data_folder, 9, tokenizer).tokens[:, 0] == tokenizer.bos_token_id).all()
-    assert (train(data_folder, 9, tokenizer, start_token="never").tokens != tokenizer.bos_token_id).all()
+    assert (train(data_folder, 9, tokenizer)[0][:, 0] == tokenizer.bos_token_id).all()
+    assert (train(data_folder, 9, tokenizer, start_token="never")[0] != tokenizer.bos_token_id).all()
 
 
 def test_too_little_text_is_refused(tmp_path):

@@ -130,8 +130,9 @@ def test_every_text_is_reported_alone(places, tmp_path):
         perplexity_of(load_any(str(pruned), LoadOptions())[0], windows_of(data / "test.txt")), rel=1e-5
     )
     # One file is measured where a prune reports.
-    request = DataRequest(length=LENGTH, calibration=1, search=1, held_out=1, test=None, seed=0)
-    expected = load_windows(TextMix.parse(str(tmp_path / "my.txt")), make_tokenizer(), make_tiny_model(), request).test
+    texts = TextMix.parse(str(tmp_path / "my.txt"))
+    request = DataRequest(texts, texts, length=LENGTH, calibration=1, search=1, held_out=1, test=None, seed=0)
+    expected = load_windows(make_tokenizer(), make_tiny_model(), request).test
     other = found["baseline"]["other_texts"][0]
     assert other["perplexity"] == pytest.approx(perplexity_of(make_tiny_model(), expected.tokens), rel=1e-5)
     assert other["split"] == "test part of my.txt"
