@@ -148,9 +148,12 @@ class FFPRecovery:
         if self.record:
             raise FFPError("recover() can be called once per FFPRecovery; create a new instance")
         self._open_journal(resume)
+        request = DataRequest.of(self.config, self.options.token, length=self.batch.length)
+        load = partial(processes.on_main, lambda: load_windows(self.tokenizer, self.teacher, request).to_list())
+        load_more = partial(processes.tensors_on_main, lambda: self._load_training_windows(request))
         try:
-            data = DataSplits.from_list(self.journal.value("data", partial(processes.on_main, self._load_splits)))
-            windows = self.journal.tensors("windows", partial(processes.tensors_on_main, self._load_training_windows))
+            data = DataSplits.from_list(self.journal.value("data", load))
+            windows = self.journal.tensors("windows", load_more)
         except FFPError:
             if not self.journal.has("test-losses-dense"):
                 # There is nothing worth resuming.
@@ -236,18 +239,10 @@ class FFPRecovery:
         }
         self.journal = Journal.open(self.work_folder, identity, resume, on_disk=True)
 
-    @property
-    def _request(self) -> DataRequest:
-        return DataRequest.of(self.config, self.options.token, length=self.batch.length)
-
-    def _load_splits(self) -> list[dict[str, Any]]:
-        """Load held-out and test windows."""
-        return load_windows(self.tokenizer, self.teacher, self._request).to_list()
-
-    def _load_training_windows(self) -> dict[str, torch.Tensor]:
+    def _load_training_windows(self, request: DataRequest) -> dict[str, torch.Tensor]:
         """Load training windows, and the number of passes over every text that isn't generated."""
         count = self.batch.steps * self.batch.windows
-        tokens, passes = training_windows(self.tokenizer, self.teacher, self._request, count)
+        tokens, passes = training_windows(self.tokenizer, self.teacher, request, count)
         return {"tokens": tokens, "passes": torch.tensor([*passes.values()], dtype=torch.float64)}
 
     def _losses(self, model: PreTrainedModel, data: DataSplits, name: str) -> list[list[float]]:

@@ -71,22 +71,16 @@ def with_dataset(config: RecoveryConfig, student_id: str, options: LoadOptions) 
 
     The column and start token of the prune are then defaults too. Arguments are as for `find_teacher`.
     """
-    config = config.resolve()
-    if config.dataset is not None:
-        return replace(config, start_token=config.start_token or "auto")
-    record = prune_record(student_id, **options.hub())
-    dataset = record.get("dataset", DATASET)
-    given_data = record.get("provenance", {}).get("given_data")
-    # Local files may be elsewhere.
-    if not given_data and all(text.hub_dataset and text.name != SHORT_DATASET for text in TextMix.parse(dataset)):
-        return replace(
-            config,
-            dataset=dataset,
-            text_column=config.text_column or record.get("text_column"),
-            start_token=config.start_token or recorded_start_token(record),
-        )
-    pruned_on = "given windows" if given_data else dataset
-    logger.warning(
-        "%s was pruned on %s and will be trained on %s; choose a text with --dataset", student_id, pruned_on, DATASET
-    )
-    return replace(config, dataset=DATASET, start_token=config.start_token or "auto")
+    config, defaults = config.resolve(), {"start_token": "auto"}
+    if config.dataset is None:
+        record = prune_record(student_id, **options.hub())
+        dataset, given_data = record.get("dataset", DATASET), record.get("provenance", {}).get("given_data")
+        # Local files may be elsewhere.
+        if not given_data and all(text.hub_dataset and text.name != SHORT_DATASET for text in TextMix.parse(dataset)):
+            defaults = {"dataset": dataset, "start_token": recorded_start_token(record)}
+            defaults["text_column"] = record.get("text_column")
+        else:
+            defaults["dataset"] = DATASET
+            pruned_on = "given windows" if given_data else dataset
+            logger.warning(f"training on {DATASET}, not on {pruned_on} as in the prune; choose a text with --dataset")
+    return replace(config, **{name: getattr(config, name) or value for name, value in defaults.items()})
