@@ -2,10 +2,8 @@
 
 from argparse import ArgumentParser, Namespace
 
-from optimum.commands.base import BaseOptimumCLICommand
-
 from .arguments import add_device_options, add_hub_options, add_json, add_option, describe
-from .errors import one_line_errors
+from .launching import Command
 
 
 EXAMPLES = """examples:
@@ -32,7 +30,7 @@ SETTINGS = (
 )
 
 
-class FFPEvaluateCommand(BaseOptimumCLICommand):
+class FFPEvaluateCommand(Command):
     """Measure perplexity, tasks, size and speed of a dense or pruned model and a baseline."""
 
     @staticmethod
@@ -122,22 +120,17 @@ class FFPEvaluateCommand(BaseOptimumCLICommand):
         add_device_options(load)
         add_hub_options(load)
 
-    def run(self) -> None:
-        """Run the command; an `FFPError` ends it with one line and exit code 2."""
-        with one_line_errors(self.args.log_level):
-            evaluate_models(self.args)
+    @staticmethod
+    def execute(args: Namespace) -> None:
+        """Run `evaluate`, print the results, and optionally write them as JSON."""
+        from ..evaluation import evaluate
+        from ..utils.profiling import StageMeter
+        from .records import check_json, evaluation_records, write_records
 
-
-def evaluate_models(args: Namespace) -> None:
-    """Run `evaluate`, print the results, and optionally write them as JSON."""
-    from ..evaluation import evaluate
-    from ..utils.profiling import StageMeter
-    from .records import check_json, evaluation_records, write_records
-
-    check_json(args.json)
-    settings, meter = {name: getattr(args, name) for name in SETTINGS}, StageMeter()
-    dataset = None if args.no_perplexity else args.dataset
-    with meter.stage("evaluation"):
-        figures = evaluate(args.model, args.baseline, dataset=dataset, speed=not args.no_speed, **settings)
-    print(figures)
-    write_records(args.json, evaluation_records(figures, meter))
+        check_json(args.json)
+        settings, meter = {name: getattr(args, name) for name in SETTINGS}, StageMeter()
+        dataset = None if args.no_perplexity else args.dataset
+        with meter.stage("evaluation"):
+            figures = evaluate(args.model, args.baseline, dataset=dataset, speed=not args.no_speed, **settings)
+        print(figures)
+        write_records(args.json, evaluation_records(figures, meter))

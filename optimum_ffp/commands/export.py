@@ -2,10 +2,8 @@
 
 from argparse import ArgumentParser, Namespace
 
-from optimum.commands.base import BaseOptimumCLICommand
-
 from .arguments import add_hub_options, add_option, describe
-from .errors import one_line_errors
+from .launching import Command
 
 
 EXAMPLES = """examples:
@@ -14,7 +12,7 @@ EXAMPLES = """examples:
 """
 
 
-class FFPExportCommand(BaseOptimumCLICommand):
+class FFPExportCommand(Command):
     """Export a dense or pruned model to GGUF for llama.cpp."""
 
     @staticmethod
@@ -46,27 +44,23 @@ class FFPExportCommand(BaseOptimumCLICommand):
         )
         add_hub_options(group)
 
-    def run(self) -> None:
-        """Run the command; an `FFPError` ends it with one line and exit code 2."""
-        with one_line_errors(self.args.log_level):
-            export(self.args)
+    @staticmethod
+    def execute(args: Namespace) -> None:
+        """Load a model and write it as a GGUF file."""
+        from ..export import check_exportable, export_gguf, plan_export
+        from ..modeling.gguf_file import check_gguf_installed
+        from ..modeling.loading import LoadOptions, empty_model, load_any, load_tokenizer, read_any_config
+        from ..utils.folders import check_file, check_output_is_not_input
 
-
-def export(args: Namespace) -> None:
-    """Load a model and write it as a GGUF file."""
-    from ..export import check_exportable, export_gguf, plan_export
-    from ..modeling.gguf_file import check_gguf_installed
-    from ..modeling.loading import LoadOptions, empty_model, load_any, load_tokenizer, read_any_config
-    from ..utils.folders import check_file, check_output_is_not_input
-
-    check_output_is_not_input(args.output, [args.model])
-    output = check_file(args.output, b"GGUF", args.overwrite)
-    options = LoadOptions(device="cpu", revision=args.revision, trust_remote_code=args.trust_remote_code)
-    check_gguf_installed()
-    # Check before loading the weights.
-    config = read_any_config(args.model, options)
-    check_exportable(config)
-    plan_export(empty_model(config), load_tokenizer(args.model, options), args.pad_uniform)
-    model, tokenizer = load_any(args.model, options)
-    architecture = export_gguf(model, tokenizer, output, args.outtype, args.pad_uniform)
-    print(f"{args.output}: {output.stat().st_size / 2**20:,.1f} MiB, {args.outtype}, architecture {architecture.name}")
+        check_output_is_not_input(args.output, [args.model])
+        output = check_file(args.output, b"GGUF", args.overwrite)
+        options = LoadOptions(device="cpu", revision=args.revision, trust_remote_code=args.trust_remote_code)
+        check_gguf_installed()
+        # Check before loading the weights.
+        config = read_any_config(args.model, options)
+        check_exportable(config)
+        plan_export(empty_model(config), load_tokenizer(args.model, options), args.pad_uniform)
+        model, tokenizer = load_any(args.model, options)
+        architecture = export_gguf(model, tokenizer, output, args.outtype, args.pad_uniform)
+        size = output.stat().st_size / 2**20
+        print(f"{args.output}: {size:,.1f} MiB, {args.outtype}, architecture {architecture.name}")

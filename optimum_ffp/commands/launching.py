@@ -1,25 +1,37 @@
-"""Start of several processes on this machine."""
+"""Start of a command, in one process or in several on this machine."""
 
 import logging
 import os
 import sys
-from collections.abc import Callable
+
+from optimum.commands.base import BaseOptimumCLICommand
+
+from .errors import one_line_errors
 
 
-def run_in_processes(count: int | None, run: Callable[[], None]) -> None:
-    """Run a command, or restart it in several processes with `accelerate launch`, unless this is one of them."""
-    from ..errors import FFPError
+class Command(BaseOptimumCLICommand):
+    """Base class of the commands, which implement `parse_args` and, with the parsed arguments, `execute`."""
 
-    if count is not None and count < 1:
-        raise FFPError(f"num_processes must be at least 1, found {count}")
-    if count in (None, 1) or "WORLD_SIZE" in os.environ:
-        run()
-        # Imports torch, as the command has already done.
-        from ..utils import processes
+    def run(self) -> None:
+        """Run `execute`, or restart the command in several processes with `accelerate launch` if asked for.
 
-        processes.leave()
-    else:
-        _launch(count)
+        An `FFPError` ends the command with one line and exit code 2.
+        """
+        from ..errors import FFPError
+
+        count = None if getattr(self.args, "plan", False) else getattr(self.args, "num_processes", None)
+        hint = "; run the same command with --resume to continue" if "resume" in self.args else ""
+        with one_line_errors(self.args.log_level, f"interrupted{hint}"):
+            if count is not None and count < 1:
+                raise FFPError(f"num_processes must be at least 1, found {count}")
+            if count in (None, 1) or "WORLD_SIZE" in os.environ:
+                self.execute(self.args)
+                # Imports torch, as the command has already done.
+                from ..utils import processes
+
+                processes.leave()
+            else:
+                _launch(count)
 
 
 def _launch(count: int) -> None:

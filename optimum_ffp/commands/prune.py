@@ -5,16 +5,13 @@ from argparse import ArgumentParser, Namespace
 from dataclasses import asdict, replace
 from pathlib import Path
 
-from optimum.commands.base import BaseOptimumCLICommand
-
 from ..config import FFPConfig
 from ..config.budgets import LIMITS
 from ..config.prune import OFFLOADS
 from ..errors import FFPError
 from ..utils.folders import expand
 from . import arguments
-from .errors import one_line_errors
-from .launching import run_in_processes
+from .launching import Command
 
 
 USAGE = "optimum-cli ffp prune -m MODEL [OUT] [--params N] [--dataset DATASET] [--push-to-hub] [options]"
@@ -30,7 +27,7 @@ EXAMPLES = """examples:
 LOAD_OPTIONS = ("device", "dtype", "offload", "trust_remote_code", "revision")
 
 
-class FFPPruneCommand(BaseOptimumCLICommand):
+class FFPPruneCommand(Command):
     """Remove attention heads and FFN channels of a causal language model."""
 
     @staticmethod
@@ -58,10 +55,91 @@ class FFPPruneCommand(BaseOptimumCLICommand):
         )
         arguments.add_hub_group(parser, "; ID-10 and so on for several budgets")
 
-    def run(self) -> None:
-        """Run the command; an `FFPError` ends it with one line and exit code 2."""
-        with one_line_errors(self.args.log_level, "interrupted; run the same command with --resume to continue"):
-            run_in_processes(None if self.args.plan else self.args.num_processes, lambda: prune(self.args))
+    @staticmethod
+    def execute(args: Namespace) -> None:
+        """Check, lock, prune, save and push, with every requested budget; several share one agent."""
+        swept, configs = read_configs(args)
+        asked, config, names = configs[0], configs[0].resolve(), [one.budget_name for one in configs]
+        folders = output_folders(args, names)
+        repositories = repository_names(args, folders, names)
+        arguments.warn_of_hub_options(args)
+
+        from ..checkpoint.plots import write_front
+        from ..checkpoint.saving import SavedAgent, load_agent
+        from ..hub.naming import without_folders
+        from ..modeling.loading import LoadOptions, read_model_config
+        from ..planning.estimate import estimate_prune
+        from ..planning.preflight import find_problems
+        from ..pruner import FFPPruner
+        from ..utils import processes
+        from ..utils.folders import read_record
+        from ..utils.resume import work_folder_of
+        from ..utils.tracking import check_trackers
+        from .records import BEGINNING, check_json, prune_records, save_records, write_records
+        from .summary import begin, end_finished, show_plan, summarize, sweep_table, upload, warn_of_high_perplexity
+
+        # Before anything that depends on the device of this process.
+        processes.join(args.device)
+        check_trackers(args.report_to)
+        check_json(args.json)
+        work = work_folder_of(folders[0])
+        request = processes.on_main(lambda: arguments.request_id(args, config, args.warm_start, names))
+        is_finished = {read_record(folder).get("request") for folder in folders} == {request}
+        if args.resume and not args.overwrite and processes.from_main(is_finished):
+            end_finished(folders, work, repositories, args.private)
+            return
+        front = f"{arguments.output_name(args)}-ffp-pareto"
+        front_files = {f"{front}.json": BEGINNING, f"{front}.png": b"\x89PNG"} if swept else {}
+        options = LoadOptions(**{name: getattr(args, name) for name in LOAD_OPTIONS}, base_model=config.base_model)
+        estimate = estimate_prune(
+            read_model_config(args.model, options),
+            asked,
+            options,
+            configs,
+            local_processes=max(processes.local_count(), args.num_processes or 1),
+        )
+        found = find_problems(
+            config,
+            models=[args.model],
+            folders=folders,
+            disk=estimate.disk,
+            overwrite=args.overwrite,
+            resume=args.resume,
+            files=front_files,
+            repositories=repositories,
+        )
+        if args.plan:
+            show_plan("prune", estimate, folders[0], found, args.json)
+            return
+        begin(estimate, found, work, args.resume)
+        agent = load_agent(args.warm_start)
+        placed = asdict(options) | {"offload": processes.from_main(estimate.offload)}
+        pruner = FFPPruner.from_pretrained(args.model, asked, work, args.report_to, **placed)
+        records = []
+        for one, folder in zip(configs, folders):
+            pruner.config = one
+            if agent is not None and folder != folders[0]:
+                # An agent knows other budgets too, so that the next search needs half as many candidates.
+                pruner.config = replace(one, search_steps=max(1, config.search_steps // 2))
+            result = pruner.prune(warm_start=agent, resume=True)
+            result.request = request
+            if result.agent is not None:
+                agent = SavedAgent(result.agent, folder)
+            pruner.save_pretrained(folder, args.overwrite, keep_work=folder != folders[-1])
+            if processes.is_main():
+                # The last record is that of the dense model.
+                records = [*records[:-1], *prune_records(result, folder)]
+        if processes.is_main():
+            if swept:
+                print(sweep_table(records))
+                save_records(f"{front}.json", records)
+                write_front(records, swept, without_folders(result.test.describe()), expand(f"{front}.png"))
+                print(f"Pareto front: {', '.join(front_files)}")
+            else:
+                print(summarize(records, recovery_command(result.base_model, config, result.revision, folder)))
+            warn_of_high_perplexity(records[:-1])
+            write_records(args.json, records)
+        upload(folders, repositories, args.private)
 
 
 def read_configs(args: Namespace) -> tuple[str | None, list[FFPConfig]]:
@@ -111,89 +189,3 @@ def recovery_command(dense: str, config: FFPConfig, revision: str | None, folder
     if config.text_column:
         words += ["--text-column", config.text_column]
     return shlex.join(words)
-
-
-def prune(args: Namespace) -> None:
-    """Check, lock, prune, save and push, with every requested budget; several share one agent."""
-    swept, configs = read_configs(args)
-    asked, config, names = configs[0], configs[0].resolve(), [one.budget_name for one in configs]
-    folders = output_folders(args, names)
-    repositories = repository_names(args, folders, names)
-    arguments.warn_of_hub_options(args)
-
-    from ..checkpoint.plots import write_front
-    from ..checkpoint.saving import SavedAgent, load_agent
-    from ..hub.naming import without_folders
-    from ..modeling.loading import LoadOptions, read_model_config
-    from ..planning.estimate import estimate_prune
-    from ..planning.preflight import find_problems
-    from ..pruner import FFPPruner
-    from ..utils import processes
-    from ..utils.folders import read_record
-    from ..utils.resume import work_folder_of
-    from ..utils.tracking import check_trackers
-    from .records import BEGINNING, check_json, prune_records, save_records, write_records
-    from .summary import begin, end_finished, show_plan, summarize, sweep_table, upload, warn_of_high_perplexity
-
-    # Before anything that depends on the device of this process.
-    processes.join(args.device)
-    check_trackers(args.report_to)
-    check_json(args.json)
-    work = work_folder_of(folders[0])
-    request = processes.on_main(lambda: arguments.request_id(args, config, args.warm_start, names))
-    is_finished = {read_record(folder).get("request") for folder in folders} == {request}
-    if args.resume and not args.overwrite and processes.from_main(is_finished):
-        end_finished(folders, work, repositories, args.private)
-        return
-    front = f"{arguments.output_name(args)}-ffp-pareto"
-    front_files = {f"{front}.json": BEGINNING, f"{front}.png": b"\x89PNG"} if swept else {}
-    options = LoadOptions(**{name: getattr(args, name) for name in LOAD_OPTIONS}, base_model=config.base_model)
-    estimate = estimate_prune(
-        read_model_config(args.model, options),
-        asked,
-        options,
-        configs,
-        local_processes=max(processes.local_count(), args.num_processes or 1),
-    )
-    found = find_problems(
-        config,
-        models=[args.model],
-        folders=folders,
-        disk=estimate.disk,
-        overwrite=args.overwrite,
-        resume=args.resume,
-        files=front_files,
-        repositories=repositories,
-    )
-    if args.plan:
-        show_plan("prune", estimate, folders[0], found, args.json)
-        return
-    begin(estimate, found, work, args.resume)
-    agent = load_agent(args.warm_start)
-    placed = asdict(options) | {"offload": processes.from_main(estimate.offload)}
-    pruner = FFPPruner.from_pretrained(args.model, asked, work, args.report_to, **placed)
-    records = []
-    for one, folder in zip(configs, folders):
-        pruner.config = one
-        if agent is not None and folder != folders[0]:
-            # An agent knows other budgets too, so that the next search needs half as many candidates.
-            pruner.config = replace(one, search_steps=max(1, config.search_steps // 2))
-        result = pruner.prune(warm_start=agent, resume=True)
-        result.request = request
-        if result.agent is not None:
-            agent = SavedAgent(result.agent, folder)
-        pruner.save_pretrained(folder, args.overwrite, keep_work=folder != folders[-1])
-        if processes.is_main():
-            # The last record is that of the dense model.
-            records = [*records[:-1], *prune_records(result, folder)]
-    if processes.is_main():
-        if swept:
-            print(sweep_table(records))
-            save_records(f"{front}.json", records)
-            write_front(records, swept, without_folders(result.test.describe()), expand(f"{front}.png"))
-            print(f"Pareto front: {', '.join(front_files)}")
-        else:
-            print(summarize(records, recovery_command(result.base_model, config, result.revision, folder)))
-        warn_of_high_perplexity(records[:-1])
-        write_records(args.json, records)
-    upload(folders, repositories, args.private)

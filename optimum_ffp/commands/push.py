@@ -2,10 +2,8 @@
 
 from argparse import ArgumentParser, Namespace
 
-from optimum.commands.base import BaseOptimumCLICommand
-
 from .arguments import add_option, add_private, describe
-from .errors import one_line_errors
+from .launching import Command
 
 
 EXAMPLES = """examples:
@@ -15,7 +13,7 @@ EXAMPLES = """examples:
 """
 
 
-class FFPPushCommand(BaseOptimumCLICommand):
+class FFPPushCommand(Command):
     """Upload a pruned model's folder to the Hub."""
 
     @staticmethod
@@ -48,20 +46,15 @@ class FFPPushCommand(BaseOptimumCLICommand):
             help="Open a pull request with the commit in an existing repository.",
         )
 
-    def run(self) -> None:
-        """Run the command; an `FFPError` ends it with one line and exit code 2."""
-        with one_line_errors(self.args.log_level):
-            push(self.args)
+    @staticmethod
+    def execute(args: Namespace) -> None:
+        """Upload the folder of a pruned model in one commit."""
+        from ..checkpoint.pushing import push_checkpoint
+        from ..checkpoint.saving import check_saved
+        from ..planning.preflight import check_repositories
 
-
-def push(args: Namespace) -> None:
-    """Upload the folder of a pruned model in one commit."""
-    from ..checkpoint.pushing import push_checkpoint
-    from ..checkpoint.saving import check_saved
-    from ..planning.preflight import check_repositories
-
-    folder = check_saved(args.folder)
-    owned = not args.create_pr and not (args.revision or "").startswith("refs/pr/")
-    check_repositories([args.repository], owned)
-    options = {name: getattr(args, name) for name in ("private", "revision", "commit_message", "create_pr")}
-    print(f"uploaded: {push_checkpoint(folder, args.repository, **options)}")
+        folder = check_saved(args.folder)
+        owned = not args.create_pr and not (args.revision or "").startswith("refs/pr/")
+        check_repositories([args.repository], owned)
+        options = {name: getattr(args, name) for name in ("private", "revision", "commit_message", "create_pr")}
+        print(f"uploaded: {push_checkpoint(folder, args.repository, **options)}")

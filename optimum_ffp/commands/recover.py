@@ -5,12 +5,9 @@ from argparse import ArgumentParser, Namespace
 from dataclasses import asdict, replace
 from pathlib import Path
 
-from optimum.commands.base import BaseOptimumCLICommand
-
 from ..config import RecoveryConfig
 from . import arguments
-from .errors import one_line_errors
-from .launching import run_in_processes
+from .launching import Command
 
 
 USAGE = "optimum-cli ffp recover -m MODEL [OUT] [--dataset DATASET] [--max-tokens N] [options]"
@@ -26,7 +23,7 @@ RECOVERED = "-recovered"
 LOAD_OPTIONS = ("device", "dtype", "trust_remote_code", "revision")
 
 
-class FFPRecoverCommand(BaseOptimumCLICommand):
+class FFPRecoverCommand(Command):
     """Train a pruned model to reproduce the predictions of the dense model."""
 
     @staticmethod
@@ -48,71 +45,68 @@ class FFPRecoverCommand(BaseOptimumCLICommand):
         arguments.add_device_options(groups["Resources"], target, shared=True)
         arguments.add_hub_group(parser)
 
-    def run(self) -> None:
-        """Run the command; an `FFPError` ends it with one line and exit code 2."""
-        args = self.args
-        with one_line_errors(args.log_level, "interrupted; run the same command with --resume to continue"):
-            run_in_processes(None if args.plan else args.num_processes, lambda: recover(args))
+    @staticmethod
+    def execute(args: Namespace) -> None:
+        """Check, lock, train, save and push."""
+        config = RecoveryConfig.from_args(args)
+        folder = arguments.output_name(args) + ("" if args.output else RECOVERED)
+        arguments.warn_of_hub_options(args)
 
+        from ..modeling.checks import check_unquantized
+        from ..modeling.loading import LoadOptions, empty_model, read_any_config, read_pruned_config
+        from ..planning.estimate import estimate_recovery
+        from ..planning.preflight import find_problems
+        from ..recovery.recovery import FFPRecovery
+        from ..recovery.teacher import find_teacher, with_dataset
+        from ..utils import processes
+        from ..utils.folders import read_record
+        from ..utils.profiling import StageMeter
+        from ..utils.resume import work_folder_of
+        from ..utils.tracking import check_trackers
+        from .records import check_json, recovery_records, write_records
+        from .summary import begin, end_finished, show_plan, summarize, upload
 
-def recover(args: Namespace) -> None:
-    """Check, lock, train, save and push."""
-    config, folder = RecoveryConfig.from_args(args), f"{arguments.output_name(args)}{'' if args.output else RECOVERED}"
-    arguments.warn_of_hub_options(args)
-
-    from ..modeling.checks import check_unquantized
-    from ..modeling.loading import LoadOptions, empty_model, read_any_config, read_pruned_config
-    from ..planning.estimate import estimate_recovery
-    from ..planning.preflight import find_problems
-    from ..recovery.recovery import FFPRecovery
-    from ..recovery.teacher import find_teacher, with_dataset
-    from ..utils import processes
-    from ..utils.folders import read_record
-    from ..utils.profiling import StageMeter
-    from ..utils.resume import work_folder_of
-    from ..utils.tracking import check_trackers
-    from .records import check_json, recovery_records, write_records
-    from .summary import begin, end_finished, show_plan, summarize, upload
-
-    processes.join(args.device)
-    check_trackers(args.report_to)
-    check_json(args.json)
-    options = LoadOptions(**{name: getattr(args, name) for name in LOAD_OPTIONS})
-    student = empty_model(read_pruned_config(args.model, options))
-    teacher, teacher_options = find_teacher(args.model, args.teacher, options)
-    dense = read_any_config(teacher, teacher_options)
-    check_unquantized(teacher, dense)
-    config = with_dataset(config, args.model, options)
-    count = max(processes.local_count(), args.num_processes or 1)
-    estimate = estimate_recovery(student, empty_model(dense), config, options, count)
-    repository, work = args.hub_model_id or Path(folder).name, work_folder_of(folder)
-    uploads = [repository] if args.push_to_hub else []
-    request = processes.on_main(lambda: arguments.request_id(args, config, teacher))
-    *_, last = ({}, *read_record(folder).get("recovery", []))
-    if args.resume and not args.overwrite and processes.from_main(last.get("request") == request):
-        end_finished([folder], work, uploads, args.private)
-        return
-    found = find_problems(
-        config,
-        models=[args.model, teacher],
-        folders=[folder],
-        disk=estimate.disk,
-        overwrite=args.overwrite,
-        resume=args.resume,
-        repositories=uploads,
-    )
-    if args.plan:
-        show_plan("recover", estimate, folder, found, args.json)
-        return
-    begin(estimate, found, work, args.resume)
-    recovery = FFPRecovery.from_pretrained(args.model, config, args.teacher, work, args.report_to, **asdict(options))
-    meter = StageMeter()
-    with meter.stage("recovery"):
-        record = recovery.record = replace(recovery.recover(resume=args.resume), request=request)
-    recovery.save_pretrained(folder, overwrite=args.overwrite)
-    if processes.is_main():
-        records, tests = recovery_records(recovery, folder, meter), ",".join(test["dataset"] for test in record.tests)
-        baseline = ["--baseline", recovery.teacher_id, args.model, "--dataset", tests]
-        print(summarize(records, shlex.join(["optimum-cli", "ffp", "evaluate", "-m", folder, *baseline])))
-        write_records(args.json, records)
-    upload([folder], uploads, args.private)
+        processes.join(args.device)
+        check_trackers(args.report_to)
+        check_json(args.json)
+        options = LoadOptions(**{name: getattr(args, name) for name in LOAD_OPTIONS})
+        student = empty_model(read_pruned_config(args.model, options))
+        teacher, teacher_options = find_teacher(args.model, args.teacher, options)
+        dense = read_any_config(teacher, teacher_options)
+        check_unquantized(teacher, dense)
+        config = with_dataset(config, args.model, options)
+        count = max(processes.local_count(), args.num_processes or 1)
+        estimate = estimate_recovery(student, empty_model(dense), config, options, count)
+        repository, work = args.hub_model_id or Path(folder).name, work_folder_of(folder)
+        uploads = [repository] if args.push_to_hub else []
+        request = processes.on_main(lambda: arguments.request_id(args, config, teacher))
+        *_, last = ({}, *read_record(folder).get("recovery", []))
+        if args.resume and not args.overwrite and processes.from_main(last.get("request") == request):
+            end_finished([folder], work, uploads, args.private)
+            return
+        found = find_problems(
+            config,
+            models=[args.model, teacher],
+            folders=[folder],
+            disk=estimate.disk,
+            overwrite=args.overwrite,
+            resume=args.resume,
+            repositories=uploads,
+        )
+        if args.plan:
+            show_plan("recover", estimate, folder, found, args.json)
+            return
+        begin(estimate, found, work, args.resume)
+        loading = asdict(options)
+        recovery = FFPRecovery.from_pretrained(args.model, config, args.teacher, work, args.report_to, **loading)
+        meter = StageMeter()
+        with meter.stage("recovery"):
+            record = recovery.record = replace(recovery.recover(resume=args.resume), request=request)
+        recovery.save_pretrained(folder, overwrite=args.overwrite)
+        if processes.is_main():
+            records = recovery_records(recovery, folder, meter)
+            tests = ",".join(test["dataset"] for test in record.tests)
+            baseline = ["--baseline", recovery.teacher_id, args.model, "--dataset", tests]
+            print(summarize(records, shlex.join(["optimum-cli", "ffp", "evaluate", "-m", folder, *baseline])))
+            write_records(args.json, records)
+        upload([folder], uploads, args.private)
