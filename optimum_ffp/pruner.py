@@ -242,7 +242,7 @@ class FFPPruner:
         """Return the config with measured times, if it needs them."""
         if config.speedup is None and config.costs is None:
             return config
-        # In one process, since the file appears when that of another has measured.
+        # Only the main process reads the file, which it may just have written.
         return replace(config, costs=processes.on_main(lambda: config.cost_table) or self.measured.block_costs)
 
     def _with_calibration(self, config: FFPConfig) -> FFPConfig:

@@ -75,7 +75,7 @@ class Budget:
         min_retention: Minimum fraction of groups to keep per unit, `a_min`. A unit always keeps at least one step.
         max_retention: Maximum fraction of groups to keep per unit, `a_max`.
         precision: Grid that retentions are rounded to before they become sizes (the paper: 0.01); `None` for no grid.
-        removable: Indices of units that may be removed whole (`without`), in spite of the bounds.
+        removable: Indices of units that may be removed entirely (`without`), regardless of the bounds.
 
     Attributes:
         least: Smallest numbers of groups, 0 for removable units.
@@ -122,7 +122,7 @@ class Budget:
         rises = [np.diff(costs[:, ::multiple]) for costs, multiple in zip(self.tables, self.multiples)]
         self.quanta = np.stack([rise[:, min(1, rise.shape[1] - 1) :].max(1) for rise in rises], 1)
         self._check_limits()
-        self._check_something_goes()
+        self._check_removal()
 
     def __str__(self) -> str:
         return " and ".join(map(str, self.limits))
@@ -158,9 +158,9 @@ class Budget:
                     f"{lower} {limit.option}{widen}"
                 )
 
-    def _check_something_goes(self) -> None:
+    def _check_removal(self) -> None:
         largest, is_dense = self.costs_of(self.largest), (self.largest == self.groups).all()
-        # Others than the dense sizes may be the answer, if they miss a limit by less than a step.
+        # Below the dense sizes, a policy may miss a limit by less than a step.
         steps = 0 if is_dense else np.array([min(row[row > 0], default=0) for row in self.quanta])
         if (np.isfinite(self.allowed) & (self.allowed - largest >= steps)).all():
             limit, cost = self.limits[0], largest[0]
@@ -197,7 +197,7 @@ class Budget:
         return budget
 
     def without(self, removed: Collection[int]) -> "Budget":
-        """Return the budget of a model whose units of these indices are removed whole, and no others.
+        """Return the budget of the model without the units of these indices, and with all others.
 
         Raises:
             FFPError: If a limit can't be met without removing more units.

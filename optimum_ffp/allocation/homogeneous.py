@@ -16,7 +16,7 @@ def homogeneous_policies(
 
     There is one for every size of attention within the bounds, with the widest FFNs that meet the budget. If attention
     is so small that FFNs reach their bound, a policy is smaller than necessary; the largest possible one of those is
-    returned only if there are no others. Of a mixture there is a single one, with the most experts.
+    returned only if there are no others. For a mixture, there is a single one, with the most experts.
 
     Args:
         budget: Bounds per unit and limits, of a model with equal layers.

@@ -33,7 +33,7 @@ def minimize_loss(losses: Sequence[np.ndarray], budget: Budget) -> PruningPolicy
     def total(policy: PruningPolicy) -> float:
         return float(sum(loss[index] for loss, index in zip(losses, budget.indices(policy.sizes))))
 
-    # Of a single limit, the scale of the price doesn't matter.
+    # With a single limit, the scale of the price doesn't matter.
     prices, segments = np.ones(1), []
     if len(budget.limits) > 1:
         # The dual values of the linear relaxation.
@@ -46,7 +46,7 @@ def minimize_loss(losses: Sequence[np.ndarray], budget: Budget) -> PruningPolicy
         gain = np.divide(gain, spent, out=np.zeros_like(gain), where=spent > 0)
         segments.append((np.full(len(gain), index), sizes[corners[1:]], np.diff(costs[:, corners]).T, spent, gain))
     unit, end, cost, spent, gain = (np.concatenate(column) for column in zip(*segments))
-    # What has no price comes first.
+    # Segments without a price come first.
     order = np.lexsort((-gain, spent > 0))
     slack = budget.allowed - budget.costs_of(budget.smallest)
     fits = (np.cumsum(cost[order], axis=0) <= slack).all(1).cumprod().astype(bool)

@@ -31,7 +31,7 @@ class Unit:
         groups: Number of groups in the dense model.
         group_parameters: Number of parameters per group, biases included.
         fixed_parameters: Number of parameters that belong to no group (the bias of the output projection, and key and
-            value projections if groups are query heads). They go when the unit is removed whole.
+            value projections if groups are query heads). They are removed with the whole unit.
         multiple: Sizes are multiples of this number of groups.
         group: What a group is: `"kv_group"`, a KV head with all its query heads; `"query_head"`, one query head of
             every KV head; `"channel"` of an FFN; `"all_heads"`, the single group of attention that is not pruned; or
@@ -82,8 +82,8 @@ def block_parameters(units: Sequence[Unit]) -> int:
 class PruningPolicy:
     """Number of groups to keep per unit.
 
-    Groups are sorted by importance, so unit `i` keeps its first `sizes[i]` groups. Of a unit without groups nothing is
-    left, and of a layer whose attention and FFN have none neither.
+    Groups are sorted by importance, so unit `i` keeps its first `sizes[i]` groups. A unit that keeps no groups is
+    removed, and so is a layer whose attention and FFN keep none.
 
     Attributes:
         units: The units of the model.
@@ -119,7 +119,7 @@ class PruningPolicy:
         return frozenset(unit.layer for unit in self.units) - kept
 
     def kept_layers(self, layers: int) -> list[int]:
-        """Return the layers that stay of a model with this many."""
+        """Return the indices of the layers that a model with this many layers keeps."""
         removed = self.removed_layers
         return [layer for layer in range(layers) if layer not in removed]
 

@@ -27,7 +27,7 @@ GRACE_SECONDS = 10.0
 def one_line_errors(log_level: str = "info", interrupted: str = "interrupted") -> Iterator[None]:
     """Run a command within the CPU quota, show its messages, and end it with one line and an exit code on errors.
 
-    `FFPError` and errors of the file system are those of the user. In distributed runs, give the main process time to
+    `FFPError` and errors of the file system are errors of the user. In distributed runs, give the main process time to
     report the error first. `interrupted` is the message after Ctrl-C or SIGTERM.
     """
     from ..errors import FFPError, NotRecoveredError

@@ -119,7 +119,7 @@ class FFPPruneCommand(Command):
         for one, folder in zip(configs, folders):
             pruner.config = one
             if agent is not None and folder != folders[0]:
-                # An agent knows other budgets too, so that the next search needs half as many candidates.
+                # Agents transfer between budgets, so that further searches need half as many candidates.
                 pruner.config = replace(one, search_steps=max(1, config.search_steps // 2))
             result = pruner.prune(warm_start=agent, resume=True)
             result.request = request
@@ -180,7 +180,7 @@ def repository_names(args: Namespace, folders: list[str], names: list[str]) -> l
 
 
 def recovery_command(dense: str, config: FFPConfig, revision: str | None, folder: str) -> str:
-    """Return the command that trains a pruned model, with what its record doesn't say."""
+    """Return the command that recovers a pruned model, with the options that its record lacks."""
     words = ["optimum-cli", "ffp", "recover", "-m", folder, f"{folder}-recovered"]
     if revision is None:
         words += ["--teacher", dense]

@@ -62,10 +62,10 @@ def begin(estimate: Estimate, problems: Iterable[FFPError], work: Path, resume: 
 
 
 def end_finished(folders: Sequence[str], work: Path, repositories: Sequence[str], private: bool | None) -> None:
-    """Say that the results of a resumed command are there, delete what a killed process may have left, and upload."""
+    """Say that a resumed command has finished before, clean up after a killed process, and upload."""
     if processes.is_main():
         begin_work(work, resume=False)
-        print(f"finished already, so that nothing is written: {', '.join(folders)}; start over with --overwrite")
+        print(f"already finished, nothing to do: {', '.join(folders)}; start over with --overwrite")
     upload(folders, repositories, private)
 
 
@@ -120,7 +120,7 @@ def sweep_table(records: Sequence[Record]) -> str:
     """Format a table of the pruned models of a sweep and, as the last record, of the dense model."""
     *pruned, dense = records
     texts = _texts(dense)
-    # Others have a column already.
+    # The other limits have a column already.
     options = [name for name in ("memory", "kv_cache", "speedup") if f"reached/{name}" in pruned[0]]
     rows = [["", "blocks", "model", "parameters", "MiB", *options, *(f"perplexity, {text}" for text in texts)]]
     for record in (dense, *pruned):

@@ -322,7 +322,7 @@ def _max_tokens(config: FFPConfig, searches: Sequence[FFPConfig], written: int, 
         # The dense model, and the pruned one before and after.
         windows += 9 * distilled // 8 + 1 + 3 * held_out
     if config.calibration == "model":
-        # Beside those of the training, the dense model, the trained one and, if no layers were, that before.
+        # In addition to training: the dense model, the trained one and, if no layers were trained, the one before.
         windows += (1 + GRADIENT_COST) * config.model_passes * read
         windows += (2 * (EVALUATIONS + 1) + 2 + (not passes)) * held_out
     needs_fishers = config.needs_fishers
@@ -345,7 +345,7 @@ def _search_windows(config: FFPConfig, units: Sequence[Unit]) -> int:
         return depth
     if config.method == "homogeneous":
         return depth + finalist_windows(config.candidates, search)
-    # With those of the last update of PPO, and two baselines.
+    # Including the candidates of the last update of PPO, and two baselines.
     finalists = finalist_count(config.search_steps) + config.candidates * config.reads("clip_range")
     compared = [finalists + 2] if config.fall_back else [finalists, 2]
     updates = config.search_steps * min(config.update_samples, search)
