@@ -47,7 +47,7 @@ from .utils.folders import expand
 from .utils.json import write_json
 from .utils.precision import autocast_dtype
 from .utils.profiling import StageMeter
-from .utils.resume import EXPERTS, Journal, check_work_folder, fingerprint
+from .utils.resume import EXPERTS, Journal, fingerprint
 from .utils.tracking import Tracker, check_trackers
 
 
@@ -112,9 +112,6 @@ class FFPPruner:
         pruned_from: str | None = None,
     ):
         self.report_to, resolved = check_trackers(report_to), config.resolve()
-        if work_folder is not None:
-            # `prune` checks `resume`.
-            check_work_folder(work_folder, resume=True)
         name = model_id or getattr(getattr(model, "config", None), "_name_or_path", None) or "the model"
         self.model_id = os.fspath(name)
         check_model(model, tokenizer, self.model_id)

@@ -12,22 +12,6 @@ EXAMPLES = """examples:
   optimum-cli ffp evaluate -m out --tasks boolq piqa arc_easy --limit 200 --json out.json
   optimum-cli ffp evaluate -m model.gguf --dataset my_texts --no-speed
 """
-# Options that are arguments of `evaluate` of the same name.
-SETTINGS = (
-    "tasks",
-    "eval_samples",
-    "seq_len",
-    "text_column",
-    "limit",
-    "num_fewshot",
-    "prompt_tokens",
-    "new_tokens",
-    "batch_size",
-    "device",
-    "dtype",
-    "revision",
-    "trust_remote_code",
-)
 
 
 class FFPEvaluateCommand(Command):
@@ -128,9 +112,26 @@ class FFPEvaluateCommand(Command):
         from .records import check_json, evaluation_records, write_records
 
         check_json(args.json)
-        settings, meter = {name: getattr(args, name) for name in SETTINGS}, StageMeter()
-        dataset = None if args.no_perplexity else args.dataset
+        meter = StageMeter()
         with meter.stage("evaluation"):
-            figures = evaluate(args.model, args.baseline, dataset=dataset, speed=not args.no_speed, **settings)
+            figures = evaluate(
+                args.model,
+                args.baseline,
+                dataset=None if args.no_perplexity else args.dataset,
+                tasks=args.tasks,
+                speed=not args.no_speed,
+                eval_samples=args.eval_samples,
+                seq_len=args.seq_len,
+                text_column=args.text_column,
+                limit=args.limit,
+                num_fewshot=args.num_fewshot,
+                prompt_tokens=args.prompt_tokens,
+                new_tokens=args.new_tokens,
+                batch_size=args.batch_size,
+                device=args.device,
+                dtype=args.dtype,
+                revision=args.revision,
+                trust_remote_code=args.trust_remote_code,
+            )
         print(figures)
         write_records(args.json, evaluation_records(figures, meter))

@@ -12,10 +12,7 @@ from ..errors import FFPError, named_line
 
 # Columns to read by default: the first that contain texts or conversations. A prompt and its completion, named as in
 # TRL, are read together.
-KNOWN_COLUMNS = (
-    *(("text",), ("messages",), ("conversations",), ("content",), ("document",)),
-    ("prompt", "completion"),
-)
+KNOWN_COLUMNS = (("text",), ("messages",), ("conversations",), ("content",), ("document",), ("prompt", "completion"))
 # Roles of ShareGPT's format.
 ROLES = {"human": "user", "gpt": "assistant"}
 # Number of rows to choose the column by.

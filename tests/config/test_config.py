@@ -26,6 +26,13 @@ def test_signatures_are_real_and_documented():
     assert inspect.signature(FFPConfig).parameters["num_samples"].default == 128
 
 
+@pytest.mark.parametrize("kind", [FFPConfig, RecoveryConfig])
+def test_every_preset_of_an_option_can_be_chosen(kind):
+    options = kind.__dataclass_fields__
+    presets = {name for option in options.values() for name in option.metadata["presets"]}
+    assert presets and presets <= {*options["preset"].metadata["choices"]}
+
+
 def test_paper_preset_is_the_papers_numbers():
     config = FFPConfig(preset="paper")
     assert config.dataset == "wikitext2" and config.agent == "ppo"
