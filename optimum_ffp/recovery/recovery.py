@@ -87,7 +87,6 @@ class FFPRecovery:
         self.bf16 = computes_in_bfloat16(teacher.device, config.bf16)
         self.batch = Batch.for_model(config, student.config)
         self.stored_dtype = student.dtype
-        _check_tokens(student, teacher)
         self.dense_teacher = check_teacher(self.source, student, self.teacher_id, teacher, self.options)
 
     @classmethod
@@ -298,12 +297,3 @@ def check_launch(device: torch.device, offload: str, work_folder: str | os.PathL
     if processes.count() == 1 and (device.index or 0) > 0:
         # `Trainer` uses the first one.
         raise FFPError(f"training uses the first visible device; set CUDA_VISIBLE_DEVICES={device.index}")
-
-
-def _check_tokens(student: PreTrainedModel, teacher: PreTrainedModel) -> None:
-    sizes = [model.get_output_embeddings().weight.shape[0] for model in (student, teacher)]
-    if sizes[0] != sizes[1]:
-        raise FFPError(
-            f"the pruned model has logits for {sizes[0]} tokens, and the teacher for {sizes[1]}; name the model that "
-            "was pruned, or one with the same vocabulary"
-        )

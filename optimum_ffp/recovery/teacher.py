@@ -45,8 +45,14 @@ def check_teacher(
 ) -> bool:
     """Return whether the teacher is the dense model that a pruned model's record names, and warn if it isn't.
 
-    Arguments are as for `FFPRecovery`. Raises `FFPError` if both models have the same weights.
+    Arguments are as for `FFPRecovery`. Raises `FFPError` if both models have the same weights, or other vocabularies.
     """
+    vocabulary, expected = (model.get_output_embeddings().weight.shape[0] for model in (student, teacher))
+    if vocabulary != expected:
+        raise FFPError(
+            f"the pruned model has logits for {vocabulary} tokens, and the teacher for {expected}; name the model "
+            "that was pruned, or one with the same vocabulary"
+        )
     pairs = [*zip(student.parameters(), teacher.parameters())]
     if all(one.shape == other.shape and torch.equal(one.to(other), other) for one, other in pairs):
         raise FFPError(
