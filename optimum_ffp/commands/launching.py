@@ -6,6 +6,7 @@ import sys
 
 from optimum.commands.base import BaseOptimumCLICommand
 
+from ..errors import FFPError
 from .errors import one_line_errors
 
 
@@ -17,8 +18,6 @@ class Command(BaseOptimumCLICommand):
 
         An `FFPError` ends the command with one line and exit code 2.
         """
-        from ..errors import FFPError
-
         count = None if getattr(self.args, "plan", False) else getattr(self.args, "num_processes", None)
         hint = "; run the same command with --resume to continue" if "resume" in self.args else ""
         with one_line_errors(self.args.log_level, f"interrupted{hint}"):

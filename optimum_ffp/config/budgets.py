@@ -71,6 +71,6 @@ def describe_limits(limits: Iterable[Mapping[str, Any]]) -> str:
         reached, asked, dense = (format_value(limit["option"], limit[name]) for name in ("reached", "asked", "dense"))
         # A speed is predicted.
         measured = f", measured {limit['measured']:.4g}" if "measured" in limit else ""
-        text = f"{limit['option']} {reached} ({asked} asked for, dense {dense}{measured})"
-        texts += [text] * (limit["option"] != "sparsity")
+        if limit["option"] != "sparsity":
+            texts.append(f"{limit['option']} {reached} ({asked} asked for, dense {dense}{measured})")
     return "; ".join(texts)
