@@ -63,5 +63,4 @@ class LayerRunner:
         used = {name: weight.to(self.weight_dtype) for name, weight in (weights or {}).items()}
         with computing_in(self.device, self.dtype):
             inputs = (hidden.to(self.device, self.weight_dtype), *self.arguments.positional)
-            output = functional_call(self.layer, used, inputs, self.arguments.keywords)
-        return output[0] if isinstance(output, tuple) else output
+            return functional_call(self.layer, used, inputs, self.arguments.keywords)

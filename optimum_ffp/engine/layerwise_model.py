@@ -1,7 +1,7 @@
 """A causal LM that runs layer by layer."""
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext, suppress
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from functools import partial
 from typing import Any
 
@@ -54,10 +54,6 @@ def hidden_state_bytes(resident: bool, free: int, processes: int, device_free: i
     return max(OFFLOADED_BYTES, int(OFFLOADED_SHARE * free) // processes)
 
 
-class _StopForward(Exception):
-    """Stops a forward pass before the first layer."""
-
-
 class LayerwiseModel:
     """Runs a causal LM layer by layer: all windows pass a layer before the next.
 
@@ -100,8 +96,6 @@ class LayerwiseModel:
         self._host_free = free_host_memory()
         # Whether heads and channels were sorted, which can't be undone.
         self.is_sorted = False
-        # Whether layers return tuples, which differs by family and version of transformers.
-        self._in_tuple: bool | None = None
 
     @property
     def dense(self) -> "LayerwiseModel":
@@ -174,13 +168,12 @@ class LayerwiseModel:
             shape = (0, windows.shape[1], self.model.config.hidden_size)
             return torch.empty(shape, dtype=dtype or self.dtype), [Arguments((), {})] * len(self.layers)
         with self.cast_outer_weights():
-            hidden, first = self._first_inputs(windows[:1])
-            arguments = self._layer_arguments(windows[:1], hidden, first)
+            hidden, arguments = self._layer_inputs(windows[:1])
             shape, dtype = (len(windows), *hidden.shape[1:]), dtype or hidden.dtype
             # A single tensor doesn't fragment the heap.
             states = torch.empty(shape, dtype=dtype, device=self._state_device(shape, dtype, copies))
             for embedded, batch in zip(states.split(batch_size), windows.split(batch_size)):
-                embedded.copy_(self._first_inputs(batch)[0])
+                embedded.copy_(self._layer_inputs(batch)[0])
         return states, arguments
 
     def decoded(self, states: torch.Tensor) -> ModelOutput:
@@ -262,7 +255,7 @@ class LayerwiseModel:
         """Make every layer return the given states, and yield placeholder token ids of their shape."""
         with ExitStack() as stack:
             for layer in self.layers:
-                stack.enter_context(replaced_forward(layer, lambda *_, **__: self._layer_output(states)))
+                stack.enter_context(replaced_forward(layer, lambda *_, **__: states))
             yield torch.zeros(states.shape[:2], dtype=torch.long, device=self.device)
 
     def _state_device(self, shape: tuple[int, ...], dtype: torch.dtype, copies: int) -> torch.device:
@@ -270,35 +263,16 @@ class LayerwiseModel:
         free = free_device_memory(self.device)
         return self.device if free is not None and free > HEADROOM * needed else torch.device("cpu")
 
-    def _first_inputs(self, window: torch.Tensor) -> tuple[torch.Tensor, Arguments]:
-        """Return the hidden states before the first layer, and its other arguments."""
+    def _layer_inputs(self, tokens: torch.Tensor) -> tuple[torch.Tensor, list[Arguments]]:
+        """Return the hidden states before the first layer, and the other arguments of every layer, running none."""
         inputs: list[tuple[torch.Tensor, Arguments]] = []
 
-        def stop(hidden: torch.Tensor, *positional: Any, **keywords: Any) -> None:
+        def record(hidden: torch.Tensor, *positional: Any, **keywords: Any) -> torch.Tensor:
             inputs.append((hidden, Arguments(positional, keywords)))
-            raise _StopForward
-
-        with replaced_forward(self.layers[0], stop), suppress(_StopForward):
-            decode(self.model, window.to(self.device))
-        return inputs[0]
-
-    def _layer_arguments(self, window: torch.Tensor, hidden: torch.Tensor, first: Arguments) -> list[Arguments]:
-        """Return the arguments of all layers without running them."""
-        if self._in_tuple is None:
-            with self.weights.loaded(0) as layer:
-                output = layer(hidden, *first.positional, **first.keywords)
-            self._in_tuple = isinstance(output, tuple)
-        arguments: list[Arguments] = []
-
-        def record(hidden: torch.Tensor, *positional: Any, **keywords: Any) -> Any:
-            arguments.append(Arguments(positional, keywords))
-            return self._layer_output(hidden)
+            return hidden
 
         with ExitStack() as stack:
             for layer in self.layers:
                 stack.enter_context(replaced_forward(layer, record))
-            decode(self.model, window.to(self.device))
-        return arguments
-
-    def _layer_output(self, hidden: torch.Tensor) -> Any:
-        return (hidden,) if self._in_tuple else hidden
+            decode(self.model, tokens.to(self.device))
+        return inputs[0][0], [arguments for _, arguments in inputs]

@@ -9,7 +9,7 @@ import torch
 from transformers import PreTrainedModel
 from transformers.modeling_outputs import ModelOutput
 
-from ..utils.lm_head import chunked_logits, decoder_of, divergences
+from ..utils.lm_head import chunked_logits, decoder_of
 
 
 class Predictions:
@@ -87,8 +87,9 @@ class Comparison:
 
         def compare(logits: torch.Tensor) -> None:
             expected = next(chunks).to(logits.device)
-            self._divergences[-1].append(divergences(expected, logits))
             self._agreements[-1].append(logits.argmax(-1) == expected.argmax(-1))
+            expected, predicted = expected.float().log_softmax(-1), logits.float().log_softmax(-1)
+            self._divergences[-1].append((expected.exp() * (expected - predicted)).sum(-1))
 
         return compare
 

@@ -30,26 +30,22 @@ def decode(model: PreTrainedModel, tokens: torch.Tensor, device: torch.device | 
     return decoder_of(model)(tokens.to(device or model.device), use_cache=False)
 
 
-def chunked_logits(model: PreTrainedModel, *decoded: ModelOutput) -> Iterator[tuple[Any, ...]]:
-    """Run the head on outputs of `decode`, including the model's processing of logits (soft caps, scales).
+def chunked_logits(model: PreTrainedModel, decoded: ModelOutput) -> Iterator[tuple[int, torch.Tensor]]:
+    """Run the head on an output of `decode`, including the model's processing of logits (soft caps, scales).
 
     Args:
         model: The causal LM.
-        decoded: Outputs of `decode`, all of the same window length.
+        decoded: Output of `decode`.
 
     Yields:
-        The first position of a chunk, then its logits for each output, shape `[windows, at most POSITIONS,
-        vocabulary]`.
+        The first position of a chunk and its logits, shape `[windows, at most POSITIONS, vocabulary]`.
     """
-    with head_in_autocast_dtype(model, decoded[0].last_hidden_state.device):
-        for start in range(0, decoded[0].last_hidden_state.shape[1], POSITIONS):
+    hidden = decoded.last_hidden_state
+    with head_in_autocast_dtype(model, hidden.device):
+        for start in range(0, hidden.shape[1], POSITIONS):
             # A contiguous copy: with a strided view, matmul would first copy the head's weight.
-            chunks = (
-                replace(output, last_hidden_state=torch.stack([row[start:][:POSITIONS] for row in output[0]]))
-                for output in decoded
-            )
-            # Don't bind chunks, so that each is freed before the next.
-            yield start, *(head_logits(model, chunk) for chunk in chunks)
+            chunk = hidden[:, start : start + POSITIONS].clone(memory_format=torch.contiguous_format)
+            yield start, head_logits(model, replace(decoded, last_hidden_state=chunk))
 
 
 def chunked_losses(
@@ -71,31 +67,16 @@ def chunked_losses(
     """
     losses = []
     for start, logits in chunked_logits(model, decoded):
-        losses.append(_losses(logits, tokens[:, start + 1 : start + 1 + logits.shape[1]]))
+        # The last position of a window has no target.
+        targets = tokens[:, start + 1 : start + 1 + logits.shape[1]].to(logits.device)
+        # The vocabulary must be the last dimension: softmax over a strided one loses four digits in float32.
+        predicted = logits[:, : targets.shape[1]].float().flatten(0, 1)
+        losses.append(cross_entropy(predicted, targets.flatten(), reduction="none").view(targets.shape))
         if on_logits:
             on_logits(logits)
-        del logits
+        del logits, predicted
     # A single transfer for all chunks, since each synchronizes the device.
     return torch.cat(losses, 1).cpu().double().mean(1)
-
-
-def divergences(expected: torch.Tensor, predicted: torch.Tensor) -> torch.Tensor:
-    """Return `KL(expected ‖ predicted)` of the next token at every position, in nats, shape `[windows, positions]`.
-
-    Args:
-        expected: Logits, shape `[windows, positions, vocabulary]`.
-        predicted: Logits, of the same shape.
-    """
-    expected, predicted = (logits.float().log_softmax(-1) for logits in (expected, predicted))
-    return (expected.exp() * (expected - predicted)).sum(-1)
-
-
-def _losses(logits: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
-    """Return the losses of a chunk. Its last position may have no target."""
-    # The vocabulary must be the last dimension: softmax over a strided one loses four digits in float32.
-    predicted = logits[:, : targets.shape[1]].float().flatten(0, 1)
-    losses = cross_entropy(predicted, targets.flatten().to(logits.device), reduction="none")
-    return losses.view(targets.shape)
 
 
 @contextmanager
