@@ -1,8 +1,6 @@
 """Ablation: the default with one option changed at a time, and the paper's Table 3.
 
-    python benchmarks/ablation.py MODEL DATASET [--variants default no-search ...] [--sparsity 0.2] [--seed 0]
-        [--eval-samples 10] [--seq-len 2048] [--options num_samples=32 ...] [--work FOLDER]
-        [--output ablation.json]
+    python benchmarks/ablation.py MODEL DATASET [options]
 
 Prints a table: perplexity before (if reported) and after calibration, number of candidates and tokens evaluated.
 Variants are calibrated by ridge regression, as candidates of the search are, except `uncalibrated` and

@@ -1,10 +1,6 @@
 """Compares methods, sparsities and seeds on one model and dataset, on the same windows.
 
-    python benchmarks/compare.py MODEL DATASET [--methods paper uniform no-search random evolutionary ffp ...]
-        [--sparsities 0.2 0.3] [--seeds 0 1 2] [--paper-steps 64] [--eval-samples 10]
-        [--distilled no-search ffp] [--policies flap=flap-20.json flap=flap-30.json] [--seq-len 2048]
-        [--eval-dataset DATASET] [--options num_samples=32 ...] [--against no-search] [--head 10]
-        [--save FOLDER] [--work FOLDER] [--output compare.json]
+    python benchmarks/compare.py MODEL DATASET [options]
 
 Writes one JSON record per prune (perplexities, losses of every test window, held-out figures of every stage of a
 calibration, sparsity, candidate evaluations, tokens, seconds and peak memory per stage) and prints a table:
@@ -29,7 +25,7 @@ from pathlib import Path
 from statistics import median
 
 import numpy as np
-from tables import difference
+from tables import difference, markdown
 
 from optimum_ffp import FFPConfig, FFPPruner
 from optimum_ffp.checkpoint.result import PruningResult, package_versions
@@ -142,11 +138,10 @@ def describe(result: PruningResult) -> dict:
         "model_sparsity": result.model_sparsity,
         "perplexities": result.tests[0][1],
         "test": result.test.describe(),
-        "losses": losses_on(result, 0),
-        "other_texts": [
-            perplexities | windows.describe() | {"losses": losses_on(result, text)}
-            for text, (windows, perplexities) in enumerate(result.tests[1:], 1)
-        ],
+        "losses": {
+            name: [[round(loss, 6) for loss in text] for text in texts] for name, texts in result.losses.items()
+        },
+        "other_texts": [perplexities | windows.describe() for windows, perplexities in result.tests[1:]],
         "held_out": result.calibration,
         "search": result.search.to_dict(),
         "sizes": result.policy.sizes,
@@ -157,39 +152,31 @@ def describe(result: PruningResult) -> dict:
     return without_folders(record)
 
 
-def losses_on(result: PruningResult, text: int) -> dict[str, list[float]]:
-    """Losses of every test window of one text by model."""
-    return {name: [round(loss, 6) for loss in of_texts[text]] for name, of_texts in result.losses.items()}
-
-
 def table(records: list[dict], head: int, against: str) -> str:
     """Medians (and ranges) over seeds by method, calibration and sparsity, and paired differences."""
-    groups = defaultdict(dict)
+    groups, parts = defaultdict(dict), (slice(head), slice(head, None))
     for record in records:
         groups[record["method"], record["calibration"], record["asked"]][record["seed"]] = record
     columns = ("method", "calibration", "sparsity", f"first {head}", "later", f"against {against}", "on search")
     columns += ("candidates", "tokens of the search", "of the prune")
-    lines = [f"| {' | '.join(columns)} |", "|---|---|" + "---:|" * (len(columns) - 2)]
+    rows = []
     for (method, calibration, asked), group in groups.items():
-        losses = [np.array(record["losses"]["calibrated"]) for record in group.values()]
+        losses = [np.array(record["losses"]["calibrated"][0]) for record in group.values()]
         reference = groups.get((against, calibration, asked), {})
         pairs = [
-            np.array(record["losses"]["calibrated"]) - reference[seed]["losses"]["calibrated"]
+            np.array(record["losses"]["calibrated"][0]) - reference[seed]["losses"]["calibrated"][0]
             for seed, record in group.items()
             if method != against and seed in reference
         ]
         best = [record["search"].get("perplexity", {}).get("best") for record in group.values()]
         search, read = (next(iter(group.values()))[name] for name in ("search", "tokens"))
-        best = f"{median(best):.2f}" if best[0] else ""
-        lines.append(
-            f"| {method} | {calibration} | {asked:.0%} | {spread([one[:head] for one in losses])} | "
-            f"{spread([one[head:] for one in losses])} | {difference([pair[head:] for pair in pairs])} | {best} | "
-            f"{search['candidate_evaluations']} | {search['tokens_evaluated']:,} | "
-            f"{sum(read.values()) - read.get('evaluation', 0):,} |"
-        )
-    test, dense = records[0]["test"], np.array(records[0]["losses"]["dense"])
-    lines.append(f"\nDense: {spread([dense[:head]])} and {spread([dense[head:]])}. {describe_windows(test)}.")
-    return "\n".join(lines)
+        cells = [method, calibration, f"{asked:.0%}", *(spread([one[part] for one in losses]) for part in parts)]
+        cells += [difference([pair[head:] for pair in pairs]), f"{median(best):.2f}" if best[0] else ""]
+        cells += [str(search["candidate_evaluations"]), f"{search['tokens_evaluated']:,}"]
+        rows.append([*cells, f"{sum(read.values()) - read.get('evaluation', 0):,}"])
+    test, dense = records[0]["test"], np.array(records[0]["losses"]["dense"][0])
+    note = f"Dense: {' and '.join(spread([dense[part]]) for part in parts)}. {describe_windows(test)}."
+    return f"{markdown(columns, rows)}\n\n{note}"
 
 
 def spread(losses: list[np.ndarray]) -> str:

@@ -1,7 +1,6 @@
 """A dozen short Python functions that dense and pruned models complete, side by side.
 
-    python benchmarks/completions.py MODEL ... [--max-new-tokens 160] [--timeout 10] [--device cpu] [--dtype float32]
-        [--output completions.json]
+    python benchmarks/completions.py MODEL ... [options]
 
 **Runs programs that a model wrote**: as the current user, in a process of their own (`python -I`) with a time limit,
 no environment variables and an empty temporary folder, but with access to all files and the network.
@@ -21,6 +20,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 
 import torch
+from tables import markdown
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from optimum_ffp.commands.errors import one_line_errors
@@ -148,13 +148,10 @@ def runs(program: str, timeout: float) -> bool:
 
 def table(records: list[dict]) -> str:
     """Functions that pass, by model."""
-    lines = [f"| | {' | '.join(record['model'] for record in records)} |", "|---|" + "---|" * len(records)]
-    for name in records[0]["functions"]:
-        cells = ["passes" if record["functions"][name]["passed"] else "" for record in records]
-        lines.append(f"| `{name}` | {' | '.join(cells)} |")
-    counts = [sum(function["passed"] for function in record["functions"].values()) for record in records]
-    lines.append(f"| **of {len(FUNCTIONS)}** | {' | '.join(map(str, counts))} |")
-    return "\n".join(lines)
+    functions = [record["functions"] for record in records]
+    rows = [[f"`{name}`", *("passes" if one[name]["passed"] else "" for one in functions)] for name in functions[0]]
+    counts = [str(sum(function["passed"] for function in one.values())) for one in functions]
+    return markdown(["", *(record["model"] for record in records)], [*rows, [f"**of {len(FUNCTIONS)}**", *counts]])
 
 
 if __name__ == "__main__":

@@ -1,7 +1,6 @@
 """Time and peak memory per stage of a prune of a model of any shape, with random weights.
 
-    python benchmarks/cost.py CONFIG [--layers 1 2] [--device cpu] [--dtype bfloat16] [--options search_steps=96 ...]
-        [--eval-samples 10] [--output cost.json]
+    python benchmarks/cost.py CONFIG [options]
 
 CONFIG is a `config.json` or a folder with one. Builds models with random weights and the given numbers of layers, and
 prunes them on random tokens, which does not change the cost. Without `--layers` the whole model is measured. From two
@@ -17,6 +16,7 @@ from pathlib import Path
 import torch
 from compare import read_options
 from make_checkpoint import with_layers
+from tables import markdown
 from tokenizers import Tokenizer
 from tokenizers.models import WordLevel
 from transformers import AutoConfig, AutoModelForCausalLM, PretrainedConfig, PreTrainedTokenizerFast
@@ -105,20 +105,20 @@ def extrapolate(runs: dict[int, dict], layers: int) -> dict[str, dict[str, float
 
 
 def table(record: dict, layers: int) -> str:
-    lines = ["| stage | minutes | peak memory [GiB] |", "|---|---:|---:|"]
-    for stage, figures in record["stages"].items():
-        lines.append(f"| {stage} | {figures['seconds'] / 60:.2f} | {figures['peak_bytes'] / 2**30:.2f} |")
-    total = sum(figures["seconds"] for figures in record["stages"].values()) / 60
-    peak = max(figures["peak_bytes"] for figures in record["stages"].values()) / 2**30
-    lines.append(f"| all | {total:.2f} | {peak:.2f} |")
-    counts = sorted(record["measured"])
-    how = (
-        "measured whole"
-        if counts == [layers]
-        else f"extrapolated from runs with {' and '.join(map(str, counts))} layers"
-    )
-    lines.append(f"\n{layers} layers, {how}; {record['device']}, {record['dtype']}.")
-    return "\n".join(lines)
+    stages = record["stages"]
+    whole = {
+        figure: combine(stage[figure] for stage in stages.values())
+        for figure, combine in (("seconds", sum), ("peak_bytes", max))
+    }
+    rows = [
+        [name, f"{stage['seconds'] / 60:.2f}", f"{stage['peak_bytes'] / 2**30:.2f}"]
+        for name, stage in (stages | {"all": whole}).items()
+    ]
+    how, counts = "measured whole", sorted(record["measured"])
+    if counts != [layers]:
+        how = f"extrapolated from runs with {' and '.join(map(str, counts))} layers"
+    note = f"{layers} layers, {how}; {record['device']}, {record['dtype']}."
+    return f"{markdown(['stage', 'minutes', 'peak memory [GiB]'], rows)}\n\n{note}"
 
 
 if __name__ == "__main__":

@@ -1,7 +1,6 @@
 """How far the predictions of pruned models are from those of the dense model, beside their perplexities.
 
-    python benchmarks/divergence.py DENSE PRUNED [PRUNED ...] --dataset DATASET [--windows 8 | --windows 1-10 82-148]
-        [--dtype bfloat16] [--output divergence.json]
+    python benchmarks/divergence.py DENSE PRUNED ... --dataset DATASET [options]
 
 Perplexity compares a model with the text, which the dense model may predict badly itself: one that was trained on
 code does so with articles, and a pruned model can come nearer to the text while it gets further from the dense model.
@@ -18,7 +17,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
-from tables import difference, mean_and_error
+from tables import difference, markdown, mean_and_error
 
 from optimum_ffp.commands.errors import one_line_errors
 from optimum_ffp.config.texts import TextMix, mark_local_paths
@@ -96,12 +95,10 @@ def describe(source: str, measured: dict, numbers: list[int]) -> dict:
 
 def table(records: list[dict], windows: range) -> str:
     """Means over a range of windows by model, and paired differences from the first pruned model."""
-    lines = [f"\nWindows {windows[0]}-{windows[-1]}:\n", f"| {' | '.join(COLUMNS)} |"]
-    lines += ["|---|" + "---:|" * (len(COLUMNS) - 1)]
     chosen = np.isin(records[0]["numbers"], windows)
     names = ("losses", "divergence", "agreement", "excess_loss")
     rows = [{name: np.array(record[name])[chosen] for name in names if name in record} for record in records]
-    first = rows[1]
+    first, lines = rows[1], []
     for record, row in zip(records, rows):
         cells = [record["model"], f"{np.exp(row['losses'].mean()):.2f}"]
         if "divergence" in row:
@@ -111,8 +108,8 @@ def table(records: list[dict], windows: range) -> str:
             divergence, agreement, excess = (row[name].mean() for name in names[1:])
             cells += [versus[0], f"{divergence:.4f}", versus[1], f"{100 * agreement:.1f} %"]
             cells += [f"{excess:.4f}", versus[2]]
-        lines.append(f"| {' | '.join(cells + [''] * (len(COLUMNS) - len(cells)))} |")
-    return "\n".join(lines)
+        lines.append(cells + [""] * (len(COLUMNS) - len(cells)))
+    return f"\nWindows {windows[0]}-{windows[-1]}:\n\n{markdown(COLUMNS, lines)}"
 
 
 def against(first: np.ndarray, figures: np.ndarray) -> str:

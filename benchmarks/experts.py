@@ -159,7 +159,7 @@ def table(records: list[dict]) -> str:
 
 def of_texts(record: dict) -> list[dict[str, np.ndarray]]:
     """Losses of the windows of every text, by model; what wasn't calibrated counts as if it was."""
-    texts = [record["losses"], *(text["losses"] for text in record["other_texts"])]
+    texts = [dict(zip(record["losses"], losses)) for losses in zip(*record["losses"].values())]
     texts = [{"calibrated": text.get("calibrated", text.get("searched"))} | text for text in texts]
     return [{model: np.array(losses) for model, losses in text.items()} for text in texts]
 

@@ -1,7 +1,6 @@
 """Writes the allocation of FLAP (An et al. 2024, https://arxiv.org/abs/2312.11983) as a policy for `ffp prune`.
 
-    python benchmarks/flap.py MODEL DATASET [--sparsity 0.2] [--attention kv-groups] [--num-samples 128]
-        [--seq-len 2048] [--seed 0] [--output flap-20.json]
+    python benchmarks/flap.py MODEL DATASET [options]
     optimum-cli ffp prune -m MODEL OUT --policy flap-20.json
 
 It is the paper's default, adaptive over layers and modules (AL-AM), as in the authors' code: a column of an output

@@ -1,11 +1,9 @@
 """Learning curves of the paper's agent, beside random search of the same mapping with the same tokens.
 
-    python benchmarks/learning_curve.py MODEL DATASET [--preset paper] [--sparsities 0.2 0.3] [--min-retention 0.2]
-        [--steps 1000] [--options learning_rate=1e-3 ...] [--seq-len 256] [--search-samples 4] [--held-out 8]
-        [--every 6] [--seed 0] [--save FOLDER] [--output learning-curve.json]
+    python benchmarks/learning_curve.py MODEL DATASET [options]
 
 The first search is trained from scratch and later ones start from its agent (policy transfer). Search windows are the
-first ones of a larger number, the others are held out: the deterministic action before every `--every`-th update is
+first of a larger number, and the others are held out: the deterministic action before every `--every`-th update is
 evaluated on them at the final sparsity, as is the policy that each search returns. There are as many calibration
 tokens as in 32 windows of 2048. Rewards are the paper's, `PPL_dense / PPL`, before calibration. With `--preset
 default` it is `--agent ppo` as it is otherwise: it starts from the policy of the loss curves, and is rewarded after
@@ -16,7 +14,6 @@ ridge regression, for `optimum-cli ffp evaluate` at another window length.
 import argparse
 import json
 from dataclasses import replace
-from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +21,7 @@ import numpy as np
 import torch
 from compare import describe, read_options
 from matplotlib.figure import Figure
+from tables import markdown
 
 from optimum_ffp import FFPConfig, FFPPruner, PruningPolicy
 from optimum_ffp.allocation.mapping import uniform
@@ -55,7 +53,11 @@ def main() -> None:
     parser.add_argument("--output", type=Path, default=Path("learning-curve.json"))
     args = parser.parse_args()
 
-    sizes = {
+    options = {
+        "dataset": args.dataset,
+        "agent": "ppo",
+        "min_retention": args.min_retention,
+        "seed": args.seed,
         "seq_len": args.seq_len,
         "num_samples": 32 * 2048 // args.seq_len,
         "search_samples": args.search_samples + args.held_out,
@@ -63,13 +65,11 @@ def main() -> None:
         "search_steps": args.steps,
         "calibration": "ridge",
     }
-    others = {"dataset": args.dataset, "agent": "ppo", "min_retention": args.min_retention, "seed": args.seed}
-    config = FFPConfig(preset=args.preset, **(sizes | others | read_options(args.options)))
+    config = FFPConfig(preset=args.preset, **(options | read_options(args.options)))
     pruner = FFPPruner.from_pretrained(args.model, config)
     data = pruner.measured.data
     held_out = data.search.tokens[args.search_samples :]
     pruner.measured.data = replace(data, search=data.search.first(args.search_samples))
-    judge = Judge(pruner, held_out)
 
     records, agent = [], None
     for sparsity in args.sparsities:
@@ -77,16 +77,16 @@ def main() -> None:
         agent = agent or trained.agent
         steps = steps_for(trained.tokens_evaluated, config, args.search_samples)
         drawn = pruner.search(sparsity, config=replace(config, method="random", search_steps=steps))
-        records.append(judge.compare(sparsity, {"ppo": trained, "random": drawn}, args.every))
-        for name, found in (("ppo", trained), ("random", drawn)):
+        searches = {"ppo": trained, "random": drawn}
+        record = {"options": without_folders(config.to_dict()), "sparsity": sparsity}
+        records.append(record | measure(pruner, replace(config, sparsity=sparsity), searches, held_out, args.every))
+        for name, found in searches.items():
             result = pruner.finish(found)
-            records[-1][name] |= {"prune": describe(result)}
+            records[-1][name]["prune"] = describe(result)
             if args.save:
                 save_checkpoint(result, args.save / f"{name}-{100 * sparsity:g}", overwrite=True)
-        options = without_folders(config.to_dict())
-        args.output.write_text(json.dumps({"options": options, "searches": records}, indent=2) + "\n")
-        when = "before calibration" if config.reward == "pruned" else "after ridge regression"
-        draw(records, args.output.with_suffix(".png"), when)
+        args.output.write_text(json.dumps(records, indent=2) + "\n")
+        draw(records, args.output.with_suffix(".png"))
         print(table(records[-1]), flush=True)
 
 
@@ -103,70 +103,57 @@ def steps_for(tokens: int, config: FFPConfig, search_samples: int) -> int:
     return steps
 
 
-class Judge:
-    """Evaluates policies on windows that the search does not see.
+def measure(
+    pruner: FFPPruner, config: FFPConfig, searches: dict[str, Found], held_out: torch.Tensor, every: int
+) -> dict[str, Any]:
+    """Held-out rewards of what every search returns, of the uniform policy, and of the agent as it learns.
 
     Args:
         pruner: The pruner of the searches.
-        windows: Token ids of the held-out windows.
+        config: Options of the searches.
+        searches: Their results by name; that of the agent is `ppo`.
+        held_out: Token ids of windows that the searches don't see.
+        every: Number of updates between two that are measured.
     """
-
-    def __init__(self, pruner: FFPPruner, windows: torch.Tensor):
-        self.pruner, self.windows = pruner, windows
-
-    @cached_property
-    def dense(self) -> float:
-        """Mean loss of the dense model, in nats per token."""
-        return self._loss(PruningPolicy.dense(self.pruner.measured.units), compensated=False)
-
-    def reward(self, policy: PruningPolicy) -> float:
-        """Reward `PPL_dense / PPL` on the held-out windows."""
-        compensated = self.pruner.config.reward == "compensated"
-        return float(np.exp(self.dense - self._loss(policy, compensated)))
-
-    def _loss(self, policy: PruningPolicy, compensated: bool) -> float:
-        measured = self.pruner.measured
-        dtype = autocast_dtype(measured.model, self.pruner.config.search_dtype)
-        inputs = measured.prepared.sorted_model, [policy], self.windows
-        return float(policy_losses(*inputs, compensated=compensated, dtype=dtype).mean())
-
-    def compare(self, sparsity: float, searches: dict[str, Found], every: int) -> dict[str, Any]:
-        """The record of one sparsity: held-out rewards of what every search returns, and of the agent as it learns."""
-        search = PolicySearch(self.pruner.measured, replace(self.pruner.config, sparsity=sparsity))
-        budget, record = search.budget, {"sparsity": sparsity}
-        for name, found in searches.items():
-            record[name] = {
-                "tokens": found.tokens_evaluated,
-                "evaluations": found.candidate_evaluations,
-                "best_on_search": found.dense_perplexity / found.best_perplexity,
-                "held_out": self.reward(found.policy),
-                "samples": [[entry["samples"], entry["target_sparsity"], entry["reward"]] for entry in found.log],
-            }
-        trail = searches["ppo"].scores_by_update
-        kept = sorted({*range(0, len(trail), every), len(trail) - 1})
-        policies = [search.mapping(trail[update], budget) for update in kept]
-        # Most updates change the scores, but not their order.
-        rewards = {policy.sizes: self.reward(policy) for policy in policies}
-        record["mean_action"] = [[update, rewards[policy.sizes]] for update, policy in zip(kept, policies)]
-        record["moved"] = float(np.abs(trail[-1] - trail[0]).mean())
-        record["uniform"] = self.reward(uniform(trail[0], budget))
-        return record
+    search, scores = PolicySearch(pruner.measured, config), searches["ppo"].scores_by_update
+    updates = sorted({*range(0, len(scores), every), len(scores) - 1})
+    mean_actions = [search.mapping(scores[update], search.budget) for update in updates]
+    equal = uniform(scores[0], search.budget)
+    policies = [PruningPolicy.dense(pruner.measured.units), equal, *(found.policy for found in searches.values())]
+    # Most updates change the scores, but not their order.
+    policies = [*dict.fromkeys([*policies, *mean_actions])]
+    losses = policy_losses(
+        pruner.measured.prepared.sorted_model,
+        policies,
+        held_out,
+        compensated=config.reward == "compensated",
+        dtype=autocast_dtype(pruner.model, config.search_dtype),
+    ).mean(1)
+    rewards = dict(zip(policies, np.exp(losses[0] - losses).tolist()))
+    return {
+        name: {
+            "tokens": found.tokens_evaluated,
+            "evaluations": found.candidate_evaluations,
+            "best_on_search": found.dense_perplexity / found.best_perplexity,
+            "held_out": rewards[found.policy],
+            "samples": [[entry["samples"], entry["target_sparsity"], entry["reward"]] for entry in found.log],
+        }
+        for name, found in searches.items()
+    } | {
+        "mean_action": [[update, rewards[policy]] for update, policy in zip(updates, mean_actions)],
+        "moved": float(np.abs(scores[-1] - scores[0]).mean()),
+        "uniform": rewards[equal],
+    }
 
 
-def draw(records: list[dict[str, Any]], path: Path, when: str) -> None:
-    """Draws the rewards of samples and the held-out reward of the deterministic action, by update.
-
-    Args:
-        records: The record of every sparsity.
-        path: Picture to write.
-        when: Whether rewards are those before or after calibration.
-    """
+def draw(records: list[dict[str, Any]], path: Path) -> None:
+    """Draws the rewards of samples and the held-out reward of the mean action by update, one panel per sparsity."""
+    when = "before calibration" if records[0]["options"]["reward"] == "pruned" else "after ridge regression"
     figure = Figure(figsize=(9, 3.8 * len(records)), layout="constrained")
     for axes, record in zip(np.atleast_1d(figure.subplots(len(records), 1)), records):
-        samples = np.array([reward for _, _, reward in record["ppo"]["samples"]])
+        samples = [reward for _, _, reward in record["ppo"]["samples"]]
         updates, rewards = zip(*record["mean_action"])
-        scale = updates[-1] / len(samples)
-        at = np.arange(len(samples)) * scale
+        at = np.arange(len(samples)) * updates[-1] / len(samples)
         axes.plot(at, samples, ".", markersize=2, color="#9db8d6", label="samples, search windows")
         axes.plot(updates, rewards, color="#2f6fb3", label="mean action, held-out windows")
         axes.axhline(record["random"]["held_out"], color="#e08a1e", label="best of random search, held out")
@@ -177,15 +164,16 @@ def draw(records: list[dict[str, Any]], path: Path, when: str) -> None:
 
 
 def table(record: dict[str, Any]) -> str:
-    """Rewards on the search windows and on held-out windows, and the perplexity after calibration."""
-    lines = ["| | tokens | on search | held out |", "|---|---:|---:|---:|"]
-    for name in ("ppo", "random"):
-        row = record[name]
-        lines.append(f"| {name} | {row['tokens']:,} | {row['best_on_search']:.4f} | {row['held_out']:.4f} |")
-    first, last = record["mean_action"][0][1], record["mean_action"][-1][1]
-    lines.append(f"| mean action, first and last update | | | {first:.4f} {last:.4f} |")
-    lines.append(f"| uniform | | | {record['uniform']:.4f} |")
-    return "\n".join(lines) + f"\n\n{record['sparsity']:.0%}; the mean action moved by {record['moved']:.2f}."
+    """Rewards on the search windows and on held-out windows."""
+    rows = [
+        [name, f"{found['tokens']:,}", f"{found['best_on_search']:.4f}", f"{found['held_out']:.4f}"]
+        for name, found in ((name, record[name]) for name in ("ppo", "random"))
+    ]
+    (_, first), *_, (_, last) = record["mean_action"]
+    rows += [["mean action, first and last update", "", "", f"{first:.4f} {last:.4f}"]]
+    rows += [["uniform", "", "", f"{record['uniform']:.4f}"]]
+    note = f"{record['sparsity']:.0%}; the mean action moved by {record['moved']:.2f}."
+    return f"{markdown(['', 'tokens', 'on search', 'held out'], rows)}\n\n{note}"
 
 
 if __name__ == "__main__":

@@ -1,6 +1,6 @@
 """Writes a checkpoint of any shape with random weights, layer by layer, for measurements of time and memory.
 
-    python benchmarks/make_checkpoint.py CONFIG OUT [--tokenizer FOLDER] [--dtype bfloat16] [--layers N] [--seed 0]
+    python benchmarks/make_checkpoint.py CONFIG OUT [options]
 
 `CONFIG` is a folder with `config.json`, or that file. Every layer is one shard, so that no more than one is in memory,
 with a tensor per expert as on the Hub.

@@ -1,7 +1,6 @@
 """Turns a dense llama into a mixture of experts, to measure the pruning of experts on a model that fits a laptop.
 
-    python benchmarks/make_moe.py MODEL DATASET OUT [--experts 8] [--top-k 4] [--num-samples 64] [--layer-passes 1]
-        [--model-passes 1] [--layers N] [--seed 0] [--output moe.json]
+    python benchmarks/make_moe.py MODEL DATASET OUT [options]
 
 OUT is a plain `mixtral` checkpoint. The channels of every FFN are divided into experts of equal size by balanced
 k-means of how their shares in a token's output vary over tokens (MoEfication, Zhang et al., 2022, clusters weights).
@@ -40,9 +39,7 @@ from optimum_ffp.compression.calibrations.layers import (
     split_windows,
     windows_per_step,
 )
-from optimum_ffp.compression.calibrations.model import training_options, trains_in_bfloat16
-from optimum_ffp.compression.training.batch import Batch
-from optimum_ffp.compression.training.end_to_end import Training
+from optimum_ffp.compression.calibrations.model import train_model
 from optimum_ffp.compression.training.layer import Fit, Trainer
 from optimum_ffp.data import DataSplits
 from optimum_ffp.engine import LayerRunner, LayerwiseModel
@@ -101,8 +98,9 @@ def main() -> None:
     student.load_state_dict(trained, strict=False)
     record["layers"], tokens = measure(student), layerwise.counter.tokens
     if args.model_passes:
-        student, more = train_model(student, teacher, data, config)
-        record["model"], tokens = measure(student), tokens + more
+        trained = train_model(student, teacher, teacher.dtype, data, data.calibration.start_token, config)
+        student, tokens = trained.model, tokens + trained.tokens
+        record["model"] = measure(student)
     record |= {"tokens": round(tokens), "shares": shares(student, data.search.tokens)}
     student.save_pretrained(args.out)
     pruner.tokenizer.save_pretrained(args.out)
@@ -211,26 +209,6 @@ def balanced_clusters(rows: torch.Tensor, count: int) -> torch.Tensor:
         members = torch.from_numpy(places).argsort().view(count, size)
         centers = rows[members].mean(1)
     return members
-
-
-def train_model(
-    student: MixtralForCausalLM, teacher: PreTrainedModel, data: DataSplits, config: FFPConfig
-) -> tuple[PreTrainedModel, int]:
-    """Trains the whole mixture, as calibration `model`; returns it, and the number of tokens read."""
-    windows = split_windows(data.calibration.tokens, config.distillation_parts, data.calibration.start_token)
-    generator = torch.Generator().manual_seed(config.seed)
-    order = torch.cat([torch.randperm(len(windows), generator=generator) for _ in range(config.model_passes)])
-    options = training_options(config, len(order) * windows.shape[1], 1)
-    training = Training(
-        student=student,
-        teacher=teacher,
-        dtype=teacher.dtype,
-        config=options,
-        batch=Batch.for_model(options, teacher.config),
-        bf16=trains_in_bfloat16(teacher.device, teacher.dtype, config),
-    )
-    trained = training.run(windows[order], data.held_out.tokens)
-    return trained.model, trained.tokens
 
 
 @torch.no_grad()

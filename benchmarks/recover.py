@@ -1,8 +1,6 @@
 """Recovers pruned models with several numbers of tokens, seeds and ranks of adapters, and compares what comes of it.
 
-    python benchmarks/recover.py PRUNED ... --teacher MODEL --dataset A:0.5,B:0.5 [--eval-dataset A,B]
-        [--max-tokens 100k 200k 400k] [--seeds 0] [--lora 0 32] [--eval-samples 10] [--options seq_len=1024 ...]
-        [--work FOLDER] [--save FOLDER] [--output recover.json]
+    python benchmarks/recover.py PRUNED ... --teacher MODEL --dataset A:0.5,B:0.5 [options]
 
 Every pruned model is trained once for each combination, each time from its own start with a schedule of its own.
 Writes one JSON record per recovery (losses of every test window, the curve on held-out windows) and prints a table:
@@ -16,10 +14,12 @@ import argparse
 import hashlib
 import json
 from collections import defaultdict
+from itertools import product
 from pathlib import Path
 
 import numpy as np
 from compare import read_options
+from tables import markdown
 
 from optimum_ffp import FFPRecovery, RecoveryConfig
 from optimum_ffp.commands.errors import one_line_errors
@@ -46,13 +46,10 @@ def main() -> None:
     args = parser.parse_args()
 
     records = []
-    for start in args.pruned:
-        for rank in args.lora:
-            for tokens in args.max_tokens:
-                for seed in args.seeds:
-                    records.append(recover(args, start, rank, tokens, seed))
-                    if processes.is_main():
-                        args.output.write_text(json.dumps(records, indent=2) + "\n")
+    for combination in product(args.pruned, args.lora, args.max_tokens, args.seeds):
+        records.append(recover(args, *combination))
+        if processes.is_main():
+            args.output.write_text(json.dumps(records, indent=2) + "\n")
     if processes.is_main():
         print(table(records))
     processes.leave()
@@ -98,9 +95,10 @@ def table(records: list[dict]) -> str:
         groups[record["start"], record["options"]["lora"], record["asked"]].append(record)
     first = records[0]
     texts = [TextMix.parse(text["dataset"]).published for text in (first["perplexity"], *first["other_texts"])]
-    columns = [f"{text}, pruned | recovered | of the way to dense" for text in texts]
-    lines = [f"| start | trained | tokens | seeds | {' | '.join(columns)} | divergence, held out |"]
-    lines.append("|---|---|---:|---:|" + "---:|" * (3 * len(texts) + 1))
+    columns = ["start", "trained", "tokens", "seeds"]
+    columns += [f"{text}, {column}" for text in texts for column in ("pruned", "recovered", "of the way to dense")]
+    columns.append("divergence, held out")
+    rows = []
     for (start, rank, asked), group in groups.items():
         cells = [start, f"LoRA {rank}" if rank else "all weights", asked, str(len(group))]
         for number in range(len(texts)):
@@ -108,11 +106,10 @@ def table(records: list[dict]) -> str:
             cells.append(share([way(record, number) for record in group]))
         before = np.mean([record["curve"][0]["kl"] for record in group])
         after = np.mean([record["kept"]["kl"] for record in group])
-        lines.append(f"| {' | '.join(cells)} | {before:.4f} to {after:.4f} |")
+        rows.append([*cells, f"{before:.4f} to {after:.4f}"])
     dense = [perplexity(records, "dense", number) for number in range(len(texts))]
     named = ", ".join(f"{text} {value}" for text, value in zip(texts, dense))
-    lines.append(f"\nDense: {named}; {len(first['losses']['dense'][0])} windows of each text.")
-    return "\n".join(lines)
+    return f"{markdown(columns, rows)}\n\nDense: {named}; {len(first['losses']['dense'][0])} windows of each text."
 
 
 def perplexity(group: list[dict], name: str, text: int) -> str:

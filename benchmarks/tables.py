@@ -12,8 +12,9 @@ import argparse
 import json
 import re
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import partial
+from itertools import count
 from math import exp, expm1
 from pathlib import Path
 from statistics import mean, stdev
@@ -40,23 +41,29 @@ class Table(NamedTuple):
     columns: dict[str, Column]
     rows: list[Row]
 
-    def render(self) -> str:
-        """Return the table in Markdown. If a row selects several records, a cell has the figures of all.
+    def cells(self) -> Iterator[tuple[str, list[str]]]:
+        """Yield the label and the cells of every row, without rows of which nothing was recorded.
 
-        A row of which nothing was recorded is left out.
+        If a row selects several records, a cell has the figures of all.
         """
         pool = Pool(self.files)
-        lines = [f"| {' | '.join([self.label, *self.columns])} |", "|---|" + "---:|" * len(self.columns)]
         for label, row in self.rows:
             cells = row or [""] * len(self.columns)
             if isinstance(cells[0], dict):
-                cells = [
-                    ", ".join(filter(None, dict.fromkeys(column(pool, one) for one in row)))
-                    for column in self.columns.values()
-                ]
+                columns = ([column(pool, one) for one in row] for column in self.columns.values())
+                cells = [", ".join(filter(None, dict.fromkeys(figures))) for figures in columns]
             if any(cells) or not row:
-                lines.append(f"| {' | '.join([label, *cells])} |")
-        return "\n".join(lines) + "\n"
+                yield label, cells
+
+    def render(self) -> str:
+        """Return the table in Markdown."""
+        return markdown([self.label, *self.columns], ([label, *cells] for label, cells in self.cells())) + "\n"
+
+
+def markdown(columns: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    """Return a table in Markdown, with the first column aligned to the left and the others to the right."""
+    lines = [f"| {' | '.join(cells)} |" for cells in (columns, *rows)]
+    return "\n".join([lines[0], "|---|" + "---:|" * (len(columns) - 1), *lines[1:]])
 
 
 class Pool:
@@ -66,66 +73,38 @@ class Pool:
         self.records = [record for file in files for record in read(file)]
 
     def find(self, wanted: Wanted, last: int = 0) -> dict:
-        """Return the first record with these fields and losses of at least `last` windows, or an empty one."""
+        """Return the first record with these fields, and with test window `last` unless it is 0, or an empty one."""
         asked = {name: value for name, value in wanted.items() if name not in ("of", "than")}
         for record in self.records:
             same = all(record.get(name) == value for name, value in asked.items())
-            if same and len(losses_of(record, wanted)) >= last:
+            if same and (last == 0 or last in windows_of(record, wanted)):
                 return record
         return {}
 
     def losses(self, wanted: Wanted, first: int, last: int, text: int = 0) -> list[float]:
         """Return the losses of test windows, counted from 1; none without a record of all of them."""
-        losses = losses_of(self.find(wanted, last), wanted, text)[first - 1 : last]
-        return [] if None in losses else losses
+        losses = windows_of(self.find(wanted, last), wanted, text)
+        numbers = range(first, last + 1)
+        return [losses[number] for number in numbers] if losses.keys() >= {*numbers} else []
 
 
-def losses_of(record: dict, wanted: Wanted, text: int = 0) -> list[float]:
-    """Return the losses of all test windows of one text."""
+def windows_of(record: dict, wanted: Wanted, text: int = 0) -> dict[int, float]:
+    """Return the losses of all test windows of one text by their number, counted from 1."""
     texts = record.get("losses", {}).get(wanted.get("of", "calibrated"), [])
-    return texts[text] if text < len(texts) else []
+    return dict(zip(record.get("numbers", count(1)), texts[text])) if text < len(texts) else {}
 
 
 def read(file: str) -> list[dict]:
-    """Read one file. The `losses` of its records are lists over texts and windows, by model."""
+    """Return the records of one file, with their options as fields.
+
+    Their `losses` are lists over texts and windows, by model. Of `divergence.py` they include its other figures.
+    """
     records = json.loads((HERE / "results" / f"{file}.json").read_text())
-    records = records if isinstance(records, list) else [records]
-    return [flat | {"file": file} for record in records for flat in flatten(record)]
-
-
-def flatten(record: dict) -> list[dict]:
-    """Split a record of a file into one per prune, recovery, evaluated model or search."""
-    if "baseline" in record:
-        return [evaluated(record[model]) for model in ("model", "baseline")]
-    if "searches" in record:
-        shared = {"seed": record["options"]["seed"], "least": record["options"].get("min_retention", 0.2)}
-        return [shared | search for search in record["searches"]]
-    if "start" in record:
-        return [record["options"] | record]
-    if "numbers" in record:
-        return [{"model": record["model"], "losses": by_number(record)}]
-    if "losses" in record:
-        texts = [record, *record["other_texts"]]
-        losses = {model: [text["losses"][model] for text in texts] for model in record["losses"]}
-        calibrated_on = record["search"]["calibrated_on"]
-        text = calibrated_on["windows"] * calibrated_on["window_length"]
-        return [record.get("options", {}) | record | {"losses": losses, "text": text}]
-    return [record]
-
-
-def by_number(record: dict) -> dict[str, list[list[float | None]]]:
-    """Return what `divergence.py` measured on test windows, with `None` for those between that it didn't run."""
-    names = {"calibrated": "losses", "divergence": "divergence", "agreement": "agreement"}
-    figures = {name: dict(zip(record["numbers"], record.get(key, []))) for name, key in names.items()}
-    last = record["numbers"][-1]
-    return {name: [[found.get(number) for number in range(1, last + 1)]] for name, found in figures.items() if found}
-
-
-def evaluated(model: dict) -> dict:
-    """Return the record of a distilled model in a report of `ffp evaluate`, by its name from `compare.py --save`."""
-    method, percent, seed = re.fullmatch(r"(.+)-(\d+)-seed(\d+)", model["name"]).groups()
-    losses = {"calibrated": [model["perplexity"]["losses"]]}
-    return {"method": method, "asked": int(percent) / 100, "seed": int(seed), "losses": losses} | DISTILLED
+    for record in records:
+        if "numbers" in record:
+            figures = {"calibrated": "losses", "divergence": "divergence", "agreement": "agreement"}
+            record["losses"] = {name: [record[key]] for name, key in figures.items() if key in record}
+    return [record.get("options", {}) | record | {"file": file} for record in records]
 
 
 def mean_and_error(values: Sequence[float]) -> tuple[float, float]:
@@ -226,8 +205,18 @@ def tokens(*stages: str) -> Column:
 
     def cell(pool: Pool, row: Wanted) -> str:
         spent = {} if row.get("of") in ("dense", "pruned") else pool.find(row).get("tokens", {})
-        count = sum(spent.get(stage, 0) for stage in stages or spent.keys() - {"evaluation"})
-        return "" if not spent else f"{count / 1e6:.2f}M" if count else "none"
+        total = sum(spent.get(stage, 0) for stage in stages or spent.keys() - {"evaluation"})
+        return "" if not spent else f"{total / 1e6:.2f}M" if total else "none"
+
+    return cell
+
+
+def tokens_of_text() -> Column:
+    """Tokens of the calibration windows."""
+
+    def cell(pool: Pool, row: Wanted) -> str:
+        windows = {} if "of" in row else pool.find(row).get("search", {}).get("calibrated_on", {})
+        return f"{windows['windows'] * windows['window_length']:,}" if windows else ""
 
     return cell
 
@@ -247,7 +236,7 @@ def held_out(figure: str, form: str) -> Column:
 def trained_or_not(rows: dict[str, list[Wanted]]) -> list[Row]:
     """Return rows of the dense model, of models after ridge regression, and of the same models distilled."""
     groups: list[Row] = [("dense", [{"of": "dense"}])]
-    for head, calibration in ((NOT_TRAINED, RIDGE), (TRAINED, DISTILLED)):
+    for head, calibration in ((NOT_TRAINED, RIDGE), (TRAINED, LAYERS)):
         groups.append((head, []))
         groups += [(label, [one | calibration for one in models]) for label, models in rows.items()]
     return groups
@@ -287,10 +276,10 @@ def learning(form: str) -> dict[str, Column]:
 NOT_TRAINED = "**Closed form alone (ridge regression), nothing trained**"
 TRAINED = "**Layers and last norm trained on the calibration text (`--calibration layers`)**"
 SIZES = "20 / 30 % of the blocks = 15.8 / 23.7 % of the model"
-RIDGE, DISTILLED, MODEL = ({"calibration": calibration} for calibration in ("ridge", "distillation", "model"))
+RIDGE, LAYERS, MODEL = ({"calibration": calibration} for calibration in ("ridge", "layers", "model"))
 UNIFORM, NO_SEARCH, FFP = ({"method": method, "seed": 0} for method in ("uniform", "no-search", "ffp"))
 DEFAULT = MODEL | {"preset": "default", "distillation_passes": None, "model_rate": None}
-LESS_TEXT = NO_SEARCH | {"text": 65536}
+LESS_TEXT = NO_SEARCH | {"num_samples": 32}
 RECOVERED = {"start": "ffp-30-seed0", "of": "recovered", "batch_tokens": 512, "lora": 0, "seed": 0}
 SMOLLM2 = ("smollm2-default", "smollm2-uniform-distilled", "smollm2-uniform", "smollm2-less-text")
 ALL_WINDOWS = (*SMOLLM2, "smollm2-default-all-windows")
@@ -324,7 +313,7 @@ TABLES = {
     "methods": Table(
         SIZES,
         (*SMOLLM2, "smollm2", *FRONTIER),
-        by_sparsity({"": perplexity(1, 10)}) | {"tokens of text": at(value("text", form="{:,}"), asked=0.2)},
+        by_sparsity({"": perplexity(1, 10)}) | {"tokens of text": at(tokens_of_text(), asked=0.2)},
         [
             ("dense", [{"of": "dense"}]),
             ("**Nothing trained**", []),
@@ -335,10 +324,10 @@ TABLES = {
             ("`--preset paper`, 64 of its 1000 evaluations", [{"method": "paper"}]),
             *((name, list(figures)) for name, figures in OTHERS.items()),
             (TRAINED, []),
-            ("`--method ffp`", [FFP | DISTILLED]),
-            ("`--method no-search`", [NO_SEARCH | DISTILLED]),
-            ("the same, calibrated on 32 windows", [LESS_TEXT | DISTILLED]),
-            ("`--method uniform`", [UNIFORM | DISTILLED]),
+            ("`--method ffp`", [FFP | LAYERS]),
+            ("`--method no-search`", [NO_SEARCH | LAYERS]),
+            ("the same, calibrated on 32 windows", [LESS_TEXT | LAYERS]),
+            ("`--method uniform`", [UNIFORM | LAYERS]),
             ("**The whole model trained too (`--calibration model`)**", []),
             (
                 "**the default**: `--method ffp` at 20 %, `no-search` at 30 %",
@@ -480,12 +469,12 @@ TABLES = {
             for label, one, than in (
                 ("curves: no search against uniform", NO_SEARCH, UNIFORM),
                 ("search: `ffp` against no search", FFP, NO_SEARCH),
-                ("text: no search, 114 windows against 32", NO_SEARCH | {"text": 233472}, LESS_TEXT),
+                ("text: no search, 114 windows against 32", NO_SEARCH, LESS_TEXT),
             )
-            for trained, calibration in ((", not trained", RIDGE), (", trained", DISTILLED))
+            for trained, calibration in ((", not trained", RIDGE), (", trained", LAYERS))
         ]
         + [
-            (f"training: {label}", [one | DISTILLED | {"than": RIDGE}])
+            (f"training: {label}", [one | LAYERS | {"than": RIDGE}])
             for label, one in (("uniform", UNIFORM), ("no search", NO_SEARCH), ("`ffp`", FFP))
         ],
     ),
@@ -522,7 +511,7 @@ TABLES = {
         [
             ("dense", [{"of": "dense"}]),
             ("half and half (trained)", [{"dataset": "wikitext2:0.5,train.jsonl:0.5"}]),
-            ("WikiText-2 alone (trained)", [{"asked": 0.2} | FFP | DISTILLED]),
+            ("WikiText-2 alone (trained)", [{"asked": 0.2} | FFP | LAYERS]),
             ("C4 alone (trained)", [{"dataset": "train.jsonl"}]),
         ],
     ),
@@ -558,15 +547,15 @@ TABLES = {
         },
         [
             (label, [{"asked": 0.2, "method": "homogeneous", "seed": 0} | calibration])
-            for label, calibration in (("`--calibration ridge` (not trained)", RIDGE), ("trained", DISTILLED))
+            for label, calibration in (("`--calibration ridge` (not trained)", RIDGE), ("trained", LAYERS))
         ],
     ),
     "paper": Table(
         SIZES,
         ("smollm2-learning-curve", "smollm2-learning-curve-retention-0.5"),
-        {"smallest share": value("least", form="{}")} | learning("{:.3f}"),
+        {"smallest share": value("min_retention", form="{}")} | learning("{:.3f}"),
         [
-            (label, [{"sparsity": sparsity, "least": least}])
+            (label, [{"sparsity": sparsity, "min_retention": least}])
             for least in (0.2, 0.5)
             for label, sparsity in (("20 %", 0.2), ("30 %, from the agent of 20 %", 0.3))
         ],
@@ -646,8 +635,8 @@ def draw(path: Path) -> None:
     """Draw the parameters of final models against their perplexity."""
     from matplotlib.figure import Figure
 
-    rows = [line.removeprefix("| ").split(" | ") for line in TABLES["methods"].render().splitlines()]
-    perplexities = {label: [float(cell) for cell in cells[:2] if cell] for label, *cells in rows[2:]}
+    rows = TABLES["methods"].cells()
+    perplexities = {label: [float(cell) for cell in cells[:2] if cell] for label, cells in rows}
     sizes = {20: 113.3, 30: 102.7}
     figure = Figure(figsize=(8, 4.5), layout="constrained")
     axes = figure.subplots()
@@ -691,7 +680,7 @@ COLORS = {
 
 def trained(record: dict) -> str:
     """Return what a prune trained, a key of `STAGES`."""
-    calibration = record["calibration"].replace("distillation", "layers")
+    calibration = record["calibration"]
     return "layers, model" if calibration == "model" and record["distillation_passes"] != 0 else calibration
 
 

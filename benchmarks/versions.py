@@ -1,7 +1,6 @@
 """Prunes a model with several versions of optimum-ffp, and compares processor time, memory and perplexity.
 
-    python benchmarks/versions.py MODEL TEXT --versions 49874c3 main [--options num_samples=32 ...] [--runs 1]
-        [--threads 1] [--output versions.json]
+    python benchmarks/versions.py MODEL TEXT --versions 49874c3 main [options]
 
 Every version is a revision of this repository, checked out beside it for the time of the comparison, with the packages
 of this environment. Each prune has a process of its own, and versions take turns, since the speed of a machine varies.
@@ -18,6 +17,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 
 from compare import read_options
+from tables import markdown
 
 
 ROOT = Path(__file__).parent.parent
@@ -72,17 +72,14 @@ def prune(revision: str, model: str, options: dict, threads: int) -> dict:
 
 def table(versions: dict[str, list[dict]]) -> str:
     """The fastest run of every version, with its time relative to that of the first version."""
-    rows = [
-        "| version | processor seconds | of the first | peak memory, GB | perplexity | tokens |",
-        "|---|" + 5 * "---:|",
-    ]
+    columns = ("version", "processor seconds", "of the first", "peak memory, GB", "perplexity", "tokens")
     fastest = {name: min(runs, key=lambda run: run["processor_seconds"]) for name, runs in versions.items()}
-    first = next(iter(fastest.values()))
+    rows, first = [], next(iter(fastest.values()))["processor_seconds"]
     for name, run in fastest.items():
-        share = run["processor_seconds"] / first["processor_seconds"]
-        figures = f"{run['processor_seconds']:.0f} | {share:.2f} | {run['peak_memory_bytes'] / 1e9:.1f}"
-        rows.append(f"| {name} | {figures} | {run['perplexity']:.2f} | {run['tokens']:,} |")
-    return "\n".join(rows)
+        seconds, memory = run["processor_seconds"], run["peak_memory_bytes"] / 1e9
+        cells = [f"{seconds:.0f}", f"{seconds / first:.2f}", f"{memory:.1f}", f"{run['perplexity']:.2f}"]
+        rows.append([name, *cells, f"{run['tokens']:,}"])
+    return markdown(columns, rows)
 
 
 if __name__ == "__main__":

@@ -1,7 +1,6 @@
 """The paper's Table 1: zero-shot accuracy on seven tasks, of dense and pruned models.
 
-    python benchmarks/zero_shot.py MODEL ... [--tasks boolq piqa ...] [--tasks-path FOLDER] [--limit 200]
-        [--balanced boolq] [--batch-size 8] [--device cpu] [--dtype bfloat16] [--output zero_shot.json]
+    python benchmarks/zero_shot.py MODEL ... [options]
 
 Needs `optimum-ffp[eval]`. Accuracy is normalised by length if the task has that metric. Prints one row per model, in
 percent, with the mean and the difference of the first model to it, each with its standard error (of paired samples

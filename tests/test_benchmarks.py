@@ -117,8 +117,7 @@ def test_ablation(run, save_tiny_model, data_folder):
 
 def test_learning_curve(run, save_tiny_model, data_folder):
     words = ["--sparsities", "0.3", "--steps", "26", "--seq-len", "24", "--search-samples", "2", "--held-out", "3"]
-    _, record = run("learning_curve", save_tiny_model(), data_folder, *words)
-    (search,) = record["searches"]
+    _, (search,) = run("learning_curve", save_tiny_model(), data_folder, *words)
     assert search["ppo"]["tokens"] > 0 and search["mean_action"][0][0] == 0
 
 

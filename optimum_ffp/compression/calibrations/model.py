@@ -1,17 +1,20 @@
 """Ridge regression, training of every layer, then of all of them to reproduce the dense model's predictions."""
 
 import copy
+from pathlib import Path
 
 import torch
+from transformers import PreTrainedModel
 
 from ...config import FFPConfig, RecoveryConfig
+from ...data import DataSplits
 from ...errors import FFPError
 from ...modeling.padding import weights_of
 from ...utils import processes
 from ...utils.precision import compute_dtype, computes_in_bfloat16, convert
 from ..calibration import Calibration, CalibrationTask
 from ..training.batch import Batch
-from ..training.end_to_end import Training
+from ..training.end_to_end import Training, TrainingOutput
 from . import layers, ridge
 from .layers import STEP_TOKENS, split_windows
 
@@ -31,32 +34,47 @@ def calibrate(task: CalibrationTask) -> Calibration:
     sorted_model, config, journal = task.sorted_model, task.config, task.journal
     if processes.count() > 1 and journal.folder is None:
         raise FFPError("calibration 'model' of several processes needs a work_folder; or choose calibration 'layers'")
-    layerwise = sorted_model.layerwise
-    teacher = layerwise.dense.model
+    layerwise, teacher = sorted_model.layerwise, sorted_model.layerwise.dense.model
     before = (layers if config.layer_passes else ridge).calibrate(task)
 
     def train() -> dict[str, torch.Tensor]:
-        bf16 = trains_in_bfloat16(teacher.device, teacher.dtype, config)
-        dtype = torch.bfloat16 if bf16 else compute_dtype(teacher.device, teacher.dtype)
-        windows = split_windows(task.data.calibration.tokens, config.distillation_parts, task.start_token)
-        generator = torch.Generator().manual_seed(config.seed)
-        order = torch.cat([torch.randperm(len(windows), generator=generator) for _ in range(config.model_passes)])
-        options = training_options(config, len(order) * windows.shape[1], processes.count())
-        training = Training(
-            student=sorted_model.materialize(task.policy, before.weights),
-            teacher=teacher if teacher.dtype == dtype else convert(copy.deepcopy(teacher), dtype),
-            dtype=layerwise.stored_dtype,
-            config=options,
-            batch=Batch.for_model(options, teacher.config),
-            bf16=bf16,
+        student = sorted_model.materialize(task.policy, before.weights)
+        trained = train_model(
+            student, teacher, layerwise.stored_dtype, task.data, task.start_token, config, journal.checkpoints
         )
-        trained = training.run(windows[order], task.data.held_out.tokens, journal.checkpoints)
         layerwise.counter.add(trained.tokens // processes.count())
         return weights_of(trained.model, sorted_model.model, task.policy)
 
     weights = layerwise.counter.tensors(journal, "model", train)
     journal.remove_checkpoints()
     return task.conclude("model", before, weights)
+
+
+def train_model(
+    student: PreTrainedModel,
+    teacher: PreTrainedModel,
+    dtype: torch.dtype,
+    data: DataSplits,
+    start_token: bool,
+    config: FFPConfig,
+    checkpoints: Path | None = None,
+) -> TrainingOutput:
+    """Train a model on the calibration windows in a random order, resuming from `checkpoints`; it ends in `dtype`."""
+    bf16 = trains_in_bfloat16(teacher.device, teacher.dtype, config)
+    computed = torch.bfloat16 if bf16 else compute_dtype(teacher.device, teacher.dtype)
+    windows = split_windows(data.calibration.tokens, config.distillation_parts, start_token)
+    generator = torch.Generator().manual_seed(config.seed)
+    order = torch.cat([torch.randperm(len(windows), generator=generator) for _ in range(config.model_passes)])
+    options = training_options(config, len(order) * windows.shape[1], processes.count())
+    training = Training(
+        student=student,
+        teacher=teacher if teacher.dtype == computed else convert(copy.deepcopy(teacher), computed),
+        dtype=dtype,
+        config=options,
+        batch=Batch.for_model(options, teacher.config),
+        bf16=bf16,
+    )
+    return training.run(windows[order], data.held_out.tokens, checkpoints)
 
 
 def trains_in_bfloat16(device: torch.device, dtype: torch.dtype, config: FFPConfig) -> bool:
