@@ -103,7 +103,7 @@ def prepare(
 
 
 class _Preparation:
-    """Orders and factors the units, one layer in memory at a time. Finished ones survive an out-of-memory error."""
+    """Orders and factors the units, with the statistics of one layer in memory at a time."""
 
     def __init__(
         self,
@@ -122,7 +122,6 @@ class _Preparation:
         self.layer_journal = journal.part(config.needs_factors)
         # By unit; only in the main process, which orders them.
         self.fishers: list[torch.Tensor | None] = [None] * len(variants[0])
-        self.finished: dict[int, list[OrderedUnit]] = {}
 
     def collect_fishers(self, windows: torch.Tensor) -> None:
         """Collect the Fisher matrices of all units, or read them from the journal."""
@@ -147,18 +146,15 @@ class _Preparation:
 
     def order_units(self, windows: torch.Tensor, batch_size: int) -> list[OrderedUnit]:
         """Return all units with their groups ordered."""
-        unfinished = [layer for layer in self.layers if layer not in self.finished]
-        missing = [layer for layer in unfinished if not self.layer_journal.has(f"layer-{layer}")]
-        if missing:
-            self._measure(windows, missing, batch_size)
+        missing = [layer for layer in self.layers if not self.layer_journal.has(f"layer-{layer}")]
+        units = self._measure(windows, missing, batch_size) if missing else {}
         with self.meter.stage("statistics"):
-            for layer in self.layers:
-                if layer not in self.finished:
-                    self._finish(layer, dict)
-        return [unit for layer in self.layers for unit in self.finished[layer]]
+            units |= {layer: self._units(layer, dict) for layer in self.layers if layer not in units}
+        return [unit for layer in self.layers for unit in units[layer]]
 
-    def _measure(self, windows: torch.Tensor, missing: Sequence[int], batch_size: int) -> None:
-        """Run the windows through all layers up to the last missing one, and order the units of the missing ones."""
+    def _measure(self, windows: torch.Tensor, missing: Sequence[int], batch_size: int) -> dict[int, list[OrderedUnit]]:
+        """Run the windows through all layers up to the last missing one, and return the units of the missing ones."""
+        units = {}
         with self.meter.stage("statistics"):
             states, arguments = self.layerwise.embed(windows[processes.share(len(windows))])
         with progress_bar(len(self.layers), "Statistics", "layer") as bar:
@@ -175,13 +171,17 @@ class _Preparation:
                         relative=self.relative,
                     )
                 if members:
-                    self._finish(index, partial(processes.tensors_on_main, partial(self._order, index, statistics)))
+                    measure = partial(processes.tensors_on_main, partial(self._order, index, statistics))
+                    units[index] = self._units(index, measure)
+                    del measure
                 del statistics
                 bar.update()
                 if index == missing[-1]:
                     break
+        return units
 
-    def _finish(self, layer: int, measure: Callable[[], dict[str, torch.Tensor]]) -> None:
+    def _units(self, layer: int, measure: Callable[[], dict[str, torch.Tensor]]) -> list[OrderedUnit]:
+        """Return the ordered units of a layer, from the journal if they are saved."""
         entry = self.layerwise.counter.tensors(self.layer_journal, f"layer-{layer}", measure)
         units = [
             OrderedUnit.unpack(entry, f"{member}.", [variant[member] for variant in self.variants], self.matrix_device)
@@ -191,7 +191,7 @@ class _Preparation:
         if copies_factors and self.config.needs_factors and not self.journal.on_disk:
             # Pinned, since factors are copied to the GPU one at a time.
             units = [replace(ordered, factor=pin(ordered.factor)) for ordered in units]
-        self.finished[layer] = units
+        return units
 
     def _order(self, layer: int, statistics: list[Statistics]) -> dict[str, torch.Tensor]:
         """Order and factor the units of one layer."""

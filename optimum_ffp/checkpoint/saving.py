@@ -19,7 +19,7 @@ from transformers.utils import GENERATION_CONFIG_NAME
 from transformers.utils.hub import extract_commit_hash
 
 from ..data.samples import supports_chat
-from ..errors import FFPError, one_line
+from ..errors import FFPError, convert_errors, one_line
 from ..export import plan_export
 from ..hub.license import read_license
 from ..hub.naming import without_folders
@@ -80,21 +80,20 @@ def write_checkpoint(
         FFPError: If the folder exists and may not be replaced, or can't be written.
     """
     path = check_output(directory, overwrite or has_written(work_folder, directory))
-    try:
-        with atomic_folder(path) as folder:
-            record = write(folder) | {"schema_version": SCHEMA_VERSION, "run": work_folder and run_id(work_folder)}
-            record["files"] = sorted(list_files(folder) | {RECORD, CARD})
-            write_json(folder / RECORD, record)
-            card = render_card(read_record(folder), f"./{Path(os.path.abspath(directory)).name}")
-            (folder / CARD).write_text(card, encoding="utf-8")
-    except Exception as error:
-        # Rust libraries (safetensors, tokenizers) raise their own exceptions for OS errors.
-        if isinstance(error, FFPError) or not (isinstance(error, OSError) or "os error" in str(error)):
-            raise
-        work = (
-            f"; finished work is in {work_folder}: free disk space, then resume with --resume" if work_folder else ""
-        )
-        raise FFPError(f"{directory} can't be written: {one_line(error)}; nothing was changed there{work}") from None
+    remedy = f"; finished work is in {work_folder}: free disk space, then resume with --resume" if work_folder else ""
+    with (
+        convert_errors(
+            lambda error: f"{directory} can't be written: {one_line(error)}; nothing was changed there{remedy}",
+            # Rust libraries (safetensors, tokenizers) raise their own exceptions for OS errors.
+            passes=lambda error: not isinstance(error, OSError) and "os error" not in str(error),
+        ),
+        atomic_folder(path) as folder,
+    ):
+        record = write(folder) | {"schema_version": SCHEMA_VERSION, "run": work_folder and run_id(work_folder)}
+        record["files"] = sorted(list_files(folder) | {RECORD, CARD})
+        write_json(folder / RECORD, record)
+        card = render_card(read_record(folder), f"./{Path(os.path.abspath(directory)).name}")
+        (folder / CARD).write_text(card, encoding="utf-8")
     return path
 
 
@@ -236,17 +235,17 @@ def load_agent(
         return SavedAgent(warm_start, "an agent in memory")
     folder, source = expand(warm_start), os.fspath(warm_start)
     path = folder / AGENT_FILE
-    if folder.is_dir() and not path.is_file():
-        raise FFPError(f"{source} contains no {AGENT_FILE}; warm-start from a checkpoint of method ffp")
     if not folder.is_dir():
         repo_id, _, revision = source.partition("@")
-        try:
-            path = Path(hf_hub_download(repo_id, AGENT_FILE, revision=revision or None, token=token))
-        # The HTTP library raises its own exceptions.
-        except Exception as error:
-            reason = describe_failure(error, token)
-            raise FFPError(f"there is no folder {source}, and no such agent on the Hub: {reason}") from None
-        source = f"{repo_id}@{extract_commit_hash(str(path), None) or revision}"
+        with convert_errors(
+            lambda error: (
+                f"there is no folder {source}, and no such agent on the Hub: {describe_failure(error, token)}"
+            )
+        ):
+            path = hf_hub_download(repo_id, AGENT_FILE, revision=revision or None, token=token)
+        source = f"{repo_id}@{extract_commit_hash(path, None) or revision}"
+    elif not path.is_file():
+        raise FFPError(f"{source} contains no {AGENT_FILE}; warm-start from a checkpoint of method ffp")
     try:
         return SavedAgent(load_file(path), source)
     except (SafetensorError, OSError) as error:

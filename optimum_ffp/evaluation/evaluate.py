@@ -98,10 +98,10 @@ def evaluate(
 
     options = LoadOptions(**load_options)
     baselines = [baseline] if isinstance(baseline, Source) else baseline or []
-    candidates = {"model": _candidate(model, tokenizer, options)}
+    candidates = {"model": _Candidate.of(model, tokenizer, options)}
     for number, source in enumerate(baselines, 1):
         role = "baseline" if number == 1 else f"baseline {number}"
-        candidates[role] = _candidate(source, tokenizer, replace(options, revision=None))
+        candidates[role] = _Candidate.of(source, tokenizer, replace(options, revision=None))
     # Fail on unreadable inputs before anything is measured.
     suite = TaskSuite(tasks, tasks_path, num_fewshot) if tasks or tasks_path else None
     configs = [candidate.config() for candidate in candidates.values()]
@@ -155,6 +155,17 @@ class _Candidate:
     model: PreTrainedModel | None = None
     tokenizer: PreTrainedTokenizerBase | None = None
 
+    @classmethod
+    def of(cls, source: Source, tokenizer: PreTrainedTokenizerBase | None, options: LoadOptions) -> "_Candidate":
+        if isinstance(source, PreTrainedModel):
+            if tokenizer is None and not source.name_or_path:
+                raise FFPError("a model that wasn't loaded from a folder or the Hub needs tokenizer=...")
+            name = source.name_or_path or type(source).__name__
+            return cls(name, None, options, source, tokenizer or load_tokenizer(name, options))
+        name = os.fspath(source)
+        model_id, _, revision = (name, "", "") if expand(name).exists() else name.partition("@")
+        return cls(name, model_id, replace(options, revision=revision) if revision else options)
+
     def config(self) -> PretrainedConfig:
         return self.model.config if self.model else read_any_config(self.source, self.options)
 
@@ -165,19 +176,6 @@ class _Candidate:
         if self.model is None:
             self.model, self.tokenizer = load_any(self.source, self.options)
         return self.model
-
-
-def _candidate(source: Source, tokenizer: PreTrainedTokenizerBase | None, options: LoadOptions) -> _Candidate:
-    if isinstance(source, PreTrainedModel):
-        if tokenizer is None and not source.name_or_path:
-            raise FFPError("a model that wasn't loaded from a folder or the Hub needs tokenizer=...")
-        name = source.name_or_path or type(source).__name__
-        return _Candidate(name, None, options, source, tokenizer or load_tokenizer(name, options))
-    name = os.fspath(source)
-    if not expand(name).exists() and "@" in name:
-        model_id, _, revision = name.partition("@")
-        return _Candidate(name, model_id, replace(options, revision=revision))
-    return _Candidate(name, name, options)
 
 
 def _perplexities(

@@ -125,17 +125,14 @@ def head_logits(model: PreTrainedModel, decoded: ModelOutput) -> torch.Tensor:
 @contextmanager
 def head_in_autocast_dtype(model: PreTrainedModel, device: torch.device) -> Iterator[None]:
     """Cast the head's weight to the autocast dtype of a device once instead of for every chunk."""
-    device = device.type
-    if model.dtype != torch.float32 or not torch.is_autocast_enabled(device):
-        yield
-        return
     head = model.get_output_embeddings()
-    if head.weight.requires_grad:
-        # Autocast caches its cast of trainable weights.
+    is_cast = model.dtype == torch.float32 and torch.is_autocast_enabled(device.type)
+    # Autocast caches its cast of trainable weights.
+    if not is_cast or head.weight.requires_grad:
         yield
         return
     weight = head.weight.data
-    head.weight.data = weight.to(torch.get_autocast_dtype(device))
+    head.weight.data = weight.to(torch.get_autocast_dtype(device.type))
     try:
         yield
     finally:
