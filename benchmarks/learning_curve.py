@@ -26,7 +26,7 @@ from tables import markdown
 from optimum_ffp import FFPConfig, FFPPruner, PruningPolicy
 from optimum_ffp.allocation.mapping import uniform
 from optimum_ffp.analysis.measurements import policy_losses
-from optimum_ffp.checkpoint.result import Found
+from optimum_ffp.checkpoint.result import SearchResult
 from optimum_ffp.checkpoint.saving import save_checkpoint
 from optimum_ffp.commands.errors import one_line_errors
 from optimum_ffp.hub.naming import without_folders
@@ -104,7 +104,7 @@ def steps_for(tokens: int, config: FFPConfig, search_samples: int) -> int:
 
 
 def measure(
-    pruner: FFPPruner, config: FFPConfig, searches: dict[str, Found], held_out: torch.Tensor, every: int
+    pruner: FFPPruner, config: FFPConfig, searches: dict[str, SearchResult], held_out: torch.Tensor, every: int
 ) -> dict[str, Any]:
     """Held-out rewards of what every search returns, of the uniform policy, and of the agent as it learns.
 

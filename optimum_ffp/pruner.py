@@ -15,7 +15,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from .analysis.experts import measure_routing
 from .analysis.measurements import Measurements
 from .checkpoint.pushing import push_result
-from .checkpoint.result import Found, PruningResult, package_versions
+from .checkpoint.result import PruningResult, SearchResult, package_versions
 from .checkpoint.saving import load_agent, save_checkpoint
 from .compression.calibration import CalibrationTask
 from .config import FFPConfig
@@ -267,7 +267,7 @@ class FFPPruner:
         sparsity: float | None = None,
         warm_start: str | os.PathLike | Mapping[str, np.ndarray] | None = None,
         config: FFPConfig | None = None,
-    ) -> Found:
+    ) -> SearchResult:
         """Search for a policy: the first half of `prune`.
 
         Args:
@@ -307,7 +307,7 @@ class FFPPruner:
         return result
 
     @memory_errors()
-    def finish(self, search: Found, config: FFPConfig | None = None) -> PruningResult:
+    def finish(self, search: SearchResult, config: FFPConfig | None = None) -> PruningResult:
         """Calibrate, slice and evaluate a policy: the second half of `prune`.
 
         Args:

@@ -19,7 +19,7 @@ from ..utils.profiling import StageMeter
 
 
 @dataclass
-class Found:
+class SearchResult:
     """A policy and the search that found it.
 
     Attributes:
@@ -114,7 +114,7 @@ class PruningResult:
 
     model: PreTrainedModel
     tokenizer: PreTrainedTokenizerBase
-    search: Found
+    search: SearchResult
     config: FFPConfig
     base_model: str
     dense_parameters: int

@@ -4,6 +4,7 @@ import logging
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 from functools import cached_property, partial
+from types import ModuleType
 from typing import Any
 
 import numpy as np
@@ -15,7 +16,7 @@ from ..allocation.mapping import uniform
 from ..allocation.policy import PruningPolicy, Unit, block_parameters
 from ..analysis.attention import GROUPS
 from ..analysis.measurements import Measurements
-from ..checkpoint.result import Found
+from ..checkpoint.result import SearchResult
 from ..config import FFPConfig
 from ..config.prune import find_choice
 from ..engine.token_counter import total_tokens
@@ -108,7 +109,7 @@ class PolicySearch:
 
     def run(
         self, warm_start: AgentState | None = None, on_entry: Callable[[dict[str, Any]], Any] = lambda entry: None
-    ) -> Found:
+    ) -> SearchResult:
         """Run the search method `config.method`, a module in `methods`.
 
         The uniform and the no-search policy are compared with the finalists of every search, and returned if they are
@@ -118,23 +119,39 @@ class PolicySearch:
             warm_start: State of an agent to start from.
             on_entry: Called with every new record of the log.
         """
-        config, evaluator, data = self.config, self.evaluator, self.measured.data
-        counter = self.measured.layerwise.counter
+        counter, method = self.measured.layerwise.counter, find_choice("method", self.config.method)
         read_before = counter.tokens
-        method = find_choice("method", config.method)
-        if config.depth != "none":
+        if self.config.depth != "none":
             self.budget = self._without_parts()
-        if config.speedup and "scale" not in config.costs:
+        if self.config.speedup and "scale" not in self.config.costs:
             self._correct_costs()
-            config = self.config
-        searches = not getattr(method, "IS_BASELINE", False)
+        result = self._search(method, warm_start, on_entry)
+        config, data = self.config, self.measured.data
+        result.config, result.budget = config, self.budget.record(result.policy)
+        if config.costs:
+            self._check_speed(result)
+        result.candidate_evaluations = len(result.log)
+        result.tokens_evaluated = total_tokens(counter.tokens - read_before)
+        result.non_finite = sum(entry["perplexity"] is None for entry in result.log)
+        if config.compares_policies:
+            result.dense_perplexity = float(np.exp(self.evaluator.dense_losses.mean()))
+            result.windows = data.search.describe()
+        # There may be less text than requested.
+        result.calibrated_on = data.calibration.describe()
+        result.warm_start = getattr(warm_start, "source", None)
+        result.note = f"the policy is that of {short_name(config.policy)}" if config.policy else None
+        return result
+
+    def _search(
+        self, method: ModuleType, warm_start: AgentState | None, on_entry: Callable[[dict[str, Any]], Any]
+    ) -> SearchResult:
+        """Run a search method with a progress bar. Arguments are those of `run`."""
+        config, searches = self.config, not getattr(method, "IS_BASELINE", False)
         baselines = self._baselines() if searches else {}
         # The better half of the finalists counts again in the next round.
         total = config.search_steps + finalist_count(config.search_steps) + 2 * len(baselines) if searches else None
-        label = f"Search, {self.budget}"
-        with progress_bar(total, label, "evaluation", shown=config.compares_policies) as bar:
+        with progress_bar(total, f"Search, {self.budget}", "evaluation", shown=config.compares_policies) as bar:
             rewards: list[float] = []
-            evaluator.on_evaluation = bar.update
 
             def show(entries: list[dict[str, Any]]) -> None:
                 # Relative to the dense model on the same windows, of which candidates have different ones.
@@ -144,13 +161,14 @@ class PolicySearch:
                 for entry in entries:
                     on_entry(entry)
 
+            self.evaluator.on_evaluation = bar.update
             task = SearchTask(
                 units=self.measured.units,
                 map_scores=self._map_scores,
-                evaluate=evaluator,
+                evaluate=self.evaluator,
                 sparsity=self.sparsity,
                 steps=config.search_steps,
-                max_samples=len(data.search),
+                max_samples=len(self.measured.data.search),
                 budget=self.budget,
                 is_homogeneous=partial(is_homogeneous, self.measured.model, self.measured.layerwise.family),
                 curves=self.curves,
@@ -168,19 +186,6 @@ class PolicySearch:
                 config.search_steps,
                 " with this budget" if warm_start is not None else "",
             )
-        result.config, result.budget = config, self.budget.record(result.policy)
-        if config.costs:
-            self._check_speed(result)
-        result.candidate_evaluations = len(result.log)
-        result.tokens_evaluated = total_tokens(counter.tokens - read_before)
-        result.non_finite = sum(entry["perplexity"] is None for entry in result.log)
-        if config.compares_policies:
-            result.dense_perplexity = float(np.exp(evaluator.dense_losses.mean()))
-            result.windows = data.search.describe()
-        # There may be less text than requested.
-        result.calibrated_on = data.calibration.describe()
-        result.warm_start = getattr(warm_start, "source", None)
-        result.note = f"the policy is that of {short_name(config.policy)}" if config.policy else None
         return result
 
     def _map_scores(self, scores: np.ndarray, sparsity: float) -> PruningPolicy:
@@ -216,7 +221,7 @@ class PolicySearch:
         journal = self.measured.journal.part(policy.sizes)
         return journal.value("speedup", partial(processes.on_main, measure))
 
-    def _check_speed(self, result: Found) -> None:
+    def _check_speed(self, result: SearchResult) -> None:
         """Measure the speed of a policy, if one was asked for, and warn if it is low for what is removed."""
         policy, measured = result.policy, self.measured
         saved = _saved_time(self.config.cost_table, policy)

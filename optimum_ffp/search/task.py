@@ -10,7 +10,7 @@ import numpy as np
 from ..allocation.budget import Budget
 from ..allocation.mappings.curves import CurveMapping
 from ..allocation.policy import PruningPolicy, Unit
-from ..checkpoint.result import Found
+from ..checkpoint.result import SearchResult
 from ..config import FFPConfig
 from ..config.prune import find_choice
 from ..errors import FFPError
@@ -189,7 +189,7 @@ class SearchTask:
         finalists: Sequence[np.ndarray],
         agent: AgentState | None = None,
         scores_by_update: Sequence[np.ndarray] = (),
-    ) -> Found:
+    ) -> SearchResult:
         """Compare finalists and baselines at the target sparsity, and return the best candidate.
 
         They are compared on four windows, then on eight and then on all. The worse half drops out each time, so that
@@ -210,7 +210,7 @@ class SearchTask:
         result.scores_by_update = list(scores_by_update)
         return result
 
-    def choose(self, policies: Sequence[PruningPolicy]) -> Found:
+    def choose(self, policies: Sequence[PruningPolicy]) -> SearchResult:
         """Compare policies and baselines, as `conclude` does, without scores."""
         self.updates = len(self.log)
         baselines = [policy for policy in dict.fromkeys(self.baselines.values()) if policy not in policies]
@@ -226,7 +226,7 @@ class SearchTask:
         perplexity, policy = best
         dense = float(self.evaluate.dense_losses.mean())
         baselines = {name: to_perplexity(dense + float(excess[one])) for name, one in self.baselines.items()}
-        return Found(policy=policy, best_perplexity=perplexity, log=self.log, baselines=baselines)
+        return SearchResult(policy=policy, best_perplexity=perplexity, log=self.log, baselines=baselines)
 
     def _compare(self, policies: Sequence[PruningPolicy]) -> dict[PruningPolicy, float]:
         """Return losses minus that of the dense model on the windows that each policy has got to."""

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from ...allocation.policy import Unit
-from ...checkpoint.result import Found
+from ...checkpoint.result import SearchResult
 from ...config import FFPConfig
 from ...config.prune import GRADIENT_COST
 from ..curve_posterior import PARTS, MultiplierRegression, to_scores
@@ -24,7 +24,7 @@ def check_state(state: AgentState, units: Sequence[Unit], config: FFPConfig) -> 
     MultiplierRegression(units).restore(state)
 
 
-def search(task: SearchTask, config: FFPConfig, warm_start: AgentState | None = None) -> Found:
+def search(task: SearchTask, config: FFPConfig, warm_start: AgentState | None = None) -> SearchResult:
     """Run a stochastic approximation of the policy at which the loss curves agree with the size gradients.
 
     The action is the logarithm of a multiplier for every part of every loss curve. The derivative of the reward is not

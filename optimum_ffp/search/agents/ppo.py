@@ -14,7 +14,7 @@ from stable_baselines3.common.logger import Logger
 from stable_baselines3.common.vec_env import VecEnv
 
 from ...allocation.policy import Unit
-from ...checkpoint.result import Found
+from ...checkpoint.result import SearchResult
 from ...config import FFPConfig
 from ...errors import FFPError
 from ...utils.seeds import preserved_global_generators
@@ -39,7 +39,7 @@ def check_state(state: AgentState, units: Sequence[Unit], config: FFPConfig) -> 
 
 
 @preserved_global_generators()
-def search(task: SearchTask, config: FFPConfig, warm_start: AgentState | None = None) -> Found:
+def search(task: SearchTask, config: FFPConfig, warm_start: AgentState | None = None) -> SearchResult:
     """Train the agent under the progressive schedule, then compare finalists at the final sparsity.
 
     The schedule ends close to the final sparsity (`α(T) = 0.995`), and the last sample is not the best one. So some

@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from ...checkpoint.result import Found
+from ...checkpoint.result import SearchResult
 from ...config import FFPConfig
 from ..task import AgentState, SearchTask
 from .random import evaluate, spread_of
@@ -16,7 +16,7 @@ MUTATIONS, SURVIVORS, MUTATION_PROBABILITY = 7 / 9, 0.6, 0.2
 MIN_GENERATION = 8
 
 
-def search(task: SearchTask, config: FFPConfig, warm_start: AgentState | None = None) -> Found:
+def search(task: SearchTask, config: FFPConfig, warm_start: AgentState | None = None) -> SearchResult:
     """Run evolution with mutation and crossover, scaled from the reference's 500 candidates to the given steps.
 
     The initial population is that of the random search. There are as many generations as candidates per generation,

@@ -5,7 +5,7 @@ import logging
 import numpy as np
 
 from ...allocation.homogeneous import homogeneous_policies
-from ...checkpoint.result import Found
+from ...checkpoint.result import SearchResult
 from ...config import FFPConfig
 from ..task import AgentState, SearchTask
 
@@ -15,7 +15,7 @@ logger = logging.getLogger(__name__)
 IS_BASELINE = True
 
 
-def search(task: SearchTask, config: FFPConfig, warm_start: AgentState | None = None) -> Found:
+def search(task: SearchTask, config: FFPConfig, warm_start: AgentState | None = None) -> SearchResult:
     """Compare policies with different numbers of heads on the search windows.
 
     At most `config.candidates` are compared: those with the lowest loss by the loss curves or, without curves, evenly
@@ -33,4 +33,4 @@ def search(task: SearchTask, config: FFPConfig, warm_start: AgentState | None = 
     elif len(policies) > config.candidates:
         chosen = np.linspace(0, len(policies) - 1, config.candidates).round().astype(int)
         policies = [policies[index] for index in chosen]
-    return task.choose(policies[: config.candidates]) if config.compares_policies else Found(policies[0])
+    return task.choose(policies[: config.candidates]) if config.compares_policies else SearchResult(policies[0])

@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from ...checkpoint.result import Found
+from ...checkpoint.result import SearchResult
 from ...config import FFPConfig
 from ..task import AgentState, SearchTask
 
@@ -10,6 +10,6 @@ from ..task import AgentState, SearchTask
 IS_BASELINE = True
 
 
-def search(task: SearchTask, config: FFPConfig, warm_start: AgentState | None = None) -> Found:
+def search(task: SearchTask, config: FFPConfig, warm_start: AgentState | None = None) -> SearchResult:
     """Return the policy for equal scores."""
-    return Found(task.map_scores(np.zeros(task.actions), task.sparsity))
+    return SearchResult(task.map_scores(np.zeros(task.actions), task.sparsity))

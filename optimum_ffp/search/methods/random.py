@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from ...checkpoint.result import Found
+from ...checkpoint.result import SearchResult
 from ...config import FFPConfig
 from ..task import AgentState, SearchTask
 
@@ -12,7 +12,7 @@ def spread_of(config: FFPConfig) -> float:
     return 0.1 if config.mapping == "curves" else 0.5
 
 
-def search(task: SearchTask, config: FFPConfig, warm_start: AgentState | None = None) -> Found:
+def search(task: SearchTask, config: FFPConfig, warm_start: AgentState | None = None) -> SearchResult:
     """Draw candidates around equal scores, including equal scores, and compare the best ones as finalists."""
     generator = np.random.default_rng(config.seed)
     if task.steps <= task.finalists:

@@ -3,7 +3,7 @@
 import numpy as np
 
 from ...allocation.mapping import uniform
-from ...checkpoint.result import Found
+from ...checkpoint.result import SearchResult
 from ...config import FFPConfig
 from ..task import AgentState, SearchTask
 
@@ -11,6 +11,6 @@ from ..task import AgentState, SearchTask
 IS_BASELINE = True
 
 
-def search(task: SearchTask, config: FFPConfig, warm_start: AgentState | None = None) -> Found:
+def search(task: SearchTask, config: FFPConfig, warm_start: AgentState | None = None) -> SearchResult:
     """Return the uniform policy."""
-    return Found(uniform(np.zeros(task.actions), task.budget))
+    return SearchResult(uniform(np.zeros(task.actions), task.budget))
