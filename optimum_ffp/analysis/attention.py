@@ -88,14 +88,7 @@ class OrderedUnit:
     def unpack(
         cls, tensors: Mapping[str, torch.Tensor], prefix: str, variants: Sequence[ModelUnit], device: torch.device
     ) -> "OrderedUnit":
-        """Return the unit from the tensors of `pack`.
-
-        Args:
-            tensors: Tensors by name.
-            prefix: Prefix of their names.
-            variants: The unit by kind of group.
-            device: Device of the factor.
-        """
+        """Return the unit from the tensors of `pack`: one of `variants`, by its kind of group, with its factor."""
         entry = {name.removeprefix(prefix): tensor for name, tensor in tensors.items() if name.startswith(prefix)}
         group = [*GROUP_NAMES][int(entry["group"])]
         return cls(
@@ -116,14 +109,7 @@ def order_unit(unit: ModelUnit, statistics: Statistics, fisher: torch.Tensor | N
 def factorize_unit(
     ordered: OrderedUnit, statistics: Statistics, fisher: torch.Tensor | None, config: FFPConfig
 ) -> OrderedUnit:
-    """Add the ridge factor, and the loss curve if `config.mapping` requires it. The model is not sorted yet.
-
-    Args:
-        ordered: The unit with its order.
-        statistics: Statistics of the input of its output projection.
-        fisher: Fisher matrix of its output, for its loss curve.
-        config: λ of ridge regression, and the mapping.
-    """
+    """Add the ridge factor, and the loss curve if `config.mapping` requires it. The model is not sorted yet."""
     unit, columns = ordered.unit, ordered.unit.columns(ordered.order)
     ridge = PrefixRidge.of(statistics.gram, config.ridge_lambda, config.ridge_lambda_relative, columns)
     curve = None
@@ -134,11 +120,7 @@ def factorize_unit(
 
 
 def choose_variant(candidates: Sequence[OrderedUnit]) -> OrderedUnit:
-    """Return the candidate with the lowest mean loss (`mean_losses`).
-
-    Args:
-        candidates: Units of one layer's attention by different groups, with their loss curves, or a single unit.
-    """
+    """Return the unit of a layer's attention with the groups of the lowest mean loss (`mean_losses`)."""
     if len(candidates) == 1:
         return candidates[0]
     losses = mean_losses([ordered.unit.unit for ordered in candidates], [ordered.curve for ordered in candidates])

@@ -311,17 +311,10 @@ class Measurements:
         weights: Mapping[str, torch.Tensor] | None = None,
         meter: StageMeter | None = None,
     ) -> list[list[float]]:
-        """Return the losses of a policy on the test windows of each text, in nats per token.
+        """Return the losses of a policy on the test windows of each text, in nats per token, as `policy_losses`.
 
-        The policy runs on views of the dense model, so that only one model is in memory.
-
-        Args:
-            policy: Number of groups that each unit keeps; `None` for the original dense model.
-            name: Label of the progress bar and of the journal entry.
-            journal: Saves the losses.
-            batch_size: Windows per forward pass, halved if memory runs out.
-            weights: Tensors that replace parameters of the dense model, by name.
-            meter: Measures the stage; the meter of the measurements if `None`.
+        The policy runs on views of the dense model, so that only one model is in memory. The journal saves the losses
+        under the name, and the time is added to `meter`, or else to that of the measurements.
         """
 
         def measure() -> list[list[float]]:

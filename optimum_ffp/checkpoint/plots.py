@@ -37,11 +37,9 @@ def write_plots(record: Mapping[str, Any], log: Sequence[dict[str, Any]], folder
 def write_front(records: Sequence[Mapping[str, Any]], swept: str, windows: Mapping[str, Any], path: Path) -> None:
     """Plot the Pareto front of a sweep: perplexity of the final models on the first text against what is limited.
 
-    That is the number of parameters, or the bytes or the share of the KV cache that a limit is on.
-
     Args:
         records: Flat records of the pruned models, and of the dense model as the last one.
-        swept: Option of the budget that differs.
+        swept: Option of the budget that differs. Other limits than `FRONT_AXES` are plotted as parameters.
         windows: Description of the test windows of the first text (`Windows.describe`).
         path: File to write.
     """
@@ -73,13 +71,9 @@ def write_front(records: Sequence[Mapping[str, Any]], swept: str, windows: Mappi
 
 
 def write_recovery(curve: Sequence[dict[str, Any]], kept: dict[str, Any], windows: dict[str, Any], path: Path) -> None:
-    """Plot the divergence from the teacher and the perplexity over a recovery.
+    """Plot the divergence from the teacher and the perplexity on held-out windows over a recovery.
 
-    Args:
-        curve: `tokens`, `kl` and `perplexity` of every evaluation, the first before training.
-        kept: Those of the saved weights, which get a star.
-        windows: Description of the held-out windows (`Windows.describe`).
-        path: File to write.
+    The evaluation `kept` of the `curve`, that of the saved weights, is marked with a star.
     """
     figure, panels = _new_figure(4.2, panels=2)
     tokens = [count / 1e3 for count in _column(curve, "tokens")]

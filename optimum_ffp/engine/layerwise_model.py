@@ -41,13 +41,10 @@ def unchanged(index: int) -> AbstractContextManager[Any]:
 
 
 def hidden_state_bytes(resident: bool, free: int, processes: int, device_free: int | None = None) -> int:
-    """Return the number of bytes of hidden states that a process keeps at once.
+    """Return the bytes of hidden states that a process keeps at once.
 
-    Args:
-        resident: Whether the weights of all layers are resident.
-        free: Free bytes of host memory.
-        processes: Number of processes that share it.
-        device_free: Free bytes on the accelerator; `None` without one.
+    That depends on whether all weights are resident, on the `free` bytes of host memory, which several processes
+    share, and on the free bytes of the accelerator, if there is one.
     """
     if resident:
         return max(RESIDENT_BYTES, (device_free or 0) // (HEADROOM + 1))

@@ -16,13 +16,7 @@ from .size import kv_cache_bytes, projection_parameters, weight_bytes
 
 
 def size_record(model: PreTrainedModel, source: str | None = None, **hub: Any) -> dict[str, Any]:
-    """Return the type and sizes of a model, and the sparsity in its `ffp_config.json`.
-
-    Args:
-        model: A causal LM.
-        source: Hub id, folder or `.gguf` file that it was loaded from, if any.
-        hub: `revision`, `token`.
-    """
+    """Return the type and sizes of a model, and the sparsity in the `ffp_config.json` of its source, if it has any."""
     record = {
         "model_type": model.config.model_type,
         "dtype": dtype_name(model.dtype),
@@ -49,15 +43,9 @@ def perplexity_record(
     baseline: Predictions | None = None,
     label: str = "Perplexity",
 ) -> dict[str, Any]:
-    """Measure the perplexity of a model, and its divergence from a baseline.
+    """Measure the perplexity of a model, and its divergence from the predictions of a baseline.
 
-    Args:
-        model: A causal LM.
-        windows: The windows.
-        batch_size: Windows per forward pass.
-        store: Where to store the predictions, for a baseline.
-        baseline: Predictions of the baseline for the windows, if they are comparable.
-        label: Label of the progress bar.
+    A baseline itself stores its predictions in `store`.
 
     Returns:
         The description of the windows and their losses, and `comparable`; with a baseline also the record of
@@ -80,12 +68,7 @@ def text_records(record: Mapping[str, Any]) -> list[dict[str, Any]]:
 
 
 def compare_records(records: dict[str, dict[str, Any]], texts: Mapping[str, Sequence[Windows]]) -> None:
-    """Add the comparison of the model with its baseline to the records, in place.
-
-    Args:
-        records: Records of `model` and, if there are any, of `baseline` and further ones.
-        texts: Windows for perplexity by model.
-    """
+    """Add the comparison of `model` with `baseline` to the records, in place, given the test windows by model."""
     if "baseline" not in records:
         return
     model, baseline = records["model"], records["baseline"]

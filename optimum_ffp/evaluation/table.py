@@ -14,11 +14,7 @@ MIB = 2**20
 
 
 def comparison_table(records: Mapping[str, dict[str, Any]]) -> str:
-    """Format a table with one column per model and the ratio of the first two, and notes below it.
-
-    Args:
-        records: Records of `model` and, if there are any, of `baseline` and further ones.
-    """
+    """Format a table with one column per model and the ratio of the first two, and notes below it."""
     names = [record["name"].rstrip("/").rpartition("/")[2] for record in records.values()]
     rows = [["", *names, *(["ratio"] if len(records) > 1 else []), ""], *_rows(records)]
     notes = [f"{label}: {note}" for label, *_, note in rows if note]

@@ -26,11 +26,9 @@ def dtype_name(dtype: torch.dtype) -> str:
 
 
 def autocast_dtype(model: PreTrainedModel, choice: str) -> torch.dtype | None:
-    """Return the autocast dtype for a `search_dtype`.
+    """Return the autocast dtype for a `search_dtype`; `None` for the model's own.
 
-    Returns:
-        bfloat16 for a float32 model with `"auto"` if the hardware multiplies bfloat16 faster, otherwise `None` for the
-        model's own dtype.
+    With `"auto"`, that is bfloat16 for a float32 model if the hardware multiplies bfloat16 faster.
     """
     if choice != "auto" or model.dtype != torch.float32:
         return None
