@@ -14,13 +14,17 @@ ridge regression, for `optimum-cli ffp evaluate` at another window length.
 import argparse
 import json
 from dataclasses import replace
+from functools import partialmethod
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import numpy as np
 import torch
 from compare import describe, read_options
 from matplotlib.figure import Figure
+from stable_baselines3 import PPO
+from stable_baselines3.common.callbacks import BaseCallback
 from tables import markdown
 
 from optimum_ffp import FFPConfig, FFPPruner, PruningPolicy
@@ -73,21 +77,44 @@ def main() -> None:
 
     records, agent = [], None
     for sparsity in args.sparsities:
-        trained = pruner.search(sparsity, agent)
+        recorder = Recorder(sparsity)
+        with patch.object(PPO, "learn", partialmethod(PPO.learn, callback=recorder)):
+            trained = pruner.search(sparsity, agent)
+        # After the last update.
+        recorder.record()
         agent = agent or trained.agent
         steps = steps_for(trained.tokens_evaluated, config, args.search_samples)
         drawn = pruner.search(sparsity, config=replace(config, method="random", search_steps=steps))
         searches = {"ppo": trained, "random": drawn}
         record = {"options": without_folders(config.to_dict()), "sparsity": sparsity}
-        records.append(record | measure(pruner, replace(config, sparsity=sparsity), searches, held_out, args.every))
-        for name, found in searches.items():
-            result = pruner.finish(found)
+        found = measure(pruner, replace(config, sparsity=sparsity), searches, recorder.scores, held_out, args.every)
+        records.append(record | found)
+        for name, search in searches.items():
+            result = pruner.finish(search)
             records[-1][name]["prune"] = describe(result)
             if args.save:
                 save_checkpoint(result, args.save / f"{name}-{100 * sparsity:g}", overwrite=True)
         args.output.write_text(json.dumps(records, indent=2) + "\n")
         draw(records, args.output.with_suffix(".png"))
         print(table(records[-1]), flush=True)
+
+
+class Recorder(BaseCallback):
+    """Keeps the agent's action without noise at a sparsity, before every update."""
+
+    def __init__(self, sparsity: float):
+        super().__init__()
+        self.sparsity, self.scores = sparsity, []
+
+    def record(self) -> None:
+        scores, _ = self.model.predict(np.array([self.sparsity], dtype=np.float32), deterministic=True)
+        self.scores.append(scores)
+
+    def _on_rollout_start(self) -> None:
+        self.record()
+
+    def _on_step(self) -> bool:
+        return True
 
 
 def steps_for(tokens: int, config: FFPConfig, search_samples: int) -> int:
@@ -104,18 +131,24 @@ def steps_for(tokens: int, config: FFPConfig, search_samples: int) -> int:
 
 
 def measure(
-    pruner: FFPPruner, config: FFPConfig, searches: dict[str, SearchResult], held_out: torch.Tensor, every: int
+    pruner: FFPPruner,
+    config: FFPConfig,
+    searches: dict[str, SearchResult],
+    scores: list[np.ndarray],
+    held_out: torch.Tensor,
+    every: int,
 ) -> dict[str, Any]:
     """Held-out rewards of what every search returns, of the uniform policy, and of the agent as it learns.
 
     Args:
         pruner: The pruner of the searches.
         config: Options of the searches.
-        searches: Their results by name; that of the agent is `ppo`.
+        searches: Their results by name.
+        scores: The agent's action without noise before every update.
         held_out: Token ids of windows that the searches don't see.
         every: Number of updates between two that are measured.
     """
-    search, scores = PolicySearch(pruner.measured, config), searches["ppo"].scores_by_update
+    search = PolicySearch(pruner.measured, config)
     updates = sorted({*range(0, len(scores), every), len(scores) - 1})
     mean_actions = [search.mapping(scores[update], search.budget) for update in updates]
     equal = uniform(scores[0], search.budget)

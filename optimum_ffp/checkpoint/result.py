@@ -29,8 +29,6 @@ class SearchResult:
         baselines: Perplexity of policies without a search by method, if evaluated; of one that dropped out, that of
             the dense model times the ratio on the windows that were read.
         agent: State of the agent for policy transfer, if the method has one.
-        scores_by_update: The agent's deterministic scores at the target sparsity before every update, for learning
-            curves.
         config: Options, with the budget.
         dense_perplexity: Perplexity of the dense model on the search windows, if policies were compared.
         candidate_evaluations: Number of policies evaluated.
@@ -49,7 +47,6 @@ class SearchResult:
     log: list[dict[str, Any]] = field(default_factory=list)
     baselines: dict[str, float] = field(default_factory=dict)
     agent: Mapping[str, np.ndarray] | None = None
-    scores_by_update: list[np.ndarray] = field(default_factory=list)
     config: FFPConfig | None = None
     dense_perplexity: float | None = None
     candidate_evaluations: int = 0

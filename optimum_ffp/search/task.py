@@ -188,7 +188,6 @@ class SearchTask:
         self,
         finalists: Sequence[np.ndarray],
         agent: AgentState | None = None,
-        scores_by_update: Sequence[np.ndarray] = (),
     ) -> SearchResult:
         """Compare finalists and baselines at the target sparsity, and return the best candidate.
 
@@ -198,7 +197,6 @@ class SearchTask:
         Args:
             finalists: Raw scores, each of shape `[actions]`, or `[units, parts]` for parts of the loss curves.
             agent: State of the agent, for policy transfer.
-            scores_by_update: The agent's deterministic scores at the target sparsity before every update.
 
         Raises:
             FFPError: If no candidate has a finite perplexity.
@@ -207,7 +205,6 @@ class SearchTask:
         result = self.choose(list(policies))
         if agent is not None:
             result.agent = {**agent, UNIT_PARAMETERS: _parameters(self.units)}
-        result.scores_by_update = list(scores_by_update)
         return result
 
     def choose(self, policies: Sequence[PruningPolicy]) -> SearchResult:

@@ -62,7 +62,7 @@ def search(task: SearchTask, config: FFPConfig, warm_start: AgentState | None = 
     scores = [_damped(values) for values in multipliers]
     averaged = np.mean(scores[len(scores) // 2 :], axis=0)
     candidates = [scores[-1], averaged, to_scores(multipliers[-1])]
-    return task.conclude(candidates[:finalists], regression.state(), scores)
+    return task.conclude(candidates[:finalists], regression.state())
 
 
 def _damped(multipliers: np.ndarray) -> np.ndarray:

@@ -9,7 +9,6 @@ import numpy as np
 import torch
 from gymnasium import spaces
 from stable_baselines3 import PPO
-from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.logger import Logger
 from stable_baselines3.common.vec_env import VecEnv
 
@@ -80,36 +79,15 @@ def search(task: SearchTask, config: FFPConfig, warm_start: AgentState | None = 
     if warm_start is not None:
         names = agent.policy.state_dict()
         agent.policy.load_state_dict({name: torch.from_numpy(np.array(warm_start[name])) for name in names})
-    recorder = _ScoreRecorder(task.sparsity)
     if updates:
-        agent.learn(updates * candidates, callback=recorder)
+        agent.learn(updates * candidates)
 
     recent = environment.history[-max(task.finalists, len(environment.history) // 2) :]
     ranked = sorted(recent, key=lambda entry: -entry[1])
-    learned = _deterministic_scores(agent, task.sparsity)
+    learned, _ = agent.predict(np.array([task.sparsity], dtype=np.float32), deterministic=True)
     finalists = [learned] + [action for action, _ in ranked]
     weights = {name: tensor.detach().numpy().copy() for name, tensor in agent.policy.state_dict().items()}
-    return task.conclude(finalists[: task.steps - updates * candidates], weights, [*recorder.scores, learned])
-
-
-def _deterministic_scores(agent: PPO, sparsity: float) -> np.ndarray:
-    scores, _ = agent.predict(np.array([sparsity], dtype=np.float32), deterministic=True)
-    return scores
-
-
-class _ScoreRecorder(BaseCallback):
-    """Keeps the deterministic action at the final sparsity before every update."""
-
-    def __init__(self, sparsity: float):
-        super().__init__()
-        self.sparsity = sparsity
-        self.scores: list[np.ndarray] = []
-
-    def _on_rollout_start(self) -> None:
-        self.scores.append(_deterministic_scores(self.model, self.sparsity))
-
-    def _on_step(self) -> bool:
-        return True
+    return task.conclude(finalists[: task.steps - updates * candidates], weights)
 
 
 @dataclass(frozen=True)
