@@ -81,6 +81,10 @@ class Pool:
                 return record
         return {}
 
+    def prune(self, wanted: Wanted) -> dict:
+        """Return the record that `find` returns, unless the row is that of a model before the prune or recovery."""
+        return {} if wanted.get("of") in ("dense", "pruned") else self.find(wanted)
+
     def losses(self, wanted: Wanted, first: int, last: int, text: int = 0) -> list[float]:
         """Return the losses of test windows, counted from 1; none without a record of all of them."""
         losses = windows_of(self.find(wanted, last), wanted, text)
@@ -127,110 +131,90 @@ def difference(pairs: list[Sequence[float]]) -> str:
     return f"{100 * expm1(nats):+.2f} ± {100 * exp(nats) * error:.2f} %"
 
 
-def at(column: Column, **more: Any) -> Column:
-    """Return a column that selects by more fields than the row."""
-    return lambda pool, row: column(pool, row | more)
+def column(cell: Callable[..., str]) -> Callable[..., Column]:
+    """Turn a function of a pool, a row and options into a function of the options that returns a column."""
+    return lambda *options, **named: lambda pool, row: cell(pool, row, *options, **named)
 
 
-def perplexity(first: int, last: int, text: int = 0) -> Column:
+@column
+def at(pool: Pool, row: Wanted, other: Column, **more: Any) -> str:
+    """Cell of another column, for a row that selects by more fields."""
+    return other(pool, row | more)
+
+
+@column
+def perplexity(pool: Pool, row: Wanted, first: int, last: int, text: int = 0) -> str:
     """Perplexity on test windows, counted from 1. The oldest records only have it for all their windows."""
-
-    def cell(pool: Pool, row: Wanted) -> str:
-        if losses := pool.losses(row, first, last, text):
-            return f"{exp(mean(losses)):.2f}"
-        record = pool.find(row)
-        whole = text == 0 and (first, last) == (1, record.get("test", {}).get("windows"))
-        return f"{record['perplexities'][row.get('of', 'calibrated')]:.2f}" if whole else ""
-
-    return cell
+    if losses := pool.losses(row, first, last, text):
+        return f"{exp(mean(losses)):.2f}"
+    record = pool.find(row)
+    whole = text == 0 and (first, last) == (1, record.get("test", {}).get("windows"))
+    return f"{record['perplexities'][row.get('of', 'calibrated')]:.2f}" if whole else ""
 
 
-def against(first: int, last: int, text: int = 0, **than: Any) -> Column:
+@column
+def against(pool: Pool, row: Wanted, first: int, last: int, text: int = 0, **than: Any) -> str:
     """Difference from the model that differs by `than`; bold if lower by three standard errors or more."""
-
-    def cell(pool: Pool, row: Wanted) -> str:
-        other = row | row.get("than", {}) | than
-        ours, theirs = (pool.losses(wanted, first, last, text) for wanted in (row, other))
-        if not ours or not theirs or ours == theirs:
-            return ""
-        pair = [one - other for one, other in zip(ours, theirs)]
-        nats, error = mean_and_error(pair)
-        return f"**{difference([pair])}**" if nats <= -3 * error else difference([pair])
-
-    return cell
+    other = row | row.get("than", {}) | than
+    ours, theirs = (pool.losses(wanted, first, last, text) for wanted in (row, other))
+    if not ours or not theirs or ours == theirs:
+        return ""
+    pair = [one - other for one, other in zip(ours, theirs)]
+    nats, error = mean_and_error(pair)
+    return f"**{difference([pair])}**" if nats <= -3 * error else difference([pair])
 
 
-def average(first: int, last: int, figure: str, form: str, times: float = 1) -> Column:
+@column
+def average(pool: Pool, row: Wanted, first: int, last: int, figure: str, form: str, times: float = 1) -> str:
     """Mean of a figure of `divergence.py` over test windows, counted from 1."""
-
-    def cell(pool: Pool, row: Wanted) -> str:
-        found = pool.losses(row | {"of": figure}, first, last)
-        return form.format(times * mean(found)) if found else ""
-
-    return cell
+    found = pool.losses(row | {"of": figure}, first, last)
+    return form.format(times * mean(found)) if found else ""
 
 
-def way_to_dense(text: int, start: str = "pruned", end: str = "recovered") -> Column:
+@column
+def way_to_dense(pool: Pool, row: Wanted, text: int, start: str = "pruned", end: str = "recovered") -> str:
     """Share of the loss between pruned and dense model that a training gained, with its standard error."""
-
-    def cell(pool: Pool, row: Wanted) -> str:
-        if row.get("of", "calibrated") != end:
-            return ""
-        dense, pruned, recovered = (pool.losses(row | {"of": model}, 1, 10, text) for model in ("dense", start, end))
-        if not recovered:
-            return ""
-        whole = mean(pruned) - mean(dense)
-        share, error = mean_and_error([(before - after) / whole for before, after in zip(pruned, recovered)])
-        return f"{100 * share:.1f} ± {100 * error:.1f} %"
-
-    return cell
+    dense, pruned, recovered = (pool.losses(row | {"of": model}, 1, 10, text) for model in ("dense", start, end))
+    if row.get("of", "calibrated") != end or not recovered:
+        return ""
+    whole = mean(pruned) - mean(dense)
+    share, error = mean_and_error([(before - after) / whole for before, after in zip(pruned, recovered)])
+    return f"{100 * share:.1f} ± {100 * error:.1f} %"
 
 
-def value(*path: str | int, form: str = "{:.2f}", times: float = 1) -> Column:
+@column
+def value(pool: Pool, row: Wanted, *path: str | int, form: str = "{:.2f}", times: float = 1) -> str:
     """Value of a field, or all values if it is a list."""
-
-    def cell(pool: Pool, row: Wanted) -> str:
-        found = {} if row.get("of") in ("dense", "pruned") else pool.find(row)
-        for key in path:
-            if not found or (isinstance(found, dict) and key not in found):
-                return ""
-            found = found[key]
-        return form.format(*(times * one for one in (found if isinstance(found, list) else [found])))
-
-    return cell
+    found = pool.prune(row)
+    for key in path:
+        if not found or (isinstance(found, dict) and key not in found):
+            return ""
+        found = found[key]
+    return form.format(*(times * one for one in (found if isinstance(found, list) else [found])))
 
 
-def tokens(*stages: str) -> Column:
+@column
+def tokens(pool: Pool, row: Wanted, *stages: str) -> str:
     """Tokens of these stages, or of the whole prune, in forward passes of the model."""
-
-    def cell(pool: Pool, row: Wanted) -> str:
-        spent = {} if row.get("of") in ("dense", "pruned") else pool.find(row).get("tokens", {})
-        total = sum(spent.get(stage, 0) for stage in stages or spent.keys() - {"evaluation"})
-        return "" if not spent else f"{total / 1e6:.2f}M" if total else "none"
-
-    return cell
+    spent = pool.prune(row).get("tokens", {})
+    total = sum(spent.get(stage, 0) for stage in stages or spent.keys() - {"evaluation"})
+    return "" if not spent else f"{total / 1e6:.2f}M" if total else "none"
 
 
-def tokens_of_text() -> Column:
+@column
+def tokens_of_text(pool: Pool, row: Wanted) -> str:
     """Tokens of the calibration windows."""
-
-    def cell(pool: Pool, row: Wanted) -> str:
-        windows = {} if "of" in row else pool.find(row).get("search", {}).get("calibrated_on", {})
-        return f"{windows['windows'] * windows['window_length']:,}" if windows else ""
-
-    return cell
+    windows = pool.prune(row).get("search", {}).get("calibrated_on", {})
+    return f"{windows['windows'] * windows['window_length']:,}" if windows else ""
 
 
-def held_out(figure: str, form: str) -> Column:
+@column
+def held_out(pool: Pool, row: Wanted, figure: str, form: str) -> str:
     """Perplexity or divergence on held-out windows, after the stage whose weights were kept."""
-
-    def cell(pool: Pool, row: Wanted) -> str:
-        record = {} if "of" in row else pool.find(row).get("held_out", {})
-        return "".join(
-            form.format(stage[figure]) for stage in record.get("stages", []) if stage["stage"] == record["kept"]
-        )
-
-    return cell
+    record = pool.prune(row).get("held_out", {})
+    return "".join(
+        form.format(stage[figure]) for stage in record.get("stages", []) if stage["stage"] == record["kept"]
+    )
 
 
 def trained_or_not(rows: dict[str, list[Wanted]]) -> list[Row]:
