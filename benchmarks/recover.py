@@ -11,7 +11,6 @@ with `--work` an interrupted run resumes. Under `torchrun` several processes sha
 """
 
 import argparse
-import hashlib
 import json
 from collections import defaultdict
 from itertools import product
@@ -22,11 +21,11 @@ from compare import read_options
 from tables import markdown
 
 from optimum_ffp import FFPRecovery, RecoveryConfig
+from optimum_ffp.checkpoint.recovered import save_recovered
 from optimum_ffp.commands.errors import one_line_errors
 from optimum_ffp.config.texts import TextMix
 from optimum_ffp.hub.naming import without_folders
 from optimum_ffp.utils import processes
-from optimum_ffp.utils.resume import run_id
 
 
 def main() -> None:
@@ -40,7 +39,7 @@ def main() -> None:
     parser.add_argument("--lora", nargs="+", type=int, default=[0], help="Ranks of adapters; 0 trains all weights.")
     parser.add_argument("--eval-samples", type=int, default=10, help="Test windows per text.")
     parser.add_argument("--options", nargs="*", default=[], metavar="NAME=VALUE", help="Options of RecoveryConfig.")
-    parser.add_argument("--work", type=Path, help="Folder for finished work, to resume from.")
+    parser.add_argument("--work", type=Path, help="Folder for finished work, to resume from with the same options.")
     parser.add_argument("--save", type=Path, help="Folder to write all recovered models to.")
     parser.add_argument("--output", type=Path, default=Path("recover.json"))
     args = parser.parse_args()
@@ -56,7 +55,7 @@ def main() -> None:
 
 
 def recover(args: argparse.Namespace, start: str, rank: int, tokens: str, seed: int) -> dict:
-    """Recovers one model and returns the record, which is read again if it is finished."""
+    """Recovers one model and returns the record."""
     config = RecoveryConfig(
         dataset=args.dataset,
         eval_dataset=args.eval_dataset,
@@ -66,26 +65,14 @@ def recover(args: argparse.Namespace, start: str, rank: int, tokens: str, seed: 
         seed=seed,
         **read_options(args.options),
     )
-    # With other options it is another recovery.
-    told = json.dumps([str(Path(start).resolve()), args.teacher, config.to_dict()], sort_keys=True)
-    name = f"{Path(start).name}-lora{rank}-{tokens}-seed{seed}-{hashlib.sha256(told.encode()).hexdigest()[:8]}"
-    finished = args.work and args.work / f"{name}.json"
-    if finished and finished.exists():
-        return json.loads(finished.read_text())
-    # The others look for it when the main process has seen that it isn't there.
-    processes.wait()
-    work = args.work and args.work / name
-    recovery = FFPRecovery.from_pretrained(start, config, args.teacher, work)
-    found = recovery.recover(resume=work is not None and run_id(work) is not None)
+    name = f"{Path(start).name}-lora{rank}-{tokens}-seed{seed}"
+    recovery = FFPRecovery.from_pretrained(start, config, args.teacher, args.work and args.work / name)
+    found = recovery.recover(resume=args.work is not None)
+    if args.save and processes.is_main():
+        # `recovery.save_pretrained` would remove the work folder.
+        save_recovered(found, recovery.student, recovery.tokenizer, args.save / name, overwrite=True)
     losses = {model: [[round(loss, 6) for loss in text] for text in texts] for model, texts in found.losses.items()}
-    record = {"start": Path(start).name, "asked": tokens} | without_folders(found.to_dict()) | {"losses": losses}
-    if args.save:
-        recovery.save_pretrained(args.save / name, overwrite=True)
-    if finished and processes.is_main():
-        finished.parent.mkdir(parents=True, exist_ok=True)
-        finished.write_text(json.dumps(record))
-    recovery.journal.remove()
-    return record
+    return {"start": Path(start).name, "asked": tokens} | without_folders(found.to_dict()) | {"losses": losses}
 
 
 def table(records: list[dict]) -> str:

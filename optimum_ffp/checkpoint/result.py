@@ -38,7 +38,7 @@ class SearchResult:
         calibrated_on: Description of the calibration windows.
         warm_start: Checkpoint whose agent the search started from.
         note: Where the policy is from, if it wasn't searched for.
-        budget: Limits: the option, and its value as asked, of the dense model and reached.
+        budget: Limits by `option`: the value `asked` for, that of the `dense` model, and the one `reached`.
         cost: Time, memory and tokens of the search.
     """
 

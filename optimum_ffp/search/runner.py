@@ -154,7 +154,7 @@ class PolicySearch:
             rewards: list[float] = []
 
             def show(entries: list[dict[str, Any]]) -> None:
-                # Relative to the dense model on the same windows, of which candidates have different ones.
+                # Relative to the dense model, since candidates are evaluated on different windows.
                 rewards.extend(one["reward"] for one in entries if one["target_sparsity"] == self.sparsity)
                 if best := max(rewards, default=0):
                     bar.set_postfix_str(f"best perplexity {1 / best:.2f}x dense")
@@ -196,8 +196,8 @@ class PolicySearch:
     def _without_parts(self) -> Budget:
         """Compare policies without a search that remove more and more units whole; return the budget of the best."""
         config, windows = self.config, np.arange(len(self.measured.data.search))[:WINDOWS]
-        alike = config.method in ("uniform", "homogeneous") and self.budget.is_linear
-        mapping = partial(uniform if alike else self.mapping, self.equal_scores)
+        is_uniform = config.method in ("uniform", "homogeneous") and self.budget.is_linear
+        mapping = partial(uniform if is_uniform else self.mapping, self.equal_scores)
 
         def loss_of(policy: PruningPolicy) -> float:
             return float(np.nan_to_num(self.evaluator([policy], windows).mean(), nan=np.inf))

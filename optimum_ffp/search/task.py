@@ -226,7 +226,7 @@ class SearchTask:
         return SearchResult(policy=policy, best_perplexity=perplexity, log=self.log, baselines=baselines)
 
     def _compare(self, policies: Sequence[PruningPolicy]) -> dict[PruningPolicy, float]:
-        """Return losses minus that of the dense model on the windows that each policy has got to."""
+        """Return losses minus that of the dense model on the windows that each policy was measured on."""
         excess: dict[PruningPolicy, float] = {}
         losses, first = np.empty((len(policies), 0)), self.max_samples
         for _, read in halving(len(policies), self.max_samples):
