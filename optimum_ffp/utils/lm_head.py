@@ -72,9 +72,10 @@ def chunked_losses(
         # The vocabulary must be the last dimension: softmax over a strided one loses four digits in float32.
         predicted = logits[:, : targets.shape[1]].float().flatten(0, 1)
         losses.append(cross_entropy(predicted, targets.flatten(), reduction="none").view(targets.shape))
+        del predicted
         if on_logits:
             on_logits(logits)
-        del logits, predicted
+        del logits
     # A single transfer for all chunks, since each synchronizes the device.
     return torch.cat(losses, 1).cpu().double().mean(1)
 
