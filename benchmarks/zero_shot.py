@@ -2,7 +2,7 @@
 
     python benchmarks/zero_shot.py MODEL ... [options]
 
-Needs `optimum-ffp[eval]`. Accuracy is normalised by length if the task has that metric. Prints one row per model, in
+Needs `optimum-ffp[eval]`. Accuracy is normalized by length if the task has that metric. Prints one row per model, in
 percent, with the mean and the difference of the first model to it, each with its standard error (of paired samples
 for the difference). Then the same with balanced accuracy for the tasks of `--balanced`, which have the same answers
 for all questions: a model that always answers yes has 62 % on BoolQ, and 50 % balanced. The JSON has both kinds of
@@ -55,8 +55,8 @@ def main() -> None:
         model, tokenizer = load_any(name, LoadOptions(device=args.device, dtype=args.dtype))
         scores = suite.score(model, tokenizer, args.limit, args.batch_size, with_samples=True)
         first = first or scores
-        means = {kind: summarise(scores, first, kind) for kind in ("acc", "acc_norm")}
-        means["balanced"] = summarise(scores, first, "acc_norm", args.balanced)
+        means = {kind: summarize(scores, first, kind) for kind in ("acc", "acc_norm")}
+        means["balanced"] = summarize(scores, first, "acc_norm", args.balanced)
         tasks = [{key: value for key, value in score.items() if key not in SAMPLES} for score in scores]
         dtype = str(model.dtype).removeprefix("torch.")
         records.append({"model": short_name(name), "dtype": dtype, "limit": args.limit, **means, "tasks": tasks})
@@ -64,7 +64,7 @@ def main() -> None:
         print(row(records[-1]), flush=True)
 
 
-def summarise(
+def summarize(
     scores: list[dict], first: list[dict], kind: str, balanced: Iterable[str] = ()
 ) -> dict[str, tuple[float, float]]:
     """Mean over tasks, and the difference of the first model to it, each with its standard error.
@@ -72,7 +72,7 @@ def summarise(
     Args:
         scores: One record per task.
         first: The same for the first model.
-        kind: `acc`, or `acc_norm` for accuracy normalised by length if a task has it.
+        kind: `acc`, or `acc_norm` for accuracy normalized by length if a task has it.
         balanced: Tasks whose accuracy is balanced.
     """
     own, other = ([per_sample(score, kind, score["task"] in balanced) for score in one] for one in (scores, first))
