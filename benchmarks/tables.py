@@ -17,7 +17,7 @@ from functools import partial
 from itertools import count
 from math import exp, expm1
 from pathlib import Path
-from statistics import mean, stdev
+from statistics import mean, quantiles, stdev
 from typing import Any, NamedTuple
 
 
@@ -215,6 +215,20 @@ def held_out(pool: Pool, row: Wanted, figure: str, form: str) -> str:
     return "".join(
         form.format(stage[figure]) for stage in record.get("stages", []) if stage["stage"] == record["kept"]
     )
+
+
+def times_as_fast(model: str) -> Column:
+    """Speed relative to the dense model in the same rounds: median and quartiles."""
+
+    def cell(pool: Pool, row: Wanted) -> str:
+        dense, pruned = (pool.find(row | {"model": name}).get("seconds", []) for name in ("dense", model))
+        if not pruned:
+            return ""
+        ratios = [one / other for one, other in zip(dense, pruned)]
+        low, middle, high = quantiles(ratios, n=4, method="inclusive")
+        return f"{middle:.2f} ({low:.2f}-{high:.2f})"
+
+    return cell
 
 
 def trained_or_not(rows: dict[str, list[Wanted]]) -> list[Row]:
@@ -581,6 +595,19 @@ TABLES = {
         [
             ("dense", [{"of": "dense"}]),
             *((f"`--depth {depth}`", [{"depth": depth}]) for depth in ("none", "layers", "sublayers")),
+        ],
+    ),
+    "serving": Table(
+        "times as fast",
+        ("smollm2-serving",),
+        {
+            head: times_as_fast(model)
+            for head, model in (("20 %", "20"), ("30 %", "30"), ("one size, 20 %", "one-size"))
+        },
+        [
+            (f"{runtime.replace('vllm', 'vLLM')}, {label}", [{"runtime": runtime, "workload": workload}])
+            for runtime in ("transformers", "vllm", "llama.cpp")
+            for label, workload in (("prompt", "512+1"), ("1 answer", "16+32"), ("8 answers", "16+32x8"))
         ],
     ),
     "starts": Table(

@@ -146,6 +146,14 @@ def test_recover(run, pruned, data_folder, tmp_path):
     assert record["perplexity"]["recovered"] > 0
 
 
+def test_serve_adds_a_runtime_to_its_record(run, save_tiny_model, pruned):
+    words = [f"dense={save_tiny_model()}", f"pruned={pruned[1]}", "--workloads", "6+2x2", "4+1", "--rounds", "2"]
+    run("serve", "transformers", *words)
+    _, records = run("serve", "transformers", *words)
+    assert [record["model"] for record in records] == 4 * ["dense", "pruned"]
+    assert all(len(record["seconds"]) == 2 and min(record["seconds"]) > 0 for record in records)
+
+
 def test_completions(run, save_tiny_model, pruned):
     printed, records = run("completions", save_tiny_model(), pruned[1], "--max-new-tokens", "8")
     assert len(records) == 2 and printed.count("`is_prime`") == 1

