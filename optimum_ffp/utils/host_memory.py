@@ -18,11 +18,15 @@ MEMORY_LIMITS, CPU_QUOTA = {"": "memory.max", "memory": "memory.limit_in_bytes"}
 ANONYMOUS = ("anon", "total_rss")
 
 
+def used_host_memory() -> int:
+    """Return the bytes of host memory that this process uses, without pages of mapped files: these can be dropped."""
+    process = psutil.Process().memory_info()
+    return process.rss - getattr(process, "shared", 0)
+
+
 def free_host_memory() -> int:
     """Return the bytes of host memory available to this process, including those that it uses."""
-    process, memory = psutil.Process().memory_info(), psutil.virtual_memory()
-    # Pages of mapped files already count as available.
-    used = process.rss - getattr(process, "shared", 0)
+    used, memory = used_host_memory(), psutil.virtual_memory()
     return min([memory.available + used, memory.total, *_available(used)])
 
 

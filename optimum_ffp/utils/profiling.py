@@ -7,13 +7,12 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
-import psutil
 import torch
 
-from .host_memory import return_free_memory
+from .host_memory import return_free_memory, used_host_memory
 
 
-# Sampling interval of resident memory: short enough to catch peaks, long enough for negligible overhead.
+# Sampling interval of host memory: short enough to catch peaks, long enough for negligible overhead.
 SAMPLING_SECONDS = 0.05
 
 
@@ -26,7 +25,8 @@ class StageMeter:
 
     Attributes:
         seconds: Time per stage.
-        peak_bytes: Peak memory per stage: of the accelerator if one is used, otherwise resident memory.
+        peak_bytes: Peak memory per stage: of the accelerator if one is used, otherwise of the host, without pages of
+            mapped files.
         tokens: Tokens per stage, in forward passes of the model.
     """
 
@@ -64,13 +64,13 @@ def _peak_memory() -> Iterator[list[int]]:
         yield peak
         peak.append(torch.cuda.max_memory_allocated())
         return
-    process, stop, peak = psutil.Process(), threading.Event(), [0]
+    stop, peak = threading.Event(), [0]
 
     def watch() -> None:
         stopped = False
         while not stopped:
             stopped = stop.wait(SAMPLING_SECONDS)
-            peak[0] = max(peak[0], process.memory_info().rss)
+            peak[0] = max(peak[0], used_host_memory())
 
     thread = threading.Thread(target=watch, daemon=True)
     thread.start()

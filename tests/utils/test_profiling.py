@@ -28,6 +28,18 @@ def test_a_stage_that_comes_again_adds_to_its_time_and_keeps_its_peak():
     assert meter.peak_bytes["large"] - meter.peak_bytes["small"] > 200 * 2**20
 
 
+def test_pages_of_mapped_files_are_not_memory_of_a_stage(tmp_path):
+    (tmp_path / "weights").write_bytes(bytes(64 * 2**20))
+    meter = StageMeter()
+    with meter.stage("before"):
+        time.sleep(0.1)
+    with meter.stage("reading"):
+        mapped = torch.from_file(str(tmp_path / "weights"), size=64 * 2**20, dtype=torch.uint8)
+        assert not mapped.any()
+        time.sleep(0.1)
+    assert meter.peak_bytes["reading"] - meter.peak_bytes["before"] < 16 * 2**20
+
+
 def test_an_error_has_the_name_of_its_stage():
     meter = StageMeter()
     with pytest.raises(ValueError) as raised, meter.stage("outer"), meter.stage("inner"):
