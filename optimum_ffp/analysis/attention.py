@@ -14,7 +14,6 @@ from ..compression.ridge import PrefixRidge
 from ..config import FFPConfig
 from ..hub.record import policy_rows
 from ..modeling.families import Family, ModelUnit, find_units
-from ..modeling.families.base import permute_blocks
 from .fisher import loss_curve
 from .gram import Statistics
 from .importance import order_groups
@@ -114,7 +113,8 @@ def factorize_unit(
     ridge = PrefixRidge.of(statistics.gram, config.ridge_lambda, config.ridge_lambda_relative, columns)
     curve = None
     if config.mapping == "curves":
-        weight = permute_blocks(unit.output.module.weight.data.to(statistics.gram.device), 1, 1, columns)
+        device = statistics.gram.device
+        weight = unit.output.module.weight.data.to(device).index_select(1, columns.to(device))
         curve = loss_curve(weight, ridge, fisher, unit.output.block)
     return replace(ordered, factor=ridge.factor, curve=curve)
 

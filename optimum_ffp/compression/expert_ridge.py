@@ -16,8 +16,8 @@ from ..utils.progress import progress_bar
 from .calibration import CalibrationTask
 
 
-# Number of tokens to fit to, and of passes over the experts of a layer.
-TOKENS, SWEEPS = 2**16, 2
+# Number of tokens to fit to, of tokens that pass through the experts at once, and of passes over a layer's experts.
+TOKENS, BATCH, SWEEPS = 2**16, 2**10, 2
 
 
 @torch.no_grad()
@@ -86,8 +86,11 @@ def fit_experts(
     """
     router, experts = unit.slices[0].module, unit.output.module
     _, gates, index = router(hidden)
-    residuals = (targets.float() - experts(hidden, index, gates).float()) * scales[:, None]
-    down = experts.down_proj.float().clone()
+    # Copies, even of float32.
+    residuals, down = (one.to(torch.float32, copy=True) for one in (targets, experts.down_proj))
+    for batch, *inputs in zip(*(one.split(BATCH) for one in (residuals, hidden, index, gates))):
+        batch -= experts(*inputs)
+    residuals *= scales[:, None]
     for expert in [*range(len(down))] * SWEEPS:
         tokens, slots = torch.where(index == expert)
         activations = experts._apply_gate(linear(hidden[tokens], experts.gate_up_proj[expert])).float()

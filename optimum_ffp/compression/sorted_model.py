@@ -14,7 +14,7 @@ from ..engine import LayerwiseModel
 from ..engine.layerwise_model import Change
 from ..modeling import attention_of, homogeneous_config, pruned_config, pruned_model_class
 from ..modeling.families import ModelUnit, Slice, TransposedLinear
-from ..modeling.families.base import permute_blocks, units_of_layer
+from ..modeling.families.base import units_of_layer
 from ..utils.device_memory import free_device_memory
 from ..utils.lm_head import replaced_forward
 from ..utils.resume import Journal
@@ -58,14 +58,12 @@ def _sort(unit: ModelUnit, order: torch.Tensor) -> list[SortedTensor]:
     orders = order.reshape(len(order), -1).expand(-1, unit.sections)
     for module, name, parts in unit.tensors():
         parameter, dim = getattr(module, name), parts[0].dim
-        slices = zip(parameter.data.split([part.length(groups) for part in parts], dim), parts)
-        parameter.data = torch.cat(
-            [
-                entries if part.fixed else permute_blocks(entries, dim, part.block, orders[:, part.section])
-                for entries, part in slices
-            ],
-            dim,
-        )
+        slices = torch.arange(parameter.shape[dim]).split([part.length(groups) for part in parts])
+        index = [
+            entries if part.fixed else entries.view(-1, part.block)[orders[:, part.section]].flatten()
+            for entries, part in zip(slices, parts)
+        ]
+        parameter.data = parameter.data.index_select(dim, torch.cat(index).to(parameter.device))
         tensors.append(SortedTensor(module, name, full=parameter.data, groups=groups, parts=parts))
     return tensors
 

@@ -371,9 +371,3 @@ def _count_parameters(slices: Sequence[Slice], groups: int) -> tuple[int, int]:
     return per_group, sum(
         parameter.numel() for module in modules for parameter in module.parameters()
     ) - groups * per_group
-
-
-def permute_blocks(tensor: torch.Tensor, dim: int, block: int, order: torch.Tensor) -> torch.Tensor:
-    """Reorder blocks of `block` consecutive rows or columns along `dim`; `order` has shape `[groups]`."""
-    index = (order[:, None] * block + torch.arange(block, device=order.device)).flatten()
-    return tensor.index_select(dim, index.to(tensor.device))
