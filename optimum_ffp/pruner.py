@@ -327,7 +327,8 @@ class FFPPruner:
         check_calibration(config.calibration, self.options.offload)
         sorted_model, journal = measured.prepared.sorted_model, measured.journal.part(calibrated_with, policy.sizes)
         losses = {"dense": measured.dense_test_losses}
-        dense_samples = measured.dense_samples
+        # With offloaded weights it would take long.
+        dense_samples = measured.dense_samples if self.options.offload == "none" else {}
         # The dense model's evaluation is counted in that of the measurements.
         meter = StageMeter(measured.meter, search.cost, counter=measured.layerwise.counter)
         test_losses = partial(measured.test_losses, policy, journal=journal, batch_size=config.batch_size, meter=meter)

@@ -295,10 +295,8 @@ class Measurements:
 
     @cached_property
     def dense_samples(self) -> dict[str, str]:
-        """Texts of the dense model by prompt; none if its weights don't stay on the device, which would take long."""
+        """Texts of the dense model by prompt."""
         dense = self.layerwise.dense
-        if dense.weights.offloaded:
-            return {}
         with self.meter.stage("evaluation"), dense.loaded():
             return processes.on_main(partial(write_samples, dense.model, self.tokenizer))
 

@@ -129,8 +129,10 @@ class LayerwiseModel:
     def loaded(self) -> Iterator[None]:
         """Keep all weights on the device, in the dtype to compute in, for the duration of the context."""
         with self.cast_outer_weights(), ExitStack() as stack:
-            for index in range(len(self.layers)):
-                stack.enter_context(self.weights.loaded(index))
+            # Weights from disk are on a CPU already, as views of the files.
+            if self.weights.offloaded or self.dtype != self.stored_dtype:
+                for index in range(len(self.layers)):
+                    stack.enter_context(self.weights.loaded(index))
             yield
 
     def chunk_size(self, windows: torch.Tensor, copies: int = 1) -> int:
