@@ -12,7 +12,6 @@ from typing import Any
 import numpy as np
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from .analysis.experts import measure_routing
 from .analysis.measurements import Measurements
 from .checkpoint.pushing import push_result
 from .checkpoint.result import PruningResult, SearchResult, package_versions
@@ -45,7 +44,6 @@ from .utils.batch_size import memory_errors
 from .utils.device_memory import device_name
 from .utils.folders import expand
 from .utils.json import write_json
-from .utils.precision import autocast_dtype
 from .utils.profiling import StageMeter
 from .utils.resume import EXPERTS, Journal, fingerprint
 from .utils.tracking import Tracker, check_trackers
@@ -326,33 +324,35 @@ class FFPPruner:
         measured.check(config)
         check_calibration(config.calibration, self.options.offload)
         sorted_model, journal = measured.prepared.sorted_model, measured.journal.part(calibrated_with, policy.sizes)
-        losses = {"dense": measured.dense_test_losses}
+        evaluated = {"dense": measured.dense_test_losses}
         # With offloaded weights it would take long.
         dense_samples = measured.dense_samples if self.options.offload == "none" else {}
         # The dense model's evaluation is counted in that of the measurements.
         meter = StageMeter(measured.meter, search.cost, counter=measured.layerwise.counter)
         test_losses = partial(measured.test_losses, policy, journal=journal, batch_size=config.batch_size, meter=meter)
         if config.reports_searched:
-            losses["searched"] = test_losses("searched")
+            evaluated["searched"] = test_losses("searched")
         with meter.stage("calibration"):
             task = CalibrationTask(sorted_model, policy, measured.data, measured.start_token, config, journal)
             calibration = find_choice("calibration", config.calibration).calibrate(task)
         if config.calibration != "none":
-            losses["calibrated"] = test_losses("calibrated", weights=calibration.weights)
+            evaluated["calibrated"] = test_losses("calibrated", weights=calibration.weights)
         with meter.stage("slicing"):
             model = sorted_model.materialize(
                 policy, calibration.weights, journal=journal, homogeneous=config.method == "homogeneous"
             )
         experts = {}
+        if sorted_model.family.experts:
+            (_, before), *_, (_, after) = evaluated.values()
+            experts = {
+                "rare": measured.prepared.rare_experts,
+                "features": measured.model_units[0].width,
+                "routing": [
+                    {"layer": unit.layer, "before": dense, "after": pruned[:size]}
+                    for unit, dense, pruned, size in zip(policy.units, before, after, policy.sizes)
+                ],
+            }
         with meter.stage("evaluation"):
-            if sorted_model.family.experts:
-                dtype = autocast_dtype(self.model, config.search_dtype)
-                held_out = measured.data.held_out.tokens
-                experts = {
-                    "rare": measured.prepared.rare_experts,
-                    "features": measured.model_units[0].width,
-                    "routing": measure_routing(sorted_model, policy, calibration.weights, held_out, dtype),
-                }
             write = partial(write_samples, model, self.tokenizer)
             samples = processes.on_main(write) if dense_samples else {}
         stages = processes.from_main([*meter.tokens])
@@ -366,7 +366,7 @@ class FFPPruner:
             pruned_from=self.pruned_from,
             dense_parameters=self._dense_parameters,
             test_windows=measured.data.tests,
-            losses=losses,
+            losses={name: losses for name, (losses, _) in evaluated.items()},
             samples=[
                 {"prompt": prompt, "dense": text, "pruned": samples[prompt]} for prompt, text in dense_samples.items()
             ],

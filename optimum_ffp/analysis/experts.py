@@ -1,24 +1,24 @@
 """Order of the experts of a mixture, and how many tokens each of them gets."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from functools import partial
-from typing import Any
+from typing import TypeVar
 
 import torch
 from torch import nn
 
-from ..allocation.policy import PruningPolicy
-from ..compression.sorted_model import SortedModel
 from ..config import FFPConfig
 from ..engine import LayerwiseModel
-from ..engine.layerwise_model import unchanged
 from ..modeling.families import ModelUnit
 from ..utils import processes
 from ..utils.precision import autocast_dtype
 from ..utils.progress import progress_bar
 from ..utils.resume import Journal
 from .rerouting import removal_scores
+
+
+T = TypeVar("T")
 
 
 def add_contributions(
@@ -88,43 +88,15 @@ def order_experts(
     return orders, {layer: one.nonzero()[:, 0].tolist() for layer, one in few.items() if one.any()}
 
 
-def measure_routing(
-    sorted_model: SortedModel,
-    policy: PruningPolicy,
-    weights: Mapping[str, torch.Tensor] | None,
-    windows: torch.Tensor,
-    dtype: torch.dtype | None,
-) -> list[dict[str, Any]]:
-    """Return the share of tokens that every expert gets, before and after the prune, for all layers with experts.
+def count_routed_tokens(units: Sequence[ModelUnit], run: Callable[[], T]) -> tuple[T, list[list[int]]]:
+    """Return the result of a run, and how many tokens it routes to the experts of every unit, in descending order."""
+    counts = [torch.zeros(unit.unit.groups, dtype=torch.long) for unit in units]
 
-    Args:
-        sorted_model: The sorted model.
-        policy: Number of experts to keep.
-        weights: Weights of the pruned model, by name.
-        windows: Token ids, shape `[windows, window length]`. Processes share them.
-        dtype: Autocast dtype; `None` for the model's own.
-
-    Returns:
-        By layer: its index `layer`; `before` and `after`, shares in descending order.
-    """
-    units, kept = sorted_model.model_units, policy.sizes[0]
-    # By layer and number of its experts, which is that of the dense or of the pruned model.
-    counts = {(one.unit.layer, size): torch.zeros(size) for one in units for size in (one.unit.groups, kept)}
-
-    def count(layer: int, experts: nn.Module, inputs: tuple[torch.Tensor, ...]) -> None:
-        counts[layer, experts.num_experts] += inputs[1].flatten().cpu().bincount(minlength=experts.num_experts)
+    def count(total: torch.Tensor, experts: nn.Module, inputs: tuple[torch.Tensor, ...]) -> None:
+        total += inputs[1].flatten().cpu().bincount(minlength=len(total))
 
     with ExitStack() as hooks:
-        for unit in units:
-            hooks.enter_context(unit.output.module.register_forward_pre_hook(partial(count, unit.unit.layer)))
-        share = windows[processes.share(len(windows))]
-        sorted_model.layerwise.losses(share, [unchanged, sorted_model.change(policy, weights)], dtype)
-
-    def shares(layer: int, size: int) -> list[float]:
-        tokens = processes.sum_(counts[layer, size]) / windows.numel()
-        return tokens.sort(descending=True).values.tolist()
-
-    return [
-        {"layer": layer, "before": shares(layer, groups), "after": shares(layer, kept)}
-        for layer, groups in ((unit.unit.layer, unit.unit.groups) for unit in units)
-    ]
+        for unit, total in zip(units, counts):
+            hooks.enter_context(unit.output.module.register_forward_pre_hook(partial(count, total)))
+        result = run()
+    return result, [processes.sum_(total).sort(descending=True).values.tolist() for total in counts]

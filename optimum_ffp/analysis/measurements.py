@@ -44,6 +44,7 @@ from ..utils.profiling import StageMeter
 from ..utils.progress import progress_bar
 from ..utils.resume import Journal
 from .attention import find_unit_variants
+from .experts import count_routed_tokens
 from .prepare import Prepared, prepare
 
 
@@ -288,8 +289,8 @@ class Measurements:
         return losses
 
     @cached_property
-    def dense_test_losses(self) -> list[list[float]]:
-        """Losses of the dense model on the test windows of each text, in nats per token."""
+    def dense_test_losses(self) -> tuple[list[list[float]], list[list[int]]]:
+        """`test_losses` of the dense model."""
         _ = self.prepared
         return self.test_losses(None, "dense", journal=self.journal, batch_size=self.config.batch_size)
 
@@ -308,8 +309,11 @@ class Measurements:
         batch_size: int,
         weights: Mapping[str, torch.Tensor] | None = None,
         meter: StageMeter | None = None,
-    ) -> list[list[float]]:
-        """Return the losses of a policy on the test windows of each text, in nats per token, as `policy_losses`.
+    ) -> tuple[list[list[float]], list[list[int]]]:
+        """Return the losses of a policy on the test windows of each text, as `policy_losses`, and tokens by expert.
+
+        These are the numbers of tokens that are routed to the experts of every layer of a mixture, in descending
+        order, with zeros for removed experts; none for other models.
 
         The policy runs on views of the dense model, so that only one model is in memory. The journal saves the losses
         under the name, and the time is added to `meter`, or else to that of the measurements.
@@ -329,4 +333,6 @@ class Measurements:
             ]
 
         with (meter or self.meter).stage("evaluation"):
-            return self.layerwise.counter.value(journal, f"test-losses-{name}", measure)
+            experts = [unit for unit in self.model_units if unit.unit.kind == "experts"]
+            counted = partial(count_routed_tokens, experts, measure)
+            return self.layerwise.counter.value(journal, f"evaluation-{name}", counted)

@@ -98,7 +98,7 @@ class PruningResult:
         calibration: Record of the calibration: relative errors of `layers` on held-out windows before and after
             distillation.
         experts: Of a mixture, the experts by layer that are `rare`, which got fewer calibration tokens than they have
-            `features`, and the `routing` of held-out text (`measure_routing`).
+            `features`, and the `routing`: by layer, the numbers of test tokens of all experts `before` and `after`.
         cost: Time, peak memory and tokens per stage.
         compute_dtype: Name of the compute dtype for losses on test windows.
         revision: Commit of the dense model on the Hub, if loaded from there.
