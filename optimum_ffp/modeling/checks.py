@@ -1,10 +1,13 @@
 """Checks that a model can be evaluated or pruned."""
 
+from typing import Any
+
 import torch
 from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES, MODEL_MAPPING_NAMES
 
 from ..errors import FFPError
+from ..hub.record import prune_record
 from ..utils.precision import dtype_name, is_quantized
 from .auto import is_pruned
 from .families import find_family
@@ -43,12 +46,13 @@ def check_losses(losses: torch.Tensor, model: PreTrainedModel, model_id: str) ->
         )
 
 
-def check_prunable(model_id: str, config: PretrainedConfig, has_record: bool = False) -> None:
+def check_prunable(model_id: str, config: PretrainedConfig, hub: dict[str, Any] | None = None) -> None:
     """Raise `FFPError` with the reason if the model of a config can't be pruned.
 
-    Pruned models with standard modeling code are recognized by the record of a prune in their folder, `has_record`.
+    Pruned models with standard modeling code are recognized by the record in their folder or repository, which is read
+    with the options `hub` of `huggingface_hub`; models in memory have none.
     """
-    if is_pruned(config) or has_record:
+    if is_pruned(config) or (hub is not None and prune_record(model_id, **hub)):
         raise FFPError(f"{model_id} is already pruned; give the name of a folder with its ffp_config.json")
     find_family(config)
     if not _is_native(config):

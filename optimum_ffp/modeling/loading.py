@@ -84,7 +84,7 @@ def load_dense(
     """
     full_config = _read_full_config(model_id, options)
     config = language_config(full_config)
-    check_prunable(model_id, config, bool(prune_record(model_id, **options.hub())))
+    check_prunable(model_id, config, options.hub())
     dtype, device = resolve_dtype(options.dtype), use_device(options.device)
     check_offload(options.offload, device, dtype, config, model_id.endswith(".gguf"))
     placement = attention_of(config)
@@ -228,7 +228,7 @@ def read_model_config(model_id: str, options: LoadOptions) -> PretrainedConfig:
     """
     dense_id, dense_options, rows = find_dense(model_id, options)
     config = read_any_config(dense_id, dense_options)
-    check_prunable(dense_id, config, bool(prune_record(dense_id, **dense_options.hub())))
+    check_prunable(dense_id, config, dense_options.hub())
     if any(row["unit"] == "experts" for row in rows):
         raise FFPError(f"{model_id} has lost experts already, and a mixture is pruned once; prune its dense model")
     if rows:
