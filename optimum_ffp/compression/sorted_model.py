@@ -235,13 +235,8 @@ class SortedModel:
         change, layers = self.change(policy, weights), len(self.prefixes)
         kept = policy.kept_layers(layers)
         journal = journal or Journal()
-        # Views share storage with the dense weights; the checkpoint must hold only the kept ones.
         with change(layers):
-            state = {
-                name: tensor.detach().to("cpu", self.stored_dtype(tensor), copy=True)
-                for name, tensor in self.model.state_dict().items()
-                if self._belongs_to(layers, name)
-            }
+            state = journal.mapped("pruned-outer", self._copy_outer_weights)
         for index, layer in self.layerwise.iter_layers():
             if index not in kept:
                 continue
@@ -269,6 +264,14 @@ class SortedModel:
         if fits and not self.layerwise.weights.offloaded:
             pruned = pruned.to(device)
         return pruned.eval()
+
+    def _copy_outer_weights(self) -> dict[str, torch.Tensor]:
+        # Views share storage with the dense weights; the checkpoint must hold only the kept ones.
+        return {
+            name: tensor.detach().to("cpu", self.stored_dtype(tensor), copy=True)
+            for name, tensor in self.model.state_dict().items()
+            if self._belongs_to(len(self.prefixes), name)
+        }
 
     def _copy_weights(self, layer: nn.Module, removed: tuple[str, ...]) -> dict[str, torch.Tensor]:
         """Copy the weights of a layer that stay to host memory, in the layout and dtype of the checkpoint."""

@@ -112,7 +112,7 @@ class Trainer:
     def _passes(self, passes: int, learning_rate: float, seed: int) -> Iterator[tuple[float, dict[str, torch.Tensor]]]:
         """Yield the held-out error and the weights after every pass."""
         generator = torch.Generator().manual_seed(seed)
-        masters = {name: weight.float().clone().requires_grad_() for name, weight in self.start.items()}
+        masters = {name: weight.to(torch.float32, copy=True).requires_grad_() for name, weight in self.start.items()}
         steps = max(map(len, self.parts))
         groups = [{"params": [weight], "lr": learning_rate * _size(weight.detach())} for weight in masters.values()]
         optimizer = Adam(groups, betas=BETAS, fused=True)
