@@ -117,7 +117,9 @@ def remove_greedily(unit: ModelUnit, hidden: torch.Tensor, fisher: torch.Tensor)
     router, experts, count = unit.slices[0].module, unit.output.module, unit.unit.groups
     hidden, scale = hidden.to(router.weight.device), fisher.sqrt().to(router.weight.device)
     total = float(processes.sum_(torch.tensor(float(len(hidden)))))
-    products = torch.cat([_products(experts, batch, scale) for batch in hidden.split(BATCH)])
+    products = torch.empty(len(hidden), count, count, device=hidden.device)
+    for rows, batch in zip(products.split(BATCH), hidden.split(BATCH)):
+        rows.copy_(_products(experts, batch, scale))
     with computing_in(hidden.device, None):
         logits = linear(hidden.float(), router.weight.float())
         # From logits to experts. A copy, whose weights may have another shape.
