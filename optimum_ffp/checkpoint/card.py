@@ -34,7 +34,8 @@ def render_card(record: Mapping[str, Any], name: str) -> str:
     Every value is escaped, unless a filter puts it into a code span or block.
     """
     view = view_record(record)
-    title = escape(f"{view['title']}{', recovered' if view['recoveries'] else ''}")
+    quantized = f", {view['quantization']['scheme']}" if view["quantization"] else ""
+    title = escape(f"{view['title']}{', recovered' if view['recoveries'] else ''}{quantized}")
     environment = Environment(autoescape=True, finalize=escape, trim_blocks=True, lstrip_blocks=True)
     environment.filters |= {
         "number": format_number,
@@ -66,6 +67,8 @@ def _metadata(view: Mapping[str, Any], title: str) -> ModelCardData:
     mixes = [TextMix.parse(mix) for step in steps for mix in (step["dataset"], step["eval_dataset"]) if mix]
     sources = [text.hub_dataset for mix in mixes for text in mix]
     tests = recoveries[-1]["tests"] if recoveries else view["tests"]
+    # A quantized model has not been measured.
+    tests = [] if view["quantization"] else tests
     return ModelCardData(
         base_model=view["base"] if view["base_url"] else None,
         library_name="transformers",

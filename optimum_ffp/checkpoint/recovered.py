@@ -150,16 +150,21 @@ def _copied_files(source: Path, record: dict[str, Any]) -> set[str]:
     return {name for name in recorded_files(record, list_files(source)) if not name.startswith(NOT_COPIED)}
 
 
+def copy_files(source: Path, record: dict[str, Any], folder: Path, written: set[str]) -> None:
+    """Copy the files of a pruned checkpoint to another folder, except its weights and code and the `written` ones."""
+    for name in _copied_files(source, record) - written:
+        (folder / name).parent.mkdir(exist_ok=True)
+        # Don't copy permissions: files may be read-only, and some are overwritten.
+        shutil.copyfile(source / name, folder / name)
+
+
 def _write(
     recovery: RecoveryRecord, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, source: Path, folder: Path
 ) -> dict[str, Any]:
     save_tokenizer(tokenizer, folder)
     save_model(model, folder)
     record = load_record(source)
-    for name in _copied_files(source, record) - list_files(folder):
-        (folder / name).parent.mkdir(exist_ok=True)
-        # Don't copy permissions: files may be read-only, and some are overwritten.
-        shutil.copyfile(source / name, folder / name)
+    copy_files(source, record, folder, list_files(folder))
     recoveries = [*record.get("recovery", []), without_folders(recovery.to_dict())]
     write_recovery(
         recovery.curve, recovery.kept, recoveries[-1]["held_out"], folder / f"recovery-{len(recoveries)}.png"

@@ -46,6 +46,7 @@ def view_record(record: Mapping[str, Any]) -> dict[str, Any]:
         "calibration": provenance["held_out"],
         "provenance": provenance,
         "model": record["model"],
+        "quantization": record.get("quantization"),
         "title": f"{model_name(base)}, {removed} ({100 * provenance['model_sparsity']:.1f} % of the model)",
         "base": base,
         "source": source,

@@ -9,6 +9,7 @@ from .evaluate import FFPEvaluateCommand
 from .export import FFPExportCommand
 from .prune import FFPPruneCommand
 from .push import FFPPushCommand
+from .quantize import FFPQuantizeCommand
 from .recover import FFPRecoverCommand
 
 
@@ -16,6 +17,7 @@ COMMANDS = {
     "prune": FFPPruneCommand,
     "recover": FFPRecoverCommand,
     "evaluate": FFPEvaluateCommand,
+    "quantize": FFPQuantizeCommand,
     "export": FFPExportCommand,
     "push": FFPPushCommand,
 }

@@ -52,7 +52,7 @@ class FFPRecoverCommand(Command):
         folder = arguments.output_name(args) + ("" if args.output else RECOVERED)
         arguments.warn_of_hub_options(args)
 
-        from ..modeling.checks import check_unquantized
+        from ..modeling.checks import check_dequantizable
         from ..modeling.loading import LoadOptions, empty_model, read_any_config, read_pruned_config
         from ..planning.estimate import estimate_recovery
         from ..planning.preflight import find_problems
@@ -73,7 +73,7 @@ class FFPRecoverCommand(Command):
         student = empty_model(read_pruned_config(args.model, options))
         teacher, teacher_options = find_teacher(args.model, args.teacher, options)
         dense = read_any_config(teacher, teacher_options)
-        check_unquantized(teacher, dense)
+        check_dequantizable(teacher, dense)
         config = with_dataset(config, args.model, options)
         count = max(processes.local_count(), args.num_processes or 1)
         estimate = estimate_recovery(student, empty_model(dense), config, options, count)

@@ -16,6 +16,8 @@ from .families import find_family
 NO_TOKENIZER = (
     "it has no tokenizer; copy tokenizer.json and tokenizer_config.json of the original model into its folder"
 )
+# Quantizations that transformers undoes while it loads a checkpoint, on any device. MXFP4 is that of gpt-oss alone.
+DEQUANTIZED = ("fp8", "compressed-tensors")
 # A window of the first token ids, which usually include the start token, which has the largest activations.
 FIRST_TOKENS = torch.arange(9)[None]
 
@@ -33,6 +35,7 @@ def check_model(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, mode
             f"{model_id} is of type {type(model).__name__}; pass a model as returned by "
             "AutoModelForCausalLM.from_pretrained, before torch.compile and with adapters merged"
         )
+    check_unquantized(model_id, model.config)
     check_prunable(model_id, model.config)
     check_usable(model, tokenizer, model_id)
 
@@ -59,9 +62,16 @@ def check_prunable(model_id: str, config: PretrainedConfig, hub: dict[str, Any] 
         raise FFPError(
             f"{model_id} needs custom code, which can't be pruned; use a model with native support in transformers"
         )
-    # Quantized GGUF files pass, since they are dequantized on loading.
-    if is_quantized(config):
-        raise FFPError(f"{model_id} is quantized; prune the model in full precision, then quantize the result")
+    check_dequantizable(model_id, config)
+
+
+def check_dequantizable(model_id: str, config: PretrainedConfig) -> None:
+    """Raise `FFPError` if the weights of a checkpoint are quantized, and can't be dequantized as they are loaded."""
+    if is_quantized(config) and (method := config.quantization_config.get("quant_method")) not in DEQUANTIZED:
+        raise FFPError(
+            f"{model_id} is quantized with {method}, and only {', '.join(DEQUANTIZED)} and GGUF are dequantized on "
+            "loading; use the original model in full precision, and quantize the result"
+        )
 
 
 def check_unquantized(model_id: str, config: PretrainedConfig) -> None:

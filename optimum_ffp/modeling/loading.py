@@ -27,8 +27,9 @@ from ..errors import FFPError, convert_errors, one_line
 from ..hub.record import prune_record
 from ..hub.validate_checkpoint import LENIENT, check_checkpoint, check_reachable
 from ..utils.folders import expand
+from ..utils.precision import is_quantized
 from .auto import FFPModelForCausalLM, attention_of, is_pruned, load_strictly, mark_untied, pruned_model_class
-from .checks import NO_TOKENIZER, check_prunable, check_unquantized, check_usable, largest_token
+from .checks import NO_TOKENIZER, check_dequantizable, check_prunable, check_unquantized, check_usable, largest_token
 from .families import MULTIMODAL, find_family
 from .gguf_file import check_complete, open_gguf
 from .multimodal import language_config, language_model
@@ -74,7 +75,7 @@ def load_dense(
     """Load a dense causal LM of a supported family. The caller must run `check_model` before pruning.
 
     Args:
-        model_id: Hub id, folder, or a `.gguf` file, which is dequantized.
+        model_id: Hub id, folder, or a `.gguf` file. Quantized weights are dequantized.
         options: Device, dtype and Hub options.
         experts_folder: Folder for the experts of a mixture with offload `"disk"`.
 
@@ -86,8 +87,8 @@ def load_dense(
     config = language_config(full_config)
     check_prunable(model_id, config, options.hub())
     dtype, device = resolve_dtype(options.dtype), use_device(options.device)
-    check_offload(options.offload, device, dtype, config, model_id.endswith(".gguf"))
-    placement = attention_of(config)
+    check_offload(options.offload, device, dtype, config, model_id.endswith(".gguf") or is_quantized(config))
+    placement = attention_of(config) | _dequantize(full_config)
     if experts_folder and options.offload == "disk" and find_family(config).experts:
         placement |= experts_on_disk(empty_model(config), experts_folder)
     model, tokenizer = _load(_dense_class(full_config), model_id, options, **placement)
@@ -147,10 +148,13 @@ def pin_commit(model_id: str, options: LoadOptions) -> LoadOptions:
     return replace(options, revision=commit or options.revision)
 
 
-def load_any(model_id: str, options: LoadOptions) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+def load_any(
+    model_id: str, options: LoadOptions, dequantize: bool = False
+) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     """Load a causal LM of any family, dense or pruned. No code of its repository runs, but that of its tokenizer may.
 
-    Arguments are as for `load_dense`; a `.gguf` file must be of a dense architecture.
+    Arguments are as for `load_dense`; a `.gguf` file must be of a dense architecture. Other quantized weights are only
+    dequantized if `dequantize` is set.
 
     Raises:
         FFPError: If there is no such model, its weights don't match its config, or transformers can't load a GGUF file
@@ -158,10 +162,14 @@ def load_any(model_id: str, options: LoadOptions) -> tuple[PreTrainedModel, PreT
     """
     full_config = _read_full_config(model_id, options)
     model_class = FFPModelForCausalLM if is_pruned(full_config) else _dense_class(full_config)
-    model, tokenizer = _load(model_class, model_id, options, **attention_of(language_config(full_config)))
-    model = model.to(use_device(options.device))
+    placement = attention_of(language_config(full_config)) | (_dequantize(full_config) if dequantize else {})
+    model, tokenizer = _load(model_class, model_id, options, **placement)
+    model = model.to(use_device(options.device)).eval().requires_grad_(False)
     check_usable(model, tokenizer, model_id)
-    return model.eval().requires_grad_(False), tokenizer
+    if is_quantized(model.config):
+        # The first forward pass of a whole model decompresses weights in compressed-tensors; losses run its parts.
+        model(torch.zeros(1, 1, dtype=torch.long, device=model.device))
+    return model, tokenizer
 
 
 def load_pruned(model_id: str, options: LoadOptions) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
@@ -195,6 +203,18 @@ def _read_full_config(model_id: str, options: LoadOptions) -> PretrainedConfig:
             config = AutoConfig.from_pretrained(source, trust_remote_code=False, **options.hub())
     config._name_or_path = model_id
     return config
+
+
+def _dequantize(config: PretrainedConfig) -> dict[str, Any]:
+    """Return arguments of `from_pretrained` that dequantize a checkpoint, or raise `FFPError` if none can."""
+    if not is_quantized(config):
+        return {}
+    check_dequantizable(config._name_or_path, config)
+    logger.warning(
+        f"{config._name_or_path} is quantized; its weights are dequantized, and the result is not quantized"
+    )
+    config.quantization_config["dequantize"] = True
+    return {"config": config}
 
 
 def _dense_class(config: PretrainedConfig) -> type:

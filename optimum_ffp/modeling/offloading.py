@@ -30,11 +30,11 @@ def check_calibration(calibration: str | None, offload: str) -> None:
 
 
 def check_offload(
-    offload: str, device: torch.device, dtype: torch.dtype | str, config: PretrainedConfig, is_gguf: bool
+    offload: str, device: torch.device, dtype: torch.dtype | str, config: PretrainedConfig, dequantized: bool
 ) -> None:
     """Raise `FFPError` if `offload` has no effect, or is `"disk"` and the weights have to be converted.
 
-    Arguments are as for `LoadOptions`, with the device to run layers on and whether the weights are in a GGUF file.
+    Arguments are as for `LoadOptions`, with the device to run layers on and whether the weights are dequantized.
     """
     if offload not in OFFLOADS:
         raise FFPError(f"offload {offload!r} is not known; choose from {', '.join(OFFLOADS)}")
@@ -44,10 +44,10 @@ def check_offload(
         )
     if offload != "disk":
         return
-    if is_gguf:
+    if dequantized:
         raise FFPError(
-            "the weights of a GGUF file are dequantized into memory, so offload 'disk' can't be used; save the model "
-            "as safetensors first, or choose offload 'host' or 'none'"
+            "weights of GGUF files and quantized checkpoints are dequantized into memory, so offload 'disk' can't be "
+            "used; save the model in full precision as safetensors first, or choose offload 'host' or 'none'"
         )
     stored = config.dtype or torch.float32
     if dtype not in ("auto", stored):

@@ -32,7 +32,7 @@ from ..utils.cholesky import ALGEBRA_BYTES
 from ..utils.device_memory import free_device_memory
 from ..utils.host_memory import free_host_memory
 from ..utils.lm_head import POSITIONS
-from ..utils.precision import compute_dtype, computes_in_bfloat16, frozen_dtype
+from ..utils.precision import compute_dtype, computes_in_bfloat16, frozen_dtype, is_quantized
 
 
 # Memory of a process with all libraries loaded and their threads started.
@@ -165,16 +165,17 @@ def estimate_prune(
     widest = max(unit.width for unit in variants[0])
     check_calibration_tokens(config.num_samples * config.seq_len, widest)
     written = sum(DataRequest.of(config).count_generated().values())
-    places, is_gguf, on_accelerator = [options.offload], name.endswith(".gguf"), machine.accelerator is not None
+    dequantized = name.endswith(".gguf") or is_quantized(model_config)
+    places, on_accelerator = [options.offload], machine.accelerator is not None
     if options.offload == "auto":
         # A model that generates text has all weights on its device.
-        reads_files = saves_work and not is_gguf and asked in ("auto", stored)
+        reads_files = saves_work and not dequantized and asked in ("auto", stored)
         others = ["host"] * on_accelerator + ["disk"] * reads_files
         is_padded = hasattr(model_config, "pruned_units")
         places = ["none", *([] if is_padded or (written and on_accelerator) else others)]
     else:
         check_calibration(config.calibration, options.offload)
-        check_offload(options.offload, machine.device, asked, model_config, is_gguf)
+        check_offload(options.offload, machine.device, asked, model_config, dequantized)
     choices = [config]
     if config.calibration is None:
         ranks = [0, *[LORA_RANK] * bool(find_spec("peft"))] if config.lora is None else [config.lora]

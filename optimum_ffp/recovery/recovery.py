@@ -20,7 +20,6 @@ from ..data import DataRequest, DataSplits, load_windows, training_windows
 from ..data.samples import write_samples
 from ..errors import FFPError, NotRecoveredError, one_line
 from ..evaluation import window_losses
-from ..modeling.checks import check_unquantized
 from ..modeling.loading import LoadOptions, load_any, load_pruned, pin_commit, resolve_device
 from ..utils import processes
 from ..utils.batch_size import memory_errors
@@ -122,8 +121,7 @@ class FFPRecovery:
         processes.on_main(lambda: str(source_folder(name, load_options.hub())))
         student, tokenizer = load_pruned(name, load_options)
         teacher_id, teacher_options = find_teacher(name, teacher and os.fspath(teacher), load_options)
-        dense, teacher_tokenizer = load_any(teacher_id, teacher_options)
-        check_unquantized(teacher_id, dense.config)
+        dense, teacher_tokenizer = load_any(teacher_id, teacher_options, dequantize=True)
         if teacher_tokenizer.get_vocab() != tokenizer.get_vocab():
             raise FFPError(f"the tokenizers of {name} and {teacher_id} differ; name the model that was pruned")
         convert(dense, compute_dtype(dense.device, dense.dtype))

@@ -71,6 +71,13 @@ def test_a_model_without_code_whose_windows_were_given(record):
     assert "the language model, which takes text alone, of [org/tiny]" in card
 
 
+def test_a_quantized_model_has_no_figures_of_its_own(record):
+    record["quantization"] = {"scheme": "w4a16", "group_size": 32, "windows": None, "llmcompressor": "0.14.0.1"}
+    card = render_card(record, "me/it")
+    assert "recovered, w4a16\n" in card and "rounded to the nearest" in card and "vllm serve me/it" in card
+    assert "torchao" not in card and "ffp export" not in card and not ModelCard(card).data.eval_results
+
+
 def test_what_is_removed_whole_is_named_and_vllm_needs_our_package_without_attention(record):
     units = record["policy"]["units"]
     for index in (2, 3, 5):

@@ -10,7 +10,14 @@ import pytest
 from optimum_ffp import FFPConfig, RecoveryConfig
 
 
-COMMANDS = {"prune": FFPConfig, "recover": RecoveryConfig, "evaluate": None, "export": None, "push": None}
+COMMANDS = {
+    "prune": FFPConfig,
+    "recover": RecoveryConfig,
+    "evaluate": None,
+    "quantize": None,
+    "export": None,
+    "push": None,
+}
 
 
 @pytest.mark.parametrize("command", COMMANDS)
@@ -27,7 +34,7 @@ def test_every_option_that_has_a_group_is_shown_with_its_default(run_ffp, comman
 
 def test_there_are_few_options(run_ffp):
     counts = {name: len(re.findall(r"^ {1,4}-", run_ffp(name, "--help")[1], re.MULTILINE)) for name in COMMANDS}
-    assert counts["prune"] <= 55 and sum(counts.values()) < 125, counts
+    assert counts["prune"] <= 55 and counts["quantize"] <= 10 and sum(counts.values()) < 135, counts
 
 
 def test_the_version_is_that_of_the_package(run_ffp):

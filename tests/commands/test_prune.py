@@ -5,11 +5,12 @@ import re
 import shlex
 import signal
 from argparse import ArgumentParser
+from pathlib import Path
 
 import pytest
 import torch
-from safetensors.torch import load_file
-from transformers import AutoModelForCausalLM
+from safetensors.torch import load_file, save_file
+from transformers import AutoConfig, AutoModelForCausalLM
 
 from optimum_ffp import FFPConfig, FFPModelForCausalLM
 from optimum_ffp.commands.prune import FFPPruneCommand, output_folders, read_configs
@@ -223,6 +224,58 @@ def test_gguf_file_is_dequantized(run, tmp_path):
     # No calibration changes these: every channel that is kept is one of the file, as the file has rounded it.
     assert len(kept) < 96 and torch.equal(kept, restored[torch.cdist(kept, restored).argmin(1)])
     assert not torch.equal(restored, model.model.layers[1].mlp.up_proj.weight)
+
+
+def quantize_as_released(folder: Path, method: str) -> dict[str, torch.Tensor]:
+    """Turns a checkpoint into one in FP8, with scales of blocks (DeepSeek, Qwen) or of rows (llm-compressor).
+
+    Returns:
+        The projections as they are dequantized.
+    """
+    content, restored = load_file(folder / "model.safetensors"), {}
+    for name in [name for name in content if name.endswith("_proj.weight")]:
+        weight = content[name]
+        rows, columns = (16, 16) if method == "fp8" else (1, weight.shape[1])
+        blocks = weight.unfold(0, rows, rows).unfold(1, columns, columns)
+        scale = blocks.abs().amax((2, 3)) / 448
+        scales = scale.repeat_interleave(rows, 0).repeat_interleave(columns, 1)
+        content[name] = (weight / scales).to(torch.float8_e4m3fn)
+        content[f"{name}_scale_inv" if method == "fp8" else f"{name}_scale"] = scale
+        restored[name] = content[name].float() * scales
+    save_file(content, folder / "model.safetensors", {"format": "pt"})
+    config = json.loads((folder / "config.json").read_text())
+    activations = {"num_bits": 8, "type": "float", "strategy": "token", "dynamic": True, "symmetric": True}
+    weights = activations | {"strategy": "channel", "dynamic": False}
+    group = {"targets": ["Linear"], "weights": weights, "input_activations": activations}
+    config["quantization_config"] = {
+        "fp8": {"quant_method": "fp8", "activation_scheme": "dynamic", "weight_block_size": [16, 16]},
+        "compressed-tensors": {
+            "quant_method": "compressed-tensors",
+            "format": "float-quantized",
+            "quantization_status": "compressed",
+            "ignore": ["lm_head"],
+            "config_groups": {"group_0": group},
+        },
+    }[method]
+    (folder / "config.json").write_text(json.dumps(config))
+    return restored
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("method", ["fp8", "compressed-tensors"])
+def test_quantized_checkpoints_are_dequantized(run, save_tiny_model, tmp_path, method):
+    if method == "compressed-tensors":
+        pytest.importorskip("compressed_tensors")
+    folder, out = save_tiny_model(), tmp_path / "out"
+    restored = quantize_as_released(folder, method)["model.layers.1.mlp.up_proj.weight"]
+    code, _, errors = run("-m", folder, out, "--sparsity", 0.3, *UNIFORM)
+    assert code == 0 and "dequantized" in errors, errors
+    assert not hasattr(AutoConfig.from_pretrained(out), "quantization_config")
+    kept = load_file(out / "model.safetensors")["model.layers.1.mlp.up_proj.weight"]
+    # No calibration changes these.
+    assert len(kept) < len(restored) and torch.equal(kept, restored[torch.cdist(kept, restored).argmin(1)])
+    code, _, errors = run("-m", folder, tmp_path / "again", "--offload", "disk")
+    assert code == 2 and "dequantized" in errors
 
 
 @pytest.mark.slow

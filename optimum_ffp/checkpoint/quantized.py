@@ -1,0 +1,74 @@
+"""Quantized checkpoints of pruned models in the compressed-tensors format, by llm-compressor."""
+
+import math
+import os
+from functools import partial
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+from transformers import PreTrainedModel
+
+from ..data import Windows
+from ..errors import FFPError, convert_errors, one_line
+from .recovered import copy_files
+from .saving import FILE_SIZE, load_record, write_checkpoint
+
+
+# Inputs of a projection that may share a scale in 4 bits.
+GROUP_SIZES = (128, 64, 32)
+
+
+def find_group_size(model: PreTrainedModel, scheme: str) -> int | None:
+    """Return how many inputs share a scale: for `"w4a16"` the most that divide those of every projection.
+
+    It is `None` for `"w8a8"`, which has a scale per output. The model may be on the meta device. Raises `FFPError` if
+    none of `GROUP_SIZES` divides them, or there are no `nn.Linear` layers (GPT-2).
+    """
+    inputs = {module.in_features for module in model.base_model.modules() if isinstance(module, nn.Linear)}
+    if scheme == "w8a8" and inputs:
+        return None
+    for size in GROUP_SIZES:
+        if inputs and math.gcd(*inputs) % size == 0:
+            return size
+    found = ", ".join(str(width) for width in sorted(inputs) if width % size) or "none"
+    raise FFPError(
+        f"{scheme} needs Linear layers with multiples of {size} inputs, found {found}; prune with --multiple-of "
+        f"{size}, or choose w8a8"
+    )
+
+
+def save_quantized(
+    model: PreTrainedModel, source: Path, directory: str | os.PathLike, scheme: str, windows: Windows | None, **options
+) -> Path:
+    """Quantize all projections of a pruned model but the head, in place, and write it as `write_checkpoint` does.
+
+    All other files of `source`, the folder of its checkpoint, are copied. Weights are rounded by GPTQ on calibration
+    windows, or to the nearest without any. Raises `FFPError` if llm-compressor fails, or the folder can't be written.
+    """
+    from compressed_tensors.quantization import preset_name_to_scheme
+    from datasets import Dataset
+    from llmcompressor import oneshot
+    from llmcompressor.modifiers.gptq import GPTQModifier
+    from llmcompressor.modifiers.quantization import QuantizationModifier
+
+    size, quantization = find_group_size(model, scheme), preset_name_to_scheme(scheme, ["Linear"])
+    quantization.weights.group_size = size
+    head = next(name for name, module in model.named_modules() if module is model.get_output_embeddings())
+    modifier, data = QuantizationModifier, {}
+    if windows:
+        modifier, data = GPTQModifier, {"dataset": Dataset.from_dict({"input_ids": windows.tokens.tolist()})}
+        data |= {"num_calibration_samples": len(windows), "max_seq_length": windows.length}
+    with convert_errors(lambda error: f"llm-compressor can't quantize the model: {one_line(error)}"):
+        oneshot(model=model, recipe=modifier(config_groups={"projections": quantization}, ignore=[head]), **data)
+    record = {"scheme": scheme, "group_size": size, "windows": windows and windows.describe()}
+    record |= {"llmcompressor": version("llmcompressor")}
+    return write_checkpoint(partial(_write, model, source, record), directory, **options)
+
+
+def _write(model: PreTrainedModel, source: Path, quantization: dict[str, Any], folder: Path) -> dict[str, Any]:
+    model.save_pretrained(folder, max_shard_size=FILE_SIZE)
+    record = load_record(source)
+    copy_files(source, record, folder, {"config.json"})
+    return record | {"quantization": quantization}

@@ -1,0 +1,65 @@
+"""`optimum-cli ffp quantize`."""
+
+from argparse import ArgumentParser, Namespace
+from importlib.util import find_spec
+
+from ..errors import FFPError
+from .arguments import add_hub_options, add_option, describe
+from .launching import Command
+
+
+EXAMPLES = """examples:
+  optimum-cli ffp quantize -m out out-w8 --scheme w8a8
+  optimum-cli ffp quantize -m out-recovered out-w4 --scheme w4a16 --dataset chats.jsonl --dtype bfloat16
+"""
+SCHEMES = "w8a8: weights and activations in 8 bits. w4a16: weights in 4 bits, with a scale per 128, 64 or 32 inputs."
+
+
+class FFPQuantizeCommand(Command):
+    """Quantize a pruned model to compressed-tensors, for vLLM and transformers."""
+
+    @staticmethod
+    def parse_args(parser: ArgumentParser) -> None:
+        """Add the options."""
+        describe(parser, "optimum-cli ffp quantize -m MODEL OUT [options]", FFPQuantizeCommand.__doc__, EXAMPLES)
+        group = parser.add_argument_group("Options")
+        add_option(group, "model", "-m", required=True, help="Hub id or folder of a pruned model.")
+        group.add_argument("output", metavar="OUT", help="Folder to write.")
+        add_option(group, "scheme", required=True, choices=("w8a8", "w4a16"), help=SCHEMES)
+        add_option(group, "dataset", help="Text for GPTQ, as for ffp prune. Default: none; rounds to the nearest.")
+        add_option(
+            group, "num-samples", type=int, default=128, help="Windows for GPTQ, as long as those of the prune."
+        )
+        add_option(group, "dtype", default="auto", help="Dtype of what isn't quantized, or auto.")
+        add_option(group, "overwrite", action="store_true", help="Replace an existing checkpoint in OUT.")
+        add_hub_options(group)
+
+    @staticmethod
+    def execute(args: Namespace) -> None:
+        """Check, load, quantize and save."""
+        from ..checkpoint.quantized import find_group_size, save_quantized
+        from ..checkpoint.recovered import source_folder
+        from ..config.texts import TextMix, mark_local_paths
+        from ..data import DataRequest, load_windows
+        from ..hub.record import prune_record, recorded_length, recorded_start_token
+        from ..modeling.loading import LoadOptions, empty_model, load_any, read_pruned_config
+        from ..utils.folders import check_output, check_output_is_not_input
+
+        check_output_is_not_input(args.output, [args.model])
+        check_output(args.output, args.overwrite)
+        # llm-compressor brings one layer after another to the accelerator.
+        options = LoadOptions("cpu", args.dtype, trust_remote_code=args.trust_remote_code, revision=args.revision)
+        size = find_group_size(empty_model(read_pruned_config(args.model, options)), args.scheme)
+        if find_spec("llmcompressor") is None:
+            raise FFPError("quantizing needs llm-compressor: pip install llmcompressor")
+        model, tokenizer = load_any(args.model, options)
+        windows = None
+        if args.dataset:
+            record, texts = prune_record(args.model, **options.hub()), TextMix.parse(mark_local_paths(args.dataset))
+            sizes = {"length": recorded_length(record) or 2048, "calibration": args.num_samples, "test": 1, "seed": 0}
+            request = DataRequest(texts, texts.reported, **sizes, start_token=recorded_start_token(record))
+            windows = load_windows(tokenizer, model, request).calibration
+        source = source_folder(args.model, options.hub())
+        path = save_quantized(model, source, args.output, args.scheme, windows, overwrite=args.overwrite)
+        weights = sum(file.stat().st_size for file in path.glob("*.safetensors")) / 2**20
+        print(f"{args.output}: {weights:,.1f} MiB, {args.scheme}{f' in groups of {size}' if size else ''}")
