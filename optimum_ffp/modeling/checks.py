@@ -3,7 +3,8 @@
 from typing import Any
 
 import torch
-from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
+from packaging.version import Version
+from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase, __version__
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES, MODEL_MAPPING_NAMES
 
 from ..errors import FFPError
@@ -17,7 +18,8 @@ NO_TOKENIZER = (
     "it has no tokenizer; copy tokenizer.json and tokenizer_config.json of the original model into its folder"
 )
 # Quantizations that transformers undoes while it loads a checkpoint, on any device. MXFP4 is that of gpt-oss alone.
-DEQUANTIZED = ("fp8", "compressed-tensors")
+# Before 5.23, modules that were in compressed-tensors round activations even if they are dequantized.
+DEQUANTIZED = ("fp8", "compressed-tensors") if Version(__version__) >= Version("5.23") else ("fp8",)
 # A window of the first token ids, which usually include the start token, which has the largest activations.
 FIRST_TOKENS = torch.arange(9)[None]
 
