@@ -29,7 +29,7 @@ def describe(parser: ArgumentParser, usage: str, description: str, examples: str
         "log-level",
         default="info",
         choices=("debug", "info", "warning", "error"),
-        help="Lowest severity of the messages to show; debug adds what --json writes.",
+        help="Minimum severity of messages to show; debug also prints what --json writes.",
     )
     parser.error = lambda message: parser.exit(USER_ERROR, f"error: {message} (see {parser.prog} --help)\n")
     parse = parser.parse_known_args
@@ -78,21 +78,22 @@ def add_run_options(group: _ArgumentGroup) -> None:
         action="store_true",
         help="Replace an existing checkpoint in OUT; other folders are never replaced.",
     )
-    add_option(group, "resume", action="store_true", help="Resume this command after it was interrupted.")
+    add_option(group, "resume", action="store_true", help="Resume this command after an interruption.")
     add_option(
         group,
         "plan",
         action="store_true",
-        help="Only print the required memory, disk and tokens, and any problems, with exit code 2 if there are any. "
-        "Low memory is only a warning, since it is an estimate.",
+        help="Only print the required memory, disk and tokens, and any problems; exit with code 2 if there are any. "
+        "Since memory is an estimate, too little of it is only a warning.",
     )
     add_json(group)
     add_option(
         group,
         "config",
         metavar="FILE",
-        help="JSON file with options, including those not listed here (docs/reference.md), such as ffp_config.json "
-        "of a result. Command-line options take precedence; --preset overrides every option that presets set.",
+        help="JSON file with options, such as the ffp_config.json of a result. It can set options that aren't listed "
+        "here (docs/reference.md). Command-line options take precedence; --preset overrides every option that a "
+        "preset sets.",
     )
     add_option(group, "report-to", nargs="+", default=(), metavar="NAME", help="Log to tensorboard, trackio or wandb.")
 
@@ -119,8 +120,8 @@ def add_device_options(group: _ArgumentGroup, target: str = "the weights", share
             group,
             "num-processes",
             type=int,
-            help="Number of processes on this machine, one per accelerator or share of the CPU. Default: 1, or as "
-            "started by accelerate launch or torchrun.",
+            help="Number of processes on this machine, one per accelerator or share of the CPU. Default: 1, or the "
+            "number started by accelerate launch or torchrun.",
         )
 
 
@@ -138,7 +139,7 @@ def add_hub_options(group: _ArgumentGroup) -> None:
         group,
         "trust-remote-code",
         action="store_true",
-        help="Allow tokenizer code of the repository to run. Model code never runs.",
+        help="Allow running the repository's tokenizer code. Model code is never run.",
     )
 
 
@@ -149,7 +150,7 @@ def add_private(group: _ArgumentGroup) -> None:
         "private",
         action="store_true",
         default=None,
-        help="Make the repository private if it is created. Default: the owner's setting.",
+        help="Make a newly created repository private. Default: the owner's setting.",
     )
 
 

@@ -15,14 +15,14 @@ EXAMPLES = """examples:
 
 
 class FFPEvaluateCommand(Command):
-    """Measure perplexity, tasks, size and speed of a dense or pruned model and a baseline."""
+    """Measure perplexity, zero-shot tasks, size and speed of a dense or pruned model, and compare with baselines."""
 
     @staticmethod
     def parse_args(parser: ArgumentParser) -> None:
         """Add the options."""
         description = (
-            "Measure perplexity, tasks, size and speed of a dense or pruned model and a baseline,\n"
-            "and the divergence of its predictions from the baseline's."
+            "Measure perplexity, zero-shot tasks, size and speed of a dense or pruned model, and compare it with\n"
+            "baselines, including the divergence of its predictions from the first baseline's."
         )
         describe(parser, "optimum-cli ffp evaluate -m MODEL [options]", description, EXAMPLES)
         required = parser.add_argument_group("Required arguments")
@@ -31,7 +31,7 @@ class FFPEvaluateCommand(Command):
             "model",
             "-m",
             required=True,
-            help="Hub id or folder of a model, dense or pruned, or .gguf file of a dense one.",
+            help="Model to evaluate: Hub id or folder (dense or pruned), or .gguf file (dense).",
         )
 
         output = parser.add_argument_group("Comparison and output")
@@ -41,8 +41,8 @@ class FFPEvaluateCommand(Command):
             nargs="+",
             default=(),
             metavar="MODEL",
-            help="Model to compare with and to measure the divergence from, such as the dense one: Hub id, "
-            "ID@REVISION, folder or .gguf file. Further models are only compared. Default: none.",
+            help="Models to compare with, such as the dense one: Hub id, ID@REVISION, folder or .gguf file. The "
+            "divergence is measured from the first one. Default: none.",
         )
         add_json(output)
 
@@ -52,8 +52,8 @@ class FFPEvaluateCommand(Command):
             "dataset",
             default="wikitext2",
             help="Text to measure perplexity on: wikitext2, c4, a Hub id, a file, or a folder with train, validation "
-            "and test files; or several separated by commas, each reported separately. Only the test split is read, "
-            "or the part of a text without splits that a prune reports on.",
+            "and test files. Several texts, separated by commas, are reported separately. Only the test split is "
+            "read; for a text without splits, the part that a prune reserves for testing.",
         )
         add_option(
             text,
@@ -65,13 +65,14 @@ class FFPEvaluateCommand(Command):
             text,
             "eval-samples",
             type=int,
-            help="Number of windows per text, from its beginning. Default: all, or 100 of a text without splits.",
+            help="Number of windows per text, from its beginning. Default: all, or 100 for a text without splits.",
         )
         add_option(
             text,
             "seq-len",
             type=int,
-            help="Tokens per window. Default: as recorded for the pruned model, otherwise the maximum, up to 2048.",
+            help="Tokens per window. Default: the pruned model's recorded value, otherwise the model's maximum, up to "
+            "2048.",
         )
         add_option(text, "no-perplexity", action="store_true", help="Don't measure perplexity and divergence.")
 
@@ -82,10 +83,10 @@ class FFPEvaluateCommand(Command):
             nargs="+",
             default=(),
             metavar="TASK",
-            help="Tasks of lm-eval to score: names, with * as a wildcard, or .yaml files. Default: none.",
+            help="lm-eval tasks to run: names, with * as a wildcard, or .yaml files. Default: none.",
         )
         add_option(
-            tasks, "limit", type=float, help="Samples per task, or the fraction of them if below 1. Default: all."
+            tasks, "limit", type=float, help="Samples per task, or a fraction of them if below 1. Default: all."
         )
         add_option(tasks, "num-fewshot", type=int, help="Examples before each question. Default: the task's setting.")
 
@@ -94,7 +95,7 @@ class FFPEvaluateCommand(Command):
             speed,
             "no-speed",
             action="store_true",
-            help="Don't measure speed, so that only one model is in memory at a time.",
+            help="Don't measure speed. Only one model is then in memory at a time.",
         )
         add_option(speed, "prompt-tokens", type=int, default=512, help="Tokens in the prompt.")
         add_option(speed, "new-tokens", type=int, default=32, help="Tokens to generate.")

@@ -20,7 +20,7 @@ class FFPExportCommand(Command):
         """Add the options."""
         describe(parser, "optimum-cli ffp export -m MODEL OUT [options]", FFPExportCommand.__doc__, EXAMPLES)
         group = parser.add_argument_group("Options")
-        add_option(group, "model", "-m", required=True, help="Hub id or folder of a model, dense or pruned.")
+        add_option(group, "model", "-m", required=True, help="Dense or pruned model to export: Hub id or folder.")
         group.add_argument("output", metavar="OUT", help="GGUF file to write.")
         add_option(
             group,
@@ -33,7 +33,7 @@ class FFPExportCommand(Command):
             group,
             "pad-uniform",
             action="store_true",
-            help="Zero-pad every layer to the size of the largest. The file is larger, and runs wherever the dense "
+            help="Zero-pad every layer to the size of the largest. The file is larger but runs wherever the dense "
             "model does.",
         )
         add_option(

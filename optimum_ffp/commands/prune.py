@@ -15,8 +15,8 @@ from .launching import Command
 
 
 USAGE = "optimum-cli ffp prune -m MODEL [OUT] [--params N] [--dataset DATASET] [--push-to-hub] [options]"
-DESCRIPTION = """Remove attention heads and FFN channels of a causal language model, with a different number per layer,
-and adapt the remaining weights. Transformers can load the resulting folder."""
+DESCRIPTION = """Remove attention heads and FFN channels from a causal language model, with a different number per
+layer, and adapt the remaining weights. The resulting folder can be loaded by transformers."""
 EXAMPLES = """examples:
   optimum-cli ffp prune -m meta-llama/Llama-2-7b-hf --params 5B
   optimum-cli ffp prune -m Qwen/Qwen3-8B out --memory 12GiB --context 32k --sequences 4
@@ -28,7 +28,7 @@ LOAD_OPTIONS = ("device", "dtype", "offload", "trust_remote_code", "revision")
 
 
 class FFPPruneCommand(Command):
-    """Remove attention heads and FFN channels of a causal language model."""
+    """Remove attention heads and FFN channels from a causal language model."""
 
     @staticmethod
     def parse_args(parser: ArgumentParser) -> None:
@@ -50,8 +50,8 @@ class FFPPruneCommand(Command):
             "offload",
             default="auto",
             choices=("auto", *OFFLOADS),
-            help="Where to store the weights of layers that aren't running: none (on the device), host (in host "
-            "memory), disk (in the files of the checkpoint), or auto (the first with enough memory, as in --plan).",
+            help="Where to keep the weights of layers that aren't running: none (on the device), host (in host "
+            "memory), disk (in the checkpoint files), or auto (the first with enough memory, see --plan).",
         )
         arguments.add_hub_group(parser, "; ID-10 and so on for several budgets")
 
@@ -146,11 +146,11 @@ def read_configs(args: Namespace) -> tuple[str | None, list[FFPConfig]]:
     """Return the option with several values, if there is one, and a config for each of its values."""
     given = {name: values for name in LIMITS if (values := getattr(args, name))}
     if args.policy and (given or args.method):
-        raise FFPError("--policy decides the sizes, and nothing is searched; leave out the budget and --method")
+        raise FFPError("--policy determines the sizes without a search; leave out the budget and --method")
     several = [name for name, values in given.items() if len(values) > 1]
     if len(several) > 1:
         options = " and ".join(f"--{name.replace('_', '-')}" for name in several)
-        raise FFPError(f"one option of the budget may have several values, found {options}")
+        raise FFPError(f"only one budget option can have several values, found {options}")
     for name, (first, *_) in given.items():
         setattr(args, name, first)
     config = FFPConfig.from_args(args)

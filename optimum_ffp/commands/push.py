@@ -35,15 +35,15 @@ class FFPPushCommand(Command):
             group,
             "revision",
             metavar="BRANCH",
-            help="Branch to commit to, created if it does not exist, or refs/pr/N for an open pull request; with "
-            "--create-pr the target branch. Commands in the card load the main branch. Default: main.",
+            help="Branch to commit to (created if it doesn't exist), or refs/pr/N for an open pull request. With "
+            "--create-pr, the target branch. Commands in the card load the main branch. Default: main.",
         )
-        add_option(group, "commit-message", metavar="TEXT", help="Message of the commit, and title of a pull request.")
+        add_option(group, "commit-message", metavar="TEXT", help="Commit message, and title of the pull request.")
         add_option(
             group,
             "create-pr",
             action="store_true",
-            help="Open a pull request with the commit in an existing repository.",
+            help="Open a pull request in an existing repository instead of committing to it.",
         )
 
     @staticmethod

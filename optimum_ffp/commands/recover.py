@@ -11,8 +11,8 @@ from .launching import Command
 
 
 USAGE = "optimum-cli ffp recover -m MODEL [OUT] [--dataset DATASET] [--max-tokens N] [options]"
-DESCRIPTION = """Train a pruned model to reproduce the predictions of the dense model. The result is a folder like
-that of the pruned model."""
+DESCRIPTION = """Train a pruned model to match the dense model's predictions, and write a folder in the same format as
+the pruned model's."""
 EXAMPLES = """examples:
   optimum-cli ffp recover -m out out-recovered --dataset my_text.jsonl --max-tokens 2M
   optimum-cli ffp recover -m out --dataset fineweb.jsonl:0.6,chats.jsonl:0.4 --lora 32 --teacher model.gguf
@@ -24,7 +24,7 @@ LOAD_OPTIONS = ("device", "dtype", "trust_remote_code", "revision")
 
 
 class FFPRecoverCommand(Command):
-    """Train a pruned model to reproduce the predictions of the dense model."""
+    """Train a pruned model to match the dense model's predictions."""
 
     @staticmethod
     def parse_args(parser: ArgumentParser) -> None:
@@ -36,7 +36,7 @@ class FFPRecoverCommand(Command):
             model,
             "teacher",
             metavar="MODEL",
-            help="The dense model: Hub id, folder or .gguf file. Default: the one that MODEL was pruned from, on the "
+            help="Dense model: Hub id, folder or .gguf file. Default: the model that MODEL was pruned from, on the "
             "Hub.",
         )
         arguments.add_run_options(model)

@@ -120,7 +120,7 @@ def test_what_cannot_be_reached_is_said():
 def test_times_that_do_not_fit_are_refused():
     with pytest.raises(FFPError, match="aren't those of this model"):
         prune(make_tiny_model("gpt2"), FFPConfig(speedup=1.2, costs=COSTS))
-    with pytest.raises(FFPError, match="costs are those of workload 8.4, found 8.0"):
+    with pytest.raises(FFPError, match="measured on workload 8.4, found 8.0"):
         FFPConfig(speedup=1.2, costs=COSTS, workload="8+0")
     with pytest.raises(FFPError, match="speedup needs mapping 'curves'"):
         FFPConfig(speedup=1.2, mapping="greedy", agent="ppo")
