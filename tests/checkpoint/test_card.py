@@ -33,7 +33,7 @@ def test_a_pruned_model_of_a_local_one(record):
     for text in (
         "\n# tiny, 50 % of the blocks pruned (36.6 % of the model)\n\nThis is tiny, pruned by",
         "| 20.00 | **not finite** |",
-        "(3 candidates had a perplexity that is not finite)",
+        "(3 candidates had a non-finite perplexity)",
         "prune -m tiny OUT --config ffp_config.json --dataset wikitext2:0.75,mine.jsonl:0.25 --dtype float32 "
         "--trust-remote-code --warm-start 'my agent'\n",
         '"./out"',
@@ -64,11 +64,11 @@ def test_a_model_without_code_whose_windows_were_given(record):
         unit |= {"kept": unit["items"], "retention": 1.0, "group": "all_heads"} if unit["unit"] == "attention" else {}
         unit |= {"kept": 24, "retention": 0.5} if unit["unit"] == "ffn" else {}
     card = render_card(record, "me/it")
-    for text in ("FFN channels are removed, the same number", "given from Python", "Attention stays whole"):
+    for text in ("FFN channels are removed, the same number", "passed from Python", "Attention is unchanged"):
         assert text in card
     for text in ("trust", "torchao", "llama.cpp", "ffp prune", "## Search", "each layer was trained"):
         assert text not in card
-    assert "the language model, which takes text alone, of [org/tiny]" in card
+    assert "the text-only language model of [org/tiny]" in card
 
 
 def test_a_quantized_model_has_no_figures_of_its_own(record):
@@ -83,10 +83,10 @@ def test_what_is_removed_whole_is_named_and_vllm_needs_our_package_without_atten
     for index in (2, 3, 5):
         units[index] |= {"kept": 0, "retention": 0.0}
     card = render_card(record, "me/it")
-    assert "from 0: layer 1, the FFN of layer 2." in card and "elsewhere with `--trust-remote-code`" in card
+    assert "from 0: layer 1, the FFN of layer 2." in card and "or with `--trust-remote-code`" in card
     units[4]["kept"], units[5]["kept"] = 0, 1
     card = render_card(record, "me/it")
-    assert "from 0: layer 1, the attention of layer 2." in card and "elsewhere with" not in card
+    assert "from 0: layer 1, the attention of layer 2." in card and "or with `--trust" not in card
 
 
 def test_a_base_model_is_named_for_a_file(record):

@@ -62,4 +62,4 @@ def test_sections_without_data_are_left_out(record, tmp_path):
     text = (tmp_path / "report.html").read_text()
     Checked(text)
     assert not any(f"<h2>{heading}</h2>" in text for heading in ("Search", "Calibration", "Size and perplexity"))
-    assert "given from Python" in text
+    assert "passed from Python" in text

@@ -92,7 +92,7 @@ def test_the_card_says_that_it_takes_text_alone(data_folder, tmp_path):
     pruner.prune()
     pruner.save_pretrained(tmp_path / "pruned")
     card = (tmp_path / "pruned" / "README.md").read_text()
-    assert "the language model, which takes text alone, of dense, pruned by" in card
+    assert "the text-only language model of dense, pruned by" in card
     assert json.loads((tmp_path / "pruned" / "config.json").read_text())["language_model_of"] == "llava"
 
 
