@@ -215,7 +215,7 @@ class FFPPruner:
         """
         if self.work_folder is None:
             if resume:
-                raise FFPError("there is nothing to resume from: give FFPPruner a work_folder")
+                raise FFPError("nothing to resume from; set work_folder of FFPPruner")
             return
         if self.measured.journal.folder is not None:  # Opened by an earlier call.
             return
@@ -256,7 +256,7 @@ class FFPPruner:
 
         chosen = self.measured.journal.value("calibration", partial(processes.on_main, choose))
         adapters = f" by adapters of rank {chosen['lora']}" if chosen["lora"] else ""
-        logger.info("calibration %s%s, for which memory suffices", chosen["calibration"], adapters)
+        logger.info("using calibration %s%s, which fits into memory", chosen["calibration"], adapters)
         return replace(config, **chosen)
 
     @memory_errors()

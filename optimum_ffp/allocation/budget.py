@@ -136,7 +136,7 @@ class Budget:
         for unit, smallest, largest in zip(self.units, self.smallest, self.largest):
             if unit.groups % unit.multiple:
                 raise FFPError(
-                    f"{unit.name} has {unit.groups} groups, which {unit.multiple} does not divide; "
+                    f"{unit.name} has {unit.groups} groups, not a multiple of {unit.multiple}; "
                     "choose multiple_of among the divisors of the FFN width"
                 )
             if smallest > largest:
@@ -229,7 +229,7 @@ class Budget:
         if not self.is_linear:
             names = " and ".join(limit.option for limit in self.limits)
             raise FFPError(
-                f"this mapping or method takes one limit, on parameters or bytes, found {names}; choose mapping "
+                f"this mapping or method takes a single limit on parameters or bytes, found {names}; choose mapping "
                 "'curves'"
             )
         costs = self.limits[0].costs

@@ -244,7 +244,7 @@ class Measurements:
             FFPError: If weights are offloaded, or the model hasn't enough positions for the workload.
         """
         if self.layerwise.weights.offloaded:
-            raise FFPError("speed is measured with all weights on the device; choose offload none, or give costs")
+            raise FFPError("speed is measured with all weights on the device; choose offload none, or pass costs")
         measure = partial(measure_costs, self.model, self.config.workload)
         with self.meter.stage("speed"):
             return self.journal.value("costs", partial(processes.on_main, measure))

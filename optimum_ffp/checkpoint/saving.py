@@ -177,9 +177,9 @@ def check_saved(directory: str | os.PathLike) -> Path:
     """
     path = expand(directory)
     if not path.is_dir():
-        raise FFPError(f"there is no folder {directory}; name one written by `ffp prune`")
+        raise FFPError(f"there is no folder {directory}; choose one written by `ffp prune`")
     if not read_record(path) or not any(path.glob("model*.safetensors")):
-        raise FFPError(f"{directory} contains no pruned model with its weights; name a folder written by `ffp prune`")
+        raise FFPError(f"{directory} has no pruned model with its weights; choose a folder written by `ffp prune`")
     check_checkpoint(path)
     return path
 

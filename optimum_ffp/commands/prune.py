@@ -166,7 +166,7 @@ def output_folders(args: Namespace, names: list[str]) -> list[str]:
         return [f"{arguments.output_name(args)}-{expand(args.policy).stem}"]
     folders = [f"{arguments.output_name(args)}-ffp-{name}" for name in names]
     if len({*folders}) < len(folders):
-        raise FFPError(f"two values of the budget map to the same folder: {', '.join(folders)}; give each once")
+        raise FFPError(f"two budget values map to the same folder: {', '.join(folders)}; pass each only once")
     return folders
 
 

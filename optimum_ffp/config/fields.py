@@ -167,7 +167,7 @@ class Config:
         for name, value in (options | overrides).items():
             choices = cls.__dataclass_fields__[name].metadata["choices"]
             if name not in overrides and isinstance(choices, str) and "." in str(value):
-                raise FFPError(f"{path}: {name} {value} is code, which a file can't choose; give it as an option")
+                raise FFPError(f"{path}: {name} {value} is code, which a file can't select; pass it as an option")
         return cls(**options | overrides)
 
     @classmethod

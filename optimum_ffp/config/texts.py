@@ -29,7 +29,7 @@ BUILDERS = {".txt": "text", ".json": "json", ".jsonl": "json", ".parquet": "parq
 SPLITS = ("train", "validation", "test")
 # Column with the lines of a .txt file, including line breaks.
 LINES = "lines of a .txt file"
-ALTERNATIVES = "name a local .txt, .json, .jsonl or .parquet file, or a folder with train, validation and test"
+ALTERNATIVES = "use a local .txt, .json, .jsonl or .parquet file, or a folder with train, validation and test"
 HUB_NAME = re.compile(r"\w[\w.-]*(/[\w.-]+)?(:[\w.-]+)?")
 # Number of hexadecimal digits of SHA-256 in records.
 HASH_DIGITS = 12
@@ -137,7 +137,7 @@ class Text:
         from datasets import Features, Value, load_dataset_builder
 
         if self.path.is_file() and self.builder is None:
-            raise FFPError(f"{self.name} is not a {', '.join(BUILDERS)} file; convert it, or give it such a suffix")
+            raise FFPError(f"{self.name} is not a {', '.join(BUILDERS)} file; convert it, or use such a suffix")
         if self.path.is_file():
             builder = load_dataset_builder(self.builder, data_files=glob.escape(str(self.path)))
         elif self.is_local:
@@ -204,13 +204,13 @@ class TextMix:
         parts = [re.fullmatch(r"(.*?)(?::(\d+\.?\d*|\.\d+))?", part.strip()) for part in dataset.split(",")]
         names, shares = [part[1] for part in parts], [part[2] and float(part[2]) for part in parts]
         if "" in names or len(set(names)) < len(names):
-            raise FFPError(f"dataset {dataset!r} must name every text once, separated by commas")
+            raise FFPError(f"dataset {dataset!r} must list each text once, separated by commas")
         if shares == [None] * len(shares):
             shares = [1 / len(shares)] * len(shares)
         # Thirds may be written as 0.33.
         if not all(shares) or abs(sum(shares) - 1) > 0.011:
             raise FFPError(
-                f"dataset {dataset!r} must give every text a share above 0, together 1, as in "
+                f"dataset {dataset!r} must give each text a share above 0, adding up to 1, as in "
                 "wikitext2:0.7,c4:0.3, or none for equal shares"
             )
         return cls(tuple(Text(name, share / sum(shares)) for name, share in zip(names, shares)))

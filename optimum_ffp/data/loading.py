@@ -170,7 +170,7 @@ def _hold_out(windows: Windows, requested: int, held_out: int) -> dict[str, Wind
     search = len(windows) - math.ceil(len(windows) * held_out / requested)
     if not search and requested > held_out:
         raise FFPError(
-            f"{windows.dataset} ({windows.split}) has one window of {windows.length} tokens, and needs one to search "
+            f"{windows.dataset} ({windows.split}) has one window of {windows.length} tokens, but needs one to search "
             "on and one to hold out; use more text, or lower seq_len"
         )
     return {"search": windows.first(search), "held_out": replace(windows, tokens=windows.tokens[search:])}

@@ -113,22 +113,19 @@ def check_exportable(config: PretrainedConfig) -> None:
     if (family := FAMILIES.get(model_type)) and family.experts:
         raise FFPError("mixtures of experts are plain checkpoints: use llama.cpp's convert_hf_to_gguf.py")
     if model_type not in UNIFORM:
-        raise FFPError(
-            f"llama.cpp has no architecture that this exporter writes for model type {model_type!r}; it exports "
-            f"{', '.join(UNIFORM)}"
-        )
+        raise FFPError(f"model type {model_type!r} can't be exported to llama.cpp; supported are {', '.join(UNIFORM)}")
     if is_quantized(config):
         raise FFPError("this model is quantized; export the original model")
     architecture = UNIFORM[model_type]
     activation = getattr(config, "hidden_activation", None) or getattr(config, "hidden_act", "silu")
     if activation != architecture.activation:
-        raise FFPError(f"llama.cpp's {model_type} has {architecture.activation} in its FFN, this model {activation}")
+        raise FFPError(f"llama.cpp's {model_type} uses {architecture.activation} in its FFN, this model {activation}")
     kind = rotary_parameters(config).get("rope_type", "default")
     if kind not in ROTARY_TYPES:
-        raise FFPError(f"rotary embeddings of type {kind!r} aren't exported; {', '.join(ROTARY_TYPES)} are")
+        raise FFPError(f"rotary embeddings of type {kind!r} can't be exported; choose from {', '.join(ROTARY_TYPES)}")
     for name, value, expected in _fixed_in_gemma3(config) if model_type == "gemma3_text" else ():
         if value != expected:
-            raise FFPError(f"llama.cpp's {architecture.name} has {expected!r} as {name}, this model {value!r}")
+            raise FFPError(f"llama.cpp's {architecture.name} needs {name} {expected!r}, but this model has {value!r}")
 
 
 def rotary_parameters(config: PretrainedConfig) -> dict[str, Any]:

@@ -128,4 +128,4 @@ def _splitter(pre_tokenizer: dict[str, Any] | None) -> str:
     for name, expected in SPLITTERS.items():
         if rules == expected:
             return name
-    raise FFPError(f"the pre-tokenizer {rules} is not supported; supported are those of {', '.join(SPLITTERS)}")
+    raise FFPError(f"the pre-tokenizer {rules} is not supported; use one of {', '.join(SPLITTERS)}")

@@ -73,7 +73,7 @@ def policy_rows(source: str) -> list[dict[str, Any]]:
         # It may be there the next time.
         _record_on_hub.cache_clear()
         raise FFPError(
-            f"there is no policy {source}; name a pruned folder or its Hub id, or a JSON file with the units of a "
+            f"there is no policy {source}; pass a pruned folder or its Hub id, or a JSON file with the units of a "
             f"policy as in {RECORD}"
         )
     return rows

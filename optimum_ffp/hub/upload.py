@@ -80,7 +80,7 @@ def push_folder(
         else:
             repo_id = api.create_repo(repo_id, private=private, exist_ok=True).repo_id
             if private and not api.model_info(repo_id).private:
-                raise FFPError(f"{repo_id} exists and is public; name another repository, or leave out private")
+                raise FFPError(f"{repo_id} exists and is public; choose another repository, or leave out private")
             if revision and not revision.startswith("refs/"):
                 api.create_branch(repo_id, branch=revision, exist_ok=True)
         contents = files | {CARD: card(repo_id).encode()}

@@ -92,7 +92,7 @@ def speedup_limit(units: Sequence[Unit], table: dict[str, Any], speedup: float) 
         costs = [scale * np.interp(range(unit.groups + 1), *rows[key]) for unit, key in zip(units, keys)]
         dense, total = float(table["dense"]), float(sum(seconds[-1] for seconds in costs))
     except (KeyError, TypeError, ValueError):
-        raise FFPError("the costs aren't those of this model; name a new file, to which they are written") from None
+        raise FFPError("the costs were measured on another model; pass a new file to measure again") from None
     allowed = total - dense * (1 - 1 / speedup)
     return Limit("speedup", speedup, allowed, costs, lambda cost: dense / (dense - total + cost), rises=False)
 

@@ -237,7 +237,7 @@ def read_pruned_config(model_id: str, options: LoadOptions) -> PretrainedConfig:
     config = read_any_config(model_id, options)
     check_unquantized(model_id, config)
     if not is_pruned(config) and not prune_record(model_id, **options.hub()):
-        raise FFPError(f"{model_id} was not pruned by optimum-ffp; name a model that was")
+        raise FFPError(f"{model_id} was not pruned by optimum-ffp; pass a pruned model")
     return config
 
 
@@ -250,7 +250,7 @@ def read_model_config(model_id: str, options: LoadOptions) -> PretrainedConfig:
     config = read_any_config(dense_id, dense_options)
     check_prunable(dense_id, config, dense_options.hub())
     if any(row["unit"] == "experts" for row in rows):
-        raise FFPError(f"{model_id} has lost experts already, and a mixture is pruned once; prune its dense model")
+        raise FFPError(f"{model_id} has lost experts already, and can be pruned only once; prune its dense model")
     if rows:
         config.pruned_units = rows
     return config

@@ -59,7 +59,7 @@ def free_disk(folder: str | os.PathLike) -> int:
     try:
         return shutil.disk_usage(first_existing(expand(folder).absolute())).free
     except OSError as error:
-        raise FFPError(f"{folder} can't be written: {error}; name another folder") from None
+        raise FFPError(f"{folder} can't be written: {error}; choose another folder") from None
 
 
 def check_disk(folder: str | os.PathLike, needed: int, work_folder: Path) -> None:
@@ -67,8 +67,8 @@ def check_disk(folder: str | os.PathLike, needed: int, work_folder: Path) -> Non
     free = free_disk(folder) + sum(file.stat().st_size for file in work_folder.rglob("*") if file.is_file())
     if needed > free:
         raise FFPError(
-            f"the checkpoint and the work to resume from take {format_bytes(needed)} of disk, and {folder} has "
-            f"{format_bytes(free)} free; free disk space, or name a folder on another disk"
+            f"the checkpoint and the work folder need {format_bytes(needed)} of disk, but {folder} has "
+            f"{format_bytes(free)} free; free disk space, or choose a folder on another disk"
         )
 
 

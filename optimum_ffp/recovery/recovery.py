@@ -123,7 +123,7 @@ class FFPRecovery:
         teacher_id, teacher_options = find_teacher(name, teacher and os.fspath(teacher), load_options)
         dense, teacher_tokenizer = load_any(teacher_id, teacher_options, dequantize=True)
         if teacher_tokenizer.get_vocab() != tokenizer.get_vocab():
-            raise FFPError(f"the tokenizers of {name} and {teacher_id} differ; name the model that was pruned")
+            raise FFPError(f"the tokenizers of {name} and {teacher_id} differ; pass the model that was pruned")
         convert(dense, compute_dtype(dense.device, dense.dtype))
         return cls(student, dense, tokenizer, config, name, teacher_id, work_folder, report_to, load_options)
 
@@ -291,7 +291,7 @@ def check_launch(device: torch.device, offload: str, work_folder: str | os.PathL
     if offload != "none":
         raise FFPError("a recovery can't offload layers; leave out offload, and shard large models with FSDP 2")
     if processes.count() > 1 and work_folder is None:
-        raise FFPError("with several processes a work_folder is needed, from which all of them load the best weights")
+        raise FFPError("several processes need a work_folder to load the best weights from")
     if processes.count() == 1 and (device.index or 0) > 0:
         # `Trainer` uses the first one.
         raise FFPError(f"training uses the first visible device; set CUDA_VISIBLE_DEVICES={device.index}")

@@ -50,13 +50,13 @@ def check_teacher(
     vocabulary, expected = (model.get_output_embeddings().weight.shape[0] for model in (student, teacher))
     if vocabulary != expected:
         raise FFPError(
-            f"the pruned model has logits for {vocabulary} tokens, and the teacher for {expected}; name the model "
+            f"the pruned model has logits for {vocabulary} tokens, and the teacher for {expected}; pass the model "
             "that was pruned, or one with the same vocabulary"
         )
     pairs = [*zip(student.parameters(), teacher.parameters())]
     if all(one.shape == other.shape and torch.equal(one.to(other), other) for one, other in pairs):
         raise FFPError(
-            f"{teacher_id} is the pruned model itself; name the dense model that it was pruned from with --teacher "
+            f"{teacher_id} is the pruned model itself; pass the dense model that it was pruned from with --teacher "
             "(teacher)"
         )
     record = prune_record(student_id, **options.hub())

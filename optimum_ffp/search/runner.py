@@ -40,7 +40,7 @@ logger = logging.getLogger(__name__)
 def find_budget(model: PreTrainedModel, units: Sequence[Unit], config: FFPConfig) -> Budget:
     """Return the budget of a config for a model. Raises `FFPError` if it can't be met."""
     if config.depth != "none" and getattr(model.config, "scale_attn_by_inverse_layer_idx", False):
-        raise FFPError("this model scales attention by the number of its layer, which has to stay; choose depth none")
+        raise FFPError("this model scales attention by layer index, so no layer can be removed; choose depth none")
     limits, removable = find_limits(model, units, config), sum(parts_of(units, config.depth), ())
     return Budget(units, limits, config.min_retention, config.max_retention, config.rate_precision, removable)
 
@@ -181,7 +181,7 @@ class PolicySearch:
             bar.total = bar.n
         if searches and not task.updates:
             logger.warning(
-                "%d candidate evaluations are too few to update the policy in addition to the comparison of the "
+                "%d candidate evaluations are too few for policy updates besides the comparison of the "
                 "finalists, so nothing was searched%s; raise search_steps, or choose method 'no-search'",
                 config.search_steps,
                 " with this budget" if warm_start is not None else "",
@@ -229,7 +229,7 @@ class PolicySearch:
         if saved < share / 2:
             logger.warning(
                 f"{100 * share:.0f} % of the parameters are removed, but only {100 * saved:.0f} % of the time of "
-                f"{self.config.workload} is saved: most of it is spent outside of attention and FFNs"
+                f"{self.config.workload} is saved: most of it is spent outside attention and FFNs"
             )
         for row in result.budget:
             if row["option"] == "speedup" and not measured.layerwise.weights.offloaded:

@@ -85,7 +85,7 @@ def check_links(folder: Path, names: Iterable[str]) -> None:
     if links := [name for name in names if not any(resolve(root / name).is_relative_to(place) for place in allowed)]:
         raise FFPError(
             f"{folder} contains links to files outside it, which are never copied or uploaded: {abbreviate(links)}; "
-            "replace them by these files if you trust them"
+            "replace them with these files if you trust them"
         )
 
 
@@ -107,7 +107,7 @@ def check_output_is_not_input(output: str | os.PathLike, sources: Iterable[str |
     for source in sources:
         resolved = resolve(source)
         if resolved.exists() and resolved.is_relative_to(path):
-            raise FFPError(f"{output} is or contains {source}, an input of this command; name another output")
+            raise FFPError(f"{output} is or contains {source}, an input of this command; choose another output")
 
 
 def check_output(directory: str | os.PathLike, overwrite: bool = False) -> Path:
@@ -128,13 +128,13 @@ def check_output(directory: str | os.PathLike, overwrite: bool = False) -> Path:
                 if record
                 else "is not a checkpoint of optimum-ffp"
             )
-            raise FFPError(f"{directory} {kind} and is never replaced: {abbreviate(foreign)}; name another folder")
+            raise FFPError(f"{directory} {kind} and is never replaced: {abbreviate(foreign)}; choose another folder")
         if not overwrite:
             raise FFPError(
-                f"{directory} exists; name another folder, or give --overwrite (overwrite=True) to replace it"
+                f"{directory} exists; choose another folder, or pass --overwrite (overwrite=True) to replace it"
             )
     elif os.path.lexists(path):
-        raise FFPError(f"{directory} is a file; name a folder")
+        raise FFPError(f"{directory} is a file; choose a folder")
     check_writable(path, directory)
     return path
 
@@ -150,19 +150,19 @@ def check_file(file: str | os.PathLike, signature: bytes, overwrite: bool = Fals
     # Links are not resolved: /dev/stdout is a link without a target path.
     path = Path(os.path.abspath(expand(file)))
     if path.is_dir():
-        raise FFPError(f"{file} is a folder; name a file")
+        raise FFPError(f"{file} is a folder; choose a file")
     if not path.exists():
         check_writable(path, file)
         return path
     if not overwrite:
-        raise FFPError(f"{file} exists; name another file, or give --overwrite to replace it")
+        raise FFPError(f"{file} exists; choose another file, or pass --overwrite to replace it")
     try:
         with open(path, "rb+" if path.is_file() else "wb") as stream:
             head = b"".join(stream.read(64).split()) if path.is_file() else b""
     except OSError as error:
-        raise FFPError(f"{file} can't be written: {error.strerror}; name another file") from None
+        raise FFPError(f"{file} can't be written: {error.strerror}; choose another file") from None
     if head and not head.startswith(signature):
-        raise FFPError(f"{file} has another file type and is never replaced; name another file")
+        raise FFPError(f"{file} has another file type and is never replaced; choose another file")
     return path
 
 
@@ -201,7 +201,7 @@ def locked(path: Path) -> Iterator[None]:
             file.parent.mkdir(parents=True, exist_ok=True)
             stack.enter_context(WeakFileLock(file, timeout=1))
         except TimeoutError:
-            raise FFPError(f"{path} is in use by another run; wait until it ends, or name another folder") from None
+            raise FFPError(f"{path} is in use by another run; wait until it ends, or choose another folder") from None
         except OSError as error:
             raise FFPError(f"{path} can't be written: {error}") from None
         stack.callback(file.unlink, missing_ok=True)

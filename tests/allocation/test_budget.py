@@ -86,7 +86,7 @@ def test_every_limit_holds_and_no_unit_can_grow(units, shares, least, data):
 @pytest.mark.parametrize("mapping", ["greedy", "water-filling"])
 def test_other_mappings_take_one_limit(mapping):
     limits = [sparsity_limit(SMOLLM2, 0.2), sparsity_limit(SMOLLM2, 0.3)]
-    with pytest.raises(FFPError, match="takes one limit.* found sparsity and sparsity"):
+    with pytest.raises(FFPError, match="a single limit.* found sparsity and sparsity"):
         find_choice("mapping", mapping).map_scores(np.zeros(60), Budget(SMOLLM2, limits, 0.2))
 
 

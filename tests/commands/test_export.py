@@ -68,7 +68,7 @@ def test_only_a_gguf_file_is_replaced_and_only_if_that_is_said(run, model, tmp_p
     assert "is never replaced" in errors
     out.write_bytes(b"GGUF of another model")
     code, _, errors = run(*words)
-    assert code == 2 and "give --overwrite" in errors
+    assert code == 2 and "pass --overwrite" in errors
     assert run(*words, "--overwrite")[0] == 0 and out.stat().st_size > 1000
     for place in (model, model / "config.json", tmp_path):
         assert run("-m", model, place, "--overwrite")[0] == 2

@@ -74,7 +74,7 @@ def test_a_policy_is_read_from_a_record_its_folder_or_a_list_of_units(tmp_path):
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        (None, "no policy .*sizes.json; name a pruned folder"),
+        (None, "no policy .*sizes.json; pass a pruned folder"),
         ("{", "can't be read as a policy"),
         ("{}", "no policy"),
         ("[]", "another"),

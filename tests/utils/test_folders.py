@@ -118,7 +118,7 @@ def test_files_that_the_record_does_not_list_are_never_deleted(checkpoint):
         check_output(checkpoint, overwrite=True)
     # A record of an earlier version lists unusual names alone.
     write_record(checkpoint, files=["my/notes[1].txt", "c"])
-    with pytest.raises(FFPError, match="part of the checkpoint .* d; name"):
+    with pytest.raises(FFPError, match="part of the checkpoint .* d; choose"):
         check_output(checkpoint, overwrite=True)
     (checkpoint / "d").unlink()
     assert check_output(checkpoint, overwrite=True)

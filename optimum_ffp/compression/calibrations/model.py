@@ -33,7 +33,7 @@ def calibrate(task: CalibrationTask) -> Calibration:
     """
     sorted_model, config, journal = task.sorted_model, task.config, task.journal
     if processes.count() > 1 and journal.folder is None:
-        raise FFPError("calibration 'model' of several processes needs a work_folder; or choose calibration 'layers'")
+        raise FFPError("calibration 'model' with several processes needs a work_folder; or use calibration 'layers'")
     layerwise, teacher = sorted_model.layerwise, sorted_model.layerwise.dense.model
     before = (layers if config.layer_passes else ridge).calibrate(task)
 
