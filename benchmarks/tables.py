@@ -290,7 +290,7 @@ FRONTIER = tuple(
     for path in sorted((HERE / "results").glob(f"smollm2-{name}.json"))
 )
 # Policies that `--policies` and `--methods` of `compare.py` have measured with the same calibration.
-POLICIES = {"uniform": "uniform", "FLAP's": "flap", "no search": "no-search"}
+POLICIES = {"uniform": "uniform", "FLAP's": "flap", "no search": "no-search", "`ffp`'s search": "ffp"}
 ONE_STEP, TWO_STEPS = ({"pruned_from": start} for start in (None, "no-search-30-seed0"))
 TASKS = ("BoolQ", "PIQA", "HellaSwag", "WinoGrande", "ARC-e", "ARC-c", "OBQA")
 
@@ -398,6 +398,31 @@ TABLES = {
             )
             for percent in (20, 30)
             for label, method in POLICIES.items()
+        ],
+    ),
+    "policies-c4": Table(
+        SIZES,
+        ("smollm2-policies-c4-20", "smollm2-policies-c4-30"),
+        {
+            "C4": perplexity(1, 10),
+            "against no search": against(1, 10),
+            "divergence": average(1, 10, "divergence", "{:.4f}"),
+            "same token": average(1, 10, "agreement", "{:.1f} %", times=100),
+        },
+        [
+            ("dense", [{"model": "SmolLM2-135M-Instruct.Q4_1.gguf"}]),
+            *(
+                (
+                    f"{percent} %: {label}{calibration}",
+                    [{"model": f"{method}-{name}", "than": {"model": f"no-search-{name}"}}],
+                )
+                for percent in (20, 30)
+                for calibration, name in (
+                    (", ridge regression", f"{percent}-seed0-ridge"),
+                    (", trained", f"{percent}-seed0"),
+                )
+                for label, method in POLICIES.items()
+            ),
         ],
     ),
     "experts": Table(
