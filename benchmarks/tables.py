@@ -503,7 +503,7 @@ TABLES = {
     ),
     "zero-shot": Table(
         SIZES,
-        ("smollm2-zero-shot-distilled", "smollm2-zero-shot-model-20", "smollm2-zero-shot-model-30"),
+        [f"smollm2-zero-shot-{name}" for name in ("distilled", "model-20", "model-30", "fast-20")],
         {
             task: value("tasks", number, "metrics", metric, form="{:.1f}", times=100)
             for number, task in enumerate(TASKS)
@@ -517,6 +517,8 @@ TABLES = {
             ("dense", [{"model": "dense"}]),
             ("20 %, `--calibration layers`", [{"model": "ffp-20-seed0", "file": "smollm2-zero-shot-distilled"}]),
             ("20 %, the default", [{"model": "ffp-20-seed0", "file": "smollm2-zero-shot-model-20"}]),
+            ("20 %, trained as in `fast`", [{"model": "ffp-20-seed0", "file": "smollm2-zero-shot-fast-20"}]),
+            ("20 %, uniform, trained as in `fast`", [{"model": "uniform-20-seed0"}]),
             ("30 %, `--calibration layers`", [{"model": "ffp-30-seed0"}]),
             ("30 %, the default", [{"model": "no-search-30-seed0"}]),
         ],
