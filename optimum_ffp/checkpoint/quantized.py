@@ -12,6 +12,7 @@ from transformers import PreTrainedModel
 
 from ..data import Windows
 from ..errors import FFPError, convert_errors, one_line
+from ..modeling.families import find_family
 from .recovered import copy_files
 from .saving import FILE_SIZE, load_record, write_checkpoint
 
@@ -24,15 +25,21 @@ def find_group_size(model: PreTrainedModel, scheme: str) -> int | None:
     """Return how many inputs share a scale: for `"w4a16"` the most that divide those of every projection.
 
     It is `None` for `"w8a8"`, which has a scale per output. The model may be on the meta device. Raises `FFPError` if
-    none of `GROUP_SIZES` divides them, or there are no `nn.Linear` layers (GPT-2).
+    none of `GROUP_SIZES` divides them, or not all projections are `nn.Linear` layers.
     """
     inputs = {module.in_features for module in model.base_model.modules() if isinstance(module, nn.Linear)}
-    if scheme == "w8a8" and inputs:
+    # llm-compressor splits experts into Linear layers, as which transformers doesn't load them. GPT-2 has Conv1D.
+    if not inputs or find_family(model.config).experts:
+        raise FFPError(
+            f"some projections of {model.config.model_type} aren't Linear layers and can't be quantized; for mixtures "
+            "of experts, use llama.cpp's convert_hf_to_gguf.py"
+        )
+    if scheme == "w8a8":
         return None
     for size in GROUP_SIZES:
-        if inputs and math.gcd(*inputs) % size == 0:
+        if math.gcd(*inputs) % size == 0:
             return size
-    found = ", ".join(str(width) for width in sorted(inputs) if width % size) or "none"
+    found = ", ".join(str(width) for width in sorted(inputs) if width % size)
     raise FFPError(
         f"{scheme} needs Linear layers with multiples of {size} inputs, found {found}; prune with --multiple-of "
         f"{size}, or choose w8a8"

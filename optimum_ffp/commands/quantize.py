@@ -45,6 +45,8 @@ class FFPQuantizeCommand(Command):
         from ..modeling.loading import LoadOptions, empty_model, load_any, read_pruned_config
         from ..utils.folders import check_output, check_output_is_not_input
 
+        if args.num_samples < 1:
+            raise FFPError(f"num_samples must be at least 1, found {args.num_samples}")
         check_output_is_not_input(args.output, [args.model])
         check_output(args.output, args.overwrite)
         # llm-compressor brings one layer after another to the accelerator.

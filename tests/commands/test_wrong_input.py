@@ -45,6 +45,8 @@ TABLE = [
     (f"{PRUNE} -m OWN_CODE", "code"),
     (f"{PRUNE} -m TRUNCATED", "TRUNCATED"),
     (f"{PRUNE} --warm-start EMPTY", "agent"),
+    ("quantize -m MODEL OUT --scheme w8a8", "pruned"),
+    ("quantize -m MODEL OUT --scheme w4a16 --dataset DATA --num-samples 0", "num_samples"),
     ("prune -m MODEL EMPTY --dataset DATA", "overwrite"),
     ("prune -m MODEL MODEL --dataset DATA --overwrite", "input"),
     ("prune -m MODEL THESIS --dataset DATA --overwrite", "thesis.txt"),
