@@ -8,7 +8,8 @@ from transformers import PreTrainedModel
 
 from ..data import Windows
 from ..hub.record import prune_record
-from ..utils.precision import dtype_name
+from ..modeling.loading import empty_model
+from ..utils.precision import dtype_name, is_quantized
 from ..utils.progress import progress_bar
 from .divergence import Comparison, Predictions
 from .perplexity import describe_losses, window_losses
@@ -17,13 +18,15 @@ from .size import kv_cache_bytes, projection_parameters, weight_bytes
 
 def size_record(model: PreTrainedModel, source: str | None = None, **hub: Any) -> dict[str, Any]:
     """Return the type and sizes of a model, and the sparsity in the `ffp_config.json` of its source, if it has any."""
+    # Quantized models have scales, and several weights in a number.
+    unquantized = empty_model(model.config) if is_quantized(model.config) else model
     record = {
         "model_type": model.config.model_type,
         "dtype": dtype_name(model.dtype),
         # Several for models dispatched by accelerate.
         "device": ", ".join(dict.fromkeys(str(parameter.device) for parameter in model.parameters())),
-        "parameters": model.num_parameters(),
-        "projection_parameters": projection_parameters(model),
+        "parameters": unquantized.num_parameters(),
+        "projection_parameters": projection_parameters(unquantized),
         "kv_cache_bytes": kv_cache_bytes(model),
     }
     if source:

@@ -1,7 +1,6 @@
 """Size of a model: parameters, bytes of weights on disk, bytes of KV cache per token."""
 
 import json
-import math
 import os
 from pathlib import Path
 from typing import Any
@@ -33,13 +32,7 @@ def projection_parameters(model: PreTrainedModel) -> int | None:
         names = {family.experts.router, family.experts.module}
     modules = (module for layer in decoder_layers(model) for module in layer.named_modules())
     projections = (module for name, module in modules if name in names)
-    return sum(_count(parameter) for projection in projections for parameter in projection.parameters())
-
-
-def _count(parameter: torch.Tensor) -> int:
-    # bitsandbytes packs two 4-bit numbers into a byte.
-    packed = getattr(parameter, "quant_state", None)
-    return parameter.numel() if packed is None else math.prod(packed.shape)
+    return sum(parameter.numel() for projection in projections for parameter in projection.parameters())
 
 
 @torch.no_grad()

@@ -1,10 +1,8 @@
-from types import SimpleNamespace
-
 import pytest
-import torch
-from transformers import Cache
+from transformers import AutoModelForCausalLM, BitsAndBytesConfig, Cache
 
 from optimum_ffp.allocation.policy import block_parameters
+from optimum_ffp.evaluation.record import size_record
 from optimum_ffp.evaluation.size import kv_cache_bytes, projection_parameters, weight_bytes
 from optimum_ffp.modeling.families import find_family
 from tests.helpers import KINDS, make_tiny_model, prune_by_hand
@@ -15,13 +13,12 @@ def test_projections_of_a_llama_by_hand():
     assert projection_parameters(make_tiny_model()) == 3 * (2 * 32 * 32 + 2 * 32 * 16 + 3 * 32 * 48)
 
 
-def test_two_numbers_of_four_bits_in_a_byte_are_two():
-    model = make_tiny_model()
-    before, projection = projection_parameters(model), model.model.layers[1].mlp.up_proj
-    shape = projection.weight.shape
-    projection.weight = torch.nn.Parameter(torch.zeros(shape.numel() // 2, 1, dtype=torch.uint8), requires_grad=False)
-    projection.weight.quant_state = SimpleNamespace(shape=shape)
-    assert projection_parameters(model) == before
+def test_two_numbers_of_four_bits_in_a_byte_are_two(tmp_path):
+    pytest.importorskip("bitsandbytes")
+    model = make_tiny_model(hidden_size=64, intermediate_size=128)
+    model.save_pretrained(tmp_path)
+    options = {"quantization_config": BitsAndBytesConfig(load_in_4bit=True), "device_map": "cpu"}
+    assert size_record(AutoModelForCausalLM.from_pretrained(tmp_path, **options)) == size_record(model)
 
 
 @pytest.mark.parametrize("name", KINDS)
