@@ -1,6 +1,7 @@
 """Pruned models that are pruned further: sizes, shares and figures are those of the original dense model."""
 
 import json
+import shutil
 from dataclasses import replace
 
 import pytest
@@ -92,6 +93,17 @@ def test_layers_of_a_pruned_model_are_not_offloaded(pruned):
     pruner, folder = pruned
     with pytest.raises(FFPError, match="leave out offload"):
         FFPPruner.from_pretrained(folder, FFPConfig(base_model=pruner.model_id), device="cpu", offload="disk")
+
+
+def test_a_quantized_one_is_refused_before_the_dense_model_is_loaded(pruned, tmp_path):
+    pruner, folder = pruned
+    for name, source in (("quantized", folder), ("dense", pruner.model_id)):
+        shutil.copytree(source, tmp_path / name)
+    config = json.loads((folder / "config.json").read_text()) | {"quantization_config": {"quant_method": "fp8"}}
+    (tmp_path / "quantized" / "config.json").write_text(json.dumps(config))
+    (tmp_path / "dense" / "model.safetensors").unlink()
+    with pytest.raises(FFPError, match="quantized is quantized"):
+        FFPPruner.from_pretrained(tmp_path / "quantized", FFPConfig(base_model=str(tmp_path / "dense")), device="cpu")
 
 
 @pytest.mark.slow

@@ -243,7 +243,7 @@ class FFPModelForCausalLM:
         hub = {name: kwargs.pop(name) for name in HUB_OPTIONS if name in kwargs}
         check_checkpoint(model_id, **hub)
         with convert_errors(lambda error: f"{model_id} can't be loaded: {one_line(error)}"):
-            config = AutoConfig.from_pretrained(model_id, trust_remote_code=False, **hub)
+            config = kwargs.pop("config", None) or AutoConfig.from_pretrained(model_id, trust_remote_code=False, **hub)
         if is_pruned(config):
             model_class = pruned_model_class(find_family(config))
             auto_map = _auto_map(model_class)

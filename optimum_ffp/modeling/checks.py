@@ -79,7 +79,7 @@ def check_dequantizable(model_id: str, config: PretrainedConfig) -> None:
 def check_unquantized(model_id: str, config: PretrainedConfig) -> None:
     """Raise `FFPError` if a model is quantized, and can neither be trained nor converted."""
     if is_quantized(config):
-        raise FFPError(f"{model_id} is quantized; use the original model in full precision")
+        raise FFPError(f"{model_id} is quantized; use the model in full precision that it was quantized from")
 
 
 def _is_native(config: PretrainedConfig) -> bool:

@@ -29,7 +29,10 @@ def test_a_checkpoint_loads_as_what_was_saved(tiny_model, windows, tmp_path):
     pruned.save_pretrained(tmp_path)
     loaded = FFPModelForCausalLM.from_pretrained(tmp_path)
     assert type(loaded) is type(pruned) and torch.equal(loaded(windows).logits, pruned(windows).logits)
-    assert is_pruned(AutoConfig.from_pretrained(tmp_path))
+    config = AutoConfig.from_pretrained(tmp_path)
+    assert is_pruned(config)
+    config.use_cache = False
+    assert not FFPModelForCausalLM.from_pretrained(tmp_path, config=config).config.use_cache
 
 
 def alike(units, heads=1, channels=3):
