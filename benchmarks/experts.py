@@ -24,7 +24,7 @@ from unittest.mock import patch
 import numpy as np
 import torch
 from compare import describe, read_options, spread
-from tables import difference
+from tables import difference, markdown
 from torch import nn
 
 from optimum_ffp import FFPConfig, FFPPruner
@@ -145,16 +145,16 @@ def table(records: list[dict]) -> str:
     texts = len(of_texts(records[0]))
     columns = ["experts removed", "calibration", "criterion"]
     columns += [f"text {text}{ending}" for text in range(1, texts + 1) for ending in ("", ": against reap")]
-    lines = [f"| {' | '.join(columns)} |", "|---|---|---|" + "---:|" * (2 * texts)]
+    lines = []
     for (asked, calibration, criterion), seeds in rows.items():
-        cells, reference = [], rows[asked, "none", "reap"]
+        cells, reference = [], rows.get((asked, "none", "reap"), {})
         for text in range(texts):
             losses = {seed: found[text]["calibrated"] for seed, found in seeds.items()}
             pairs = [losses[seed] - reference[seed][text]["calibrated"] for seed in losses if seed in reference]
             cells += [spread([*losses.values()]), difference(pairs) if seeds is not reference else ""]
-        lines.append(f"| {' | '.join([f'{asked:.0%}', calibration, criterion, *cells])} |")
+        lines.append([f"{asked:.0%}", calibration, criterion, *cells])
     dense = [spread([text["dense"]]) for text in of_texts(records[0])]
-    return "\n".join([*lines, f"\nBefore: {', '.join(dense)}."])
+    return f"{markdown(columns, lines)}\n\nBefore: {', '.join(dense)}."
 
 
 def of_texts(record: dict) -> list[dict[str, np.ndarray]]:
