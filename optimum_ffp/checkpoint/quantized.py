@@ -12,6 +12,7 @@ from transformers import PreTrainedModel
 
 from ..data import Windows
 from ..errors import FFPError, convert_errors, one_line
+from ..hub.naming import without_folders
 from ..modeling.families import find_family
 from .recovered import copy_files
 from .saving import FILE_SIZE, load_record, write_checkpoint
@@ -78,4 +79,4 @@ def _write(model: PreTrainedModel, source: Path, quantization: dict[str, Any], f
     model.save_pretrained(folder, max_shard_size=FILE_SIZE)
     record = load_record(source)
     copy_files(source, record, folder, {"config.json"})
-    return record | {"quantization": quantization}
+    return record | {"quantization": without_folders(quantization)}

@@ -59,6 +59,7 @@ def test_what_is_written_is_near_the_pruned_model(run_ffp, pruned, tmp_path, win
     before, after = contents(pruned), contents(out)
     changed = {name for name in before if before[name] != after[name]}
     assert changed == {"config.json", "model.safetensors", "README.md", "ffp_config.json"}
+    assert not any(str(pruned.parent).encode() in after[name] for name in ("README.md", "ffp_config.json"))
     assert scheme in after["README.md"].decode() and after.keys() - before.keys() == {"recipe.yaml"}
 
     exact = FFPModelForCausalLM.from_pretrained(pruned)
