@@ -17,6 +17,7 @@ forward passes of which a backward pass counts as two, and the share of tokens t
 """
 
 import argparse
+import copy
 import json
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -32,22 +33,14 @@ from transformers import MixtralConfig, MixtralForCausalLM, PreTrainedModel
 
 from optimum_ffp import FFPConfig, FFPPruner
 from optimum_ffp.commands.errors import one_line_errors
-from optimum_ffp.compression.calibrations.layers import (
-    FIRST_TOKENS,
-    _LayerLoss,
-    _Sequences,
-    split_windows,
-    windows_per_step,
-)
 from optimum_ffp.compression.calibrations.model import train_model
-from optimum_ffp.compression.training.layer import Fit, Trainer
+from optimum_ffp.compression.training.layer import Fit, LayerwiseTraining
 from optimum_ffp.data import DataSplits
-from optimum_ffp.engine import LayerRunner, LayerwiseModel
+from optimum_ffp.engine import LayerwiseModel
 from optimum_ffp.evaluation import to_perplexity
 from optimum_ffp.evaluation.perplexity import window_losses
 from optimum_ffp.hub.naming import without_folders
 from optimum_ffp.modeling.families import find_family
-from optimum_ffp.utils.precision import autocast_dtype
 
 
 # Tokens of which channels are clustered, tokens of the regression, and the number of iterations of k-means.
@@ -95,7 +88,7 @@ def main() -> None:
     record: dict[str, Any] = {"options": without_folders(config.to_dict()) | options}
     trained = train_layers(layerwise, student, data, config)
     record |= {"dense": measure(teacher), "start": measure(student)}
-    student.load_state_dict(trained, strict=False)
+    student.model.layers = trained
     record["layers"], tokens = measure(student), layerwise.counter.tokens
     if args.model_passes:
         trained = train_model(student, teacher, teacher.dtype, data, data.calibration.start_token, config)
@@ -138,33 +131,20 @@ def empty_mixture(dense: PreTrainedModel, experts: int, top_k: int) -> MixtralFo
 @torch.no_grad()
 def train_layers(
     layerwise: LayerwiseModel, student: MixtralForCausalLM, data: DataSplits, config: FFPConfig
-) -> dict[str, torch.Tensor]:
-    """Divides every FFN into experts, in place, and returns the weights of the layers after training, as `distill`."""
-    start_token, weights = data.calibration.start_token, {}
-    windows, held_out = (
-        split_windows(part.tokens, config.distillation_parts, start_token)
-        for part in (data.calibration, data.held_out)
-    )
-    both, dtype = torch.cat([windows, held_out]), autocast_dtype(layerwise.model, config.search_dtype)
-    steps = (1,) if start_token else (1, FIRST_TOKENS)
-    tokens = [both[:, None] if step == 1 else both[:, ::step, None] for step in steps]
-    inputs, stride = [_Sequences.of(layerwise, one, dtype) for one in tokens], max(1, both.numel() // ROUTED_TOKENS)
+) -> nn.ModuleList:
+    """Divides every FFN into experts, in place, and returns trained copies of the layers."""
+    training, trained = LayerwiseTraining(layerwise, data, data.calibration.start_token, config), nn.ModuleList()
+    stride = max(1, training.sequences[0].dense[..., 0].numel() // ROUTED_TOKENS)
     for index, (layer, mixture) in enumerate(zip(layerwise.layers, student.model.layers)):
         with sampled_inputs(layer.mlp, stride) as hidden:
-            for one in inputs:
-                layerwise.runner(layer, one.arguments[index], dtype).advance(one.dense, one.per_window)
+            training.run_dense(layer, index)
         split_ffn(layer.mlp, mixture.mlp, torch.cat(hidden).float())
-        runs = [(LayerRunner(mixture, one.arguments[index], dtype, layerwise.counter), one) for one in inputs]
-        loss, start = _LayerLoss(runs, len(windows)), dict(mixture.named_parameters())
-        per_step = windows_per_step(config.distillation_batch, windows.shape[1])
-        trainer = Trainer(loss, start, "", len(windows), len(held_out), per_step, loss.scale)
-        fit = Fit.unpack(trainer.fit(config.layer_passes, config.distillation_rate, config.seed))
+        trained.append(copy.deepcopy(mixture))
+        fit = Fit.unpack(training.fit_layer(trained[index], index))
         print(f"layer {index}: error {fit.before:.4f} -> {fit.after:.4f}", flush=True)
-        for runner, one in runs:
-            for states in one.pruned.split(one.per_window):
-                states.copy_(runner.output(states, fit.weights))
-        weights |= {f"model.layers.{index}.{name}": weight for name, weight in fit.weights.items()}
-    return weights
+        trained[index].load_state_dict(fit.weights)
+        training.run_trained(trained[index], index)
+    return trained
 
 
 @contextmanager

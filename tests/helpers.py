@@ -22,11 +22,16 @@ from optimum_ffp.analysis.gram import Statistics, collect_statistics
 from optimum_ffp.analysis.importance import order_groups
 from optimum_ffp.checkpoint.card import render_card
 from optimum_ffp.checkpoint.saving import load_record
+from optimum_ffp.compression.calibration import CalibrationTask
+from optimum_ffp.compression.calibrations import ridge
+from optimum_ffp.compression.calibrations.layers import Distilled, distill
 from optimum_ffp.compression.ridge import PrefixRidge
 from optimum_ffp.compression.sorted_model import SortedModel
+from optimum_ffp.data import DataSplits, Windows
 from optimum_ffp.engine import LayerRunner, LayerwiseModel
 from optimum_ffp.modeling.auto import PER_LAYER_LISTS
 from optimum_ffp.modeling.families import ModelUnit, find_family, find_units
+from optimum_ffp.utils.resume import Journal
 
 
 VOCABULARY = 128
@@ -330,6 +335,31 @@ def applied(
 def random_policy(sorted_model: SortedModel, seed: int) -> PruningPolicy:
     scores = np.random.default_rng(seed).normal(size=len(sorted_model.units))
     return greedy.map_scores(scores, sparsity_budget(sorted_model.units, 0.4, 0.1))
+
+
+def learn(
+    sorted_model: SortedModel,
+    policy: PruningPolicy,
+    windows: torch.Tensor,
+    held_out: torch.Tensor,
+    passes: int = 8,
+    learning_rate: float = 0.01,
+    batch: int = 1,
+    start_token: bool = False,
+    journal: Journal | None = None,
+) -> Distilled:
+    """Distills from the weights after ridge regression, on windows of the given tokens."""
+    calibration, held_out = (Windows(tokens, "", "", start_token) for tokens in (windows, held_out))
+    config = FFPConfig(
+        seq_len=windows.shape[1],
+        distillation_passes=passes,
+        distillation_rate=learning_rate,
+        distillation_batch=batch,
+        search_dtype="model",
+    )
+    data = DataSplits(calibration, search=held_out, held_out=held_out, tests=())
+    task = CalibrationTask(sorted_model, policy, data, start_token, config, journal or Journal())
+    return distill(task, ridge.calibrate(task).weights)
 
 
 def make_deep_model(name: str) -> PreTrainedModel:

@@ -6,14 +6,10 @@ import pytest
 import torch
 from torch.nn.functional import softmax
 
-from optimum_ffp.compression.calibrations.layers import distill
 from optimum_ffp.compression.last_norm import PredictionLoss, last_norm_parameters
 from optimum_ffp.engine import LayerwiseModel
 from optimum_ffp.modeling.families import find_family
-from tests.helpers import applied, make_sorted_model, make_tiny_model, random_policy
-
-
-PASSES, RATE = 4, 0.01
+from tests.helpers import applied, learn, make_sorted_model, make_tiny_model, random_policy
 
 
 @torch.no_grad()
@@ -68,7 +64,7 @@ def test_the_error_is_the_divergence_of_whole_models(tiny_model, windows, positi
 def test_the_pruned_model_has_the_norm_that_predicts_best(tiny_model, windows):
     sorted_model, _ = make_sorted_model(tiny_model, windows)
     policy, held_out = random_policy(sorted_model, 2), windows[:3]
-    distilled = distill(sorted_model, policy, windows, held_out, passes=PASSES, learning_rate=RATE)
+    distilled = learn(sorted_model, policy, windows, held_out, passes=4)
     norm, dense = distilled.last_norm, sorted_model.model
     pruned = sorted_model.materialize(policy, distilled.weights)
     own = {name: weight for name, weight in distilled.weights.items() if name not in norm.weights}
@@ -91,7 +87,7 @@ def test_a_projection_between_the_layers_and_the_head(normed_before, windows):
     model = make_tiny_model("opt", word_embed_proj_dim=16, do_layer_norm_before=normed_before)
     sorted_model, _ = make_sorted_model(model, windows)
     policy, held_out = random_policy(sorted_model, 2), windows[:3]
-    distilled = distill(sorted_model, policy, windows, held_out, passes=PASSES, learning_rate=RATE)
+    distilled = learn(sorted_model, policy, windows, held_out, passes=4)
     assert (distilled.last_norm is not None) == normed_before
     if normed_before:
         pruned = sorted_model.materialize(policy, distilled.weights)

@@ -1,21 +1,18 @@
 """Distilled layers against errors that are computed from the outputs of whole models."""
 
-from functools import partial
-
 import pytest
 import torch
 from torch import nn
 
 from optimum_ffp.allocation.policy import PruningPolicy
-from optimum_ffp.compression.calibrations.layers import FIRST_TOKENS, Distilled, distill, split_windows
+from optimum_ffp.compression.calibrations.layers import Distilled
+from optimum_ffp.compression.training.layer import FIRST_TOKENS, split_windows
 from optimum_ffp.utils.resume import Journal
-from tests.helpers import applied, make_sorted_model, make_tiny_model, random_policy, tokens_read
+from tests.helpers import applied, learn, make_sorted_model, make_tiny_model, random_policy, tokens_read
 
 
 # The models are random, and so is the text: what is learned of some windows doesn't hold for others. Tests of training
 # hold out some of the windows that it sees.
-PASSES, RATE = 8, 0.01
-learn = partial(distill, passes=PASSES, learning_rate=RATE)
 
 
 @pytest.fixture
@@ -171,7 +168,7 @@ def test_windows_are_split_into_parts_that_begin_with_the_start_token():
 
 @pytest.mark.slow
 def test_a_step_of_several_windows_is_one_on_their_mean_error(windows, monkeypatch):
-    monkeypatch.setattr("optimum_ffp.compression.calibrations.layers.STEP_TOKENS", 1)
+    monkeypatch.setattr("optimum_ffp.compression.training.layer.STEP_TOKENS", 1)
     steps = []
 
     def watched(optimizer, *args):

@@ -15,8 +15,8 @@ from ...utils.precision import compute_dtype, computes_in_bfloat16, convert
 from ..calibration import Calibration, CalibrationTask
 from ..training.batch import Batch
 from ..training.end_to_end import Training, TrainingOutput
+from ..training.layer import STEP_TOKENS, split_windows
 from . import layers, ridge
-from .layers import STEP_TOKENS, split_windows
 
 
 # Number of evaluations on the held-out windows.

@@ -1,4 +1,4 @@
-"""Training of a few weights on windows, which keeps the pass with the lowest error on held-out windows."""
+"""Training of one layer after another to reproduce the outputs of the dense layers."""
 
 import math
 from collections.abc import Callable, Iterator, Mapping
@@ -6,12 +6,25 @@ from dataclasses import dataclass
 from itertools import zip_longest
 
 import torch
+from torch import nn
 from torch.optim import Adam
 from torch.optim.lr_scheduler import LambdaLR
 
+from ...config import FFPConfig
+from ...data import DataSplits
+from ...engine import Arguments, LayerRunner, LayerwiseModel
 from ...utils import processes
+from ...utils.precision import autocast_dtype
 
 
+# Minimum number of tokens per step of the optimizer.
+STEP_TOKENS = 512
+# Without a start token, every n-th token of a window is also read as a first token.
+FIRST_TOKENS = 8
+# Added to the squared norm of a token's target.
+EPSILON = 1e-6
+# Smallest mean square of a channel that its error is divided by, relative to the mean of all channels.
+MIN_SHARE = 1e-3
 # Number of steps over which the learning rate rises; then it falls to 0 along a cosine.
 WARM_UP_STEPS = 5
 BETAS = (0.9, 0.95)
@@ -156,3 +169,156 @@ def _size(weight: torch.Tensor) -> float:
 
 def _rate(step: int, steps: int) -> float:
     return min(1.0, (step + 1) / WARM_UP_STEPS) * (1 + math.cos(math.pi * step / steps)) / 2
+
+
+def split_windows(windows: torch.Tensor, parts: int, start_token: bool = False) -> torch.Tensor:
+    """Split windows into parts of equal length; a few last tokens may be left out.
+
+    Args:
+        windows: Token ids, shape `[windows, window length]`.
+        parts: Number of parts per window.
+        start_token: Whether windows begin with the start token. It takes the place of the first token of every part.
+
+    Returns:
+        Shape `[parts * windows, window length // parts]`.
+    """
+    length = windows.shape[1] // parts
+    split = windows[:, : parts * length].reshape(-1, length)
+    return torch.cat([windows[:, :1].repeat_interleave(parts, 0), split[:, 1:]], 1) if start_token else split
+
+
+class LayerwiseTraining:
+    """Trains one layer after another to reproduce the outputs of the dense layers.
+
+    The input of a layer is the output of the trained layers before it, and its target the output of the layer in the
+    dense model, so that a layer also compensates for those before it. The error of a token is `‖a - b‖² / ‖b‖²` of
+    the output `a` and the target `b`, with every channel divided by its root mean square over all targets, so that
+    neither a few tokens nor a few channels with massive activations outweigh all others.
+
+    Many models give the first token of a text, whichever it is, a massive activation (an attention sink); if it is
+    lost, all following tokens are predicted badly. Windows without a start token begin with an arbitrary token, one
+    example each, so every `FIRST_TOKENS`-th token is also read as a sequence of its own. Its error counts like that of
+    any other token.
+
+    Every step of Adam reads `distillation_batch` windows, or more if those have fewer than `STEP_TOKENS` tokens. The
+    learning rate is multiplied by the root of `distillation_batch`.
+
+    For every layer in turn, call `run_dense`, `fit_layer` and, with the fitted weights, `run_trained`.
+
+    Args:
+        layerwise: The dense model.
+        data: Calibration windows, on which layers are trained, and held-out windows, by which a pass is chosen.
+        start_token: Whether every text begins with a start token.
+        config: Options.
+    """
+
+    def __init__(self, layerwise: LayerwiseModel, data: DataSplits, start_token: bool, config: FFPConfig):
+        windows, held_out = (
+            split_windows(part.tokens, config.distillation_parts, start_token)
+            for part in (data.calibration, data.held_out)
+        )
+        self.layerwise, self.config, self.windows, self.held_out = layerwise, config, len(windows), len(held_out)
+        self.per_step = max(config.distillation_batch, math.ceil(STEP_TOKENS / windows.shape[1]))
+        self.dtype = autocast_dtype(layerwise.model, config.search_dtype)
+        self.window_indices = [
+            *range(self.windows)[processes.share(self.windows)],
+            *range(self.windows, self.windows + self.held_out)[processes.share(self.held_out)],
+        ]
+        share = torch.cat([windows, held_out])[self.window_indices]
+        tokens = [share[:, None]] if start_token else [share[:, None], share[:, ::FIRST_TOKENS, None]]
+        self.sequences = [_Sequences.of(layerwise, one, self.dtype) for one in tokens]
+
+    def run_dense(self, layer: nn.Module, index: int) -> None:
+        """Run a layer of the dense model, whose weights are loaded, on the states of the dense model."""
+        for runner, one in self._runs(layer, index):
+            runner.advance(one.dense, one.per_window)
+
+    def run_trained(self, layer: nn.Module, index: int) -> None:
+        """Run a layer with its fitted weights on the states of the trained layers."""
+        for runner, one in self._runs(layer, index):
+            runner.advance(one.trained, one.per_window)
+
+    def fit_layer(
+        self, layer: nn.Module, index: int, prefix: str = "", removed: tuple[str, ...] = ()
+    ) -> dict[str, torch.Tensor]:
+        """Train the parameters of a layer, which is not changed, and return the packed `Fit`.
+
+        Args:
+            layer: The layer, with the weights to start from.
+            index: Its index.
+            prefix: Prefix of the names of its parameters in the model.
+            removed: Prefixes of the names of parameters in the layer that are not trained.
+        """
+        parameters = [pair for pair in layer.named_parameters() if not pair[0].startswith(removed)]
+        start = {name: one.detach().to(self.layerwise.stored_dtype) for name, one in parameters}
+        loss = _LayerLoss(self._runs(layer, index), self.windows)
+        return self.fit(loss, start, loss.scale, prefix)
+
+    def fit(
+        self, loss: Loss, start: dict[str, torch.Tensor], scale: float, prefix: str = ""
+    ) -> dict[str, torch.Tensor]:
+        """Train any weights on the windows, and return the packed `Fit`; arguments are those of `Trainer`."""
+        trainer = Trainer(
+            loss=loss,
+            start=start,
+            prefix=prefix,
+            windows=self.windows,
+            held_out=self.held_out,
+            per_step=self.per_step,
+            scale=scale,
+        )
+        rate = self.config.distillation_rate * math.sqrt(min(self.config.distillation_batch, self.windows))
+        return trainer.fit(passes=self.config.layer_passes, learning_rate=rate, seed=self.config.seed)
+
+    def _runs(self, layer: nn.Module, index: int) -> list[tuple[LayerRunner, "_Sequences"]]:
+        return [(self.layerwise.runner(layer, one.arguments[index], self.dtype), one) for one in self.sequences]
+
+
+@dataclass(frozen=True)
+class _Sequences:
+    """Hidden states of this process's sequences, all of one length, and what else each layer gets."""
+
+    # After the current layer of the dense model, and before it in the trained one, `[sequences, length, size]`.
+    dense: torch.Tensor
+    trained: torch.Tensor
+    arguments: list[Arguments]
+    per_window: int
+
+    @classmethod
+    def of(cls, layerwise: LayerwiseModel, tokens: torch.Tensor, dtype: torch.dtype | None) -> "_Sequences":
+        """Return the states before the first layer, of tokens of shape `[windows, sequences per window, length]`."""
+        per_window = tokens.shape[1]
+        dense, arguments = layerwise.embed(tokens.flatten(0, 1), dtype, copies=2, batch_size=per_window)
+        return cls(dense, dense.clone(), arguments, per_window)
+
+    def window(self, index: int) -> tuple[torch.Tensor, torch.Tensor]:
+        """Return the states of the trained and of the dense model of one window."""
+        sequences = slice(index * self.per_window, (index + 1) * self.per_window)
+        return self.trained[sequences], self.dense[sequences]
+
+
+class _LayerLoss:
+    """Error of a layer's output with given weights, a `Loss`. Scaled by `scale`, gradients fit into float16."""
+
+    def __init__(self, runs: list[tuple[LayerRunner, _Sequences]], windows: int):
+        self.runs = runs
+        runner, whole = runs[0]
+        targets = whole.dense
+        self.scale = targets.shape[1] * processes.on_main(lambda: float(targets[0].float().square().sum(-1).mean()))
+        sizes = torch.zeros(targets.shape[-1], device=runner.device)
+        for target in targets[: len(range(windows)[processes.share(windows)])]:
+            squares = target.float().square()
+            # The share of every channel in the squared norm of a token, summed over the tokens of a window.
+            sizes += (squares / (squares.sum(-1, keepdim=True) + EPSILON)).sum(0).to(runner.device)
+        processes.sum_(sizes)
+        self.channels = (sizes / sizes.mean()).clamp_min(MIN_SHARE)
+
+    def __call__(self, weights: Mapping[str, torch.Tensor], window: int) -> torch.Tensor:
+        errors = []
+        for runner, sequences in self.runs:
+            before, target = sequences.window(window)
+            output = runner.output(before, weights).float()
+            target = target.to(output)
+            squares = ((output - target).square() / self.channels).sum(-1)
+            errors.append((squares / (target.square().sum(-1) + EPSILON)).flatten())
+        return torch.cat(errors).mean()
