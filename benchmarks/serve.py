@@ -20,6 +20,7 @@ from pathlib import Path
 from statistics import quantiles
 
 import torch
+from tables import markdown
 
 from optimum_ffp.commands.errors import one_line_errors
 from optimum_ffp.config.budgets import parse_workload
@@ -115,12 +116,11 @@ def load_llama_cpp(path: str, args: argparse.Namespace) -> Answer:
 
 def table(workload: str, seconds: dict[str, list[float]]) -> str:
     """Quartiles of the speed relative to the first model."""
-    rows = [f"| {workload} | times as fast | quartiles |", "|---|---:|---:|"]
-    dense = next(iter(seconds.values()))
+    dense, rows = next(iter(seconds.values())), []
     for name, times in seconds.items():
         low, middle, high = quantiles([one / other for one, other in zip(dense, times)], n=4, method="inclusive")
-        rows.append(f"| {name} | {middle:.2f} | {low:.2f}-{high:.2f} |")
-    return "\n".join(rows)
+        rows.append([name, f"{middle:.2f}", f"{low:.2f}-{high:.2f}"])
+    return markdown([workload, "times as fast", "quartiles"], rows)
 
 
 LOADERS = {"transformers": load_transformers, "vllm": load_vllm, "llama.cpp": load_llama_cpp}

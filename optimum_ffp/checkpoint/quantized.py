@@ -48,12 +48,19 @@ def find_group_size(model: PreTrainedModel, scheme: str) -> int | None:
 
 
 def save_quantized(
-    model: PreTrainedModel, source: Path, directory: str | os.PathLike, scheme: str, windows: Windows | None, **options
+    model: PreTrainedModel,
+    source: Path,
+    directory: str | os.PathLike,
+    scheme: str,
+    group_size: int | None,
+    windows: Windows | None,
+    **options,
 ) -> Path:
     """Quantize all projections of a pruned model but the head, in place, and write it as `write_checkpoint` does.
 
-    All other files of `source`, the folder of its checkpoint, are copied. Weights are rounded by GPTQ on calibration
-    windows, or to the nearest without any. Raises `FFPError` if llm-compressor fails, or the folder can't be written.
+    All other files of `source`, the folder of its checkpoint, are copied. The group size is that of `find_group_size`.
+    Weights are rounded by GPTQ on calibration windows, or to the nearest without any. Raises `FFPError` if
+    llm-compressor fails, or the folder can't be written.
     """
     from compressed_tensors.quantization import preset_name_to_scheme
     from datasets import Dataset
@@ -61,8 +68,8 @@ def save_quantized(
     from llmcompressor.modifiers.gptq import GPTQModifier
     from llmcompressor.modifiers.quantization import QuantizationModifier
 
-    size, quantization = find_group_size(model, scheme), preset_name_to_scheme(scheme, ["Linear"])
-    quantization.weights.group_size = size
+    quantization = preset_name_to_scheme(scheme, ["Linear"])
+    quantization.weights.group_size = group_size
     head = next(name for name, module in model.named_modules() if module is model.get_output_embeddings())
     modifier, data = QuantizationModifier, {}
     if windows:
@@ -70,7 +77,7 @@ def save_quantized(
         data |= {"num_calibration_samples": len(windows), "max_seq_length": windows.length}
     with convert_errors(lambda error: f"llm-compressor can't quantize the model: {one_line(error)}"):
         oneshot(model=model, recipe=modifier(config_groups={"projections": quantization}, ignore=[head]), **data)
-    record = {"scheme": scheme, "group_size": size, "windows": windows and windows.describe()}
+    record = {"scheme": scheme, "group_size": group_size, "windows": windows and windows.describe()}
     record |= {"llmcompressor": version("llmcompressor")}
     return write_checkpoint(partial(_write, model, source, record), directory, **options)
 

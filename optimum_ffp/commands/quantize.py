@@ -62,6 +62,6 @@ class FFPQuantizeCommand(Command):
             request = DataRequest(texts, texts.reported, **sizes, start_token=recorded_start_token(record))
             windows = load_windows(tokenizer, model, request).calibration
         source = source_folder(args.model, options.hub())
-        path = save_quantized(model, source, args.output, args.scheme, windows, overwrite=args.overwrite)
+        path = save_quantized(model, source, args.output, args.scheme, size, windows, overwrite=args.overwrite)
         weights = sum(file.stat().st_size for file in path.glob("*.safetensors")) / 2**20
         print(f"{args.output}: {weights:,.1f} MiB, {args.scheme}{f' in groups of {size}' if size else ''}")

@@ -252,8 +252,7 @@ def read_model_config(model_id: str, options: LoadOptions) -> PretrainedConfig:
     if any(row["unit"] == "experts" for row in rows):
         raise FFPError(f"{model_id} has lost experts already, and can be pruned only once; prune its dense model")
     if rows:
-        # Refuses quantized ones.
-        read_pruned_config(model_id, options)
+        check_unquantized(model_id, read_any_config(model_id, options))
         config.pruned_units = rows
     return config
 
