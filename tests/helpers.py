@@ -348,7 +348,11 @@ def learn(
     start_token: bool = False,
     journal: Journal | None = None,
 ) -> Distilled:
-    """Distills from the weights after ridge regression, on windows of the given tokens."""
+    """Distills from the weights after ridge regression, on windows of the given tokens.
+
+    The models are random, and so is the text: what is learned of some windows doesn't hold for others. Tests of
+    training hold out some of the windows that it sees.
+    """
     calibration, held_out = (Windows(tokens, "", "", start_token) for tokens in (windows, held_out))
     config = FFPConfig(
         seq_len=windows.shape[1],

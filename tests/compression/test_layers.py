@@ -11,10 +11,6 @@ from optimum_ffp.utils.resume import Journal
 from tests.helpers import applied, learn, make_sorted_model, make_tiny_model, random_policy, tokens_read
 
 
-# The models are random, and so is the text: what is learned of some windows doesn't hold for others. Tests of training
-# hold out some of the windows that it sees.
-
-
 @pytest.fixture
 def unseen():
     return torch.randint(3, 128, (3, 24), generator=torch.Generator().manual_seed(9))
