@@ -6,11 +6,10 @@ from contextlib import contextmanager
 from dataclasses import replace
 
 import torch
-from torch.nn.functional import kl_div, log_softmax
 from transformers.modeling_outputs import ModelOutput
 
 from ..engine import LayerwiseModel, free_graphs
-from ..utils.lm_head import POSITIONS, chunked_logits, head_in_autocast_dtype
+from ..utils.lm_head import POSITIONS, chunked_logits, head_in_autocast_dtype, kl_divergence
 from ..utils.precision import computing_in
 
 
@@ -66,8 +65,8 @@ class PredictionLoss:
             states = self.dense[window : window + 1, positions].to(logits.device)
             # At most `POSITIONS` positions are a single piece.
             ((_, target),) = chunked_logits(self.layerwise.model, replace(self._decoded, last_hidden_state=states))
-        predicted, target = (log_softmax(one[0].float(), -1) for one in (logits, target))
-        return kl_div(predicted, target, reduction="batchmean", log_target=True)
+        predicted, target = (one.float().log_softmax(-1) for one in (logits, target))
+        return kl_divergence(target, predicted).mean()
 
     @contextmanager
     def ready(self) -> Iterator[None]:

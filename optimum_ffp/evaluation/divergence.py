@@ -9,7 +9,7 @@ import torch
 from transformers import PreTrainedModel
 from transformers.modeling_outputs import ModelOutput
 
-from ..utils.lm_head import chunked_logits, decoder_of
+from ..utils.lm_head import chunked_logits, decoder_of, kl_divergence
 
 
 class Predictions:
@@ -69,9 +69,8 @@ class Comparison:
 
     def __init__(self, predictions: Predictions):
         self.predictions = predictions
-        # For each batch, chunks of shape `[windows, positions]`.
-        self._divergences: list[list[torch.Tensor]] = []
-        self._agreements: list[list[torch.Tensor]] = []
+        # For each batch, chunks of divergence and agreement, shape `[windows, positions, 2]`.
+        self._batches: list[list[torch.Tensor]] = []
         self._count = 0
 
     def begin_batch(self, decoded: ModelOutput) -> Callable[[torch.Tensor], None]:
@@ -82,14 +81,13 @@ class Comparison:
         """
         first, self._count = self._count, self._count + len(decoded.last_hidden_state)
         chunks = self.predictions.logits(slice(first, self._count))
-        self._divergences.append([])
-        self._agreements.append([])
+        self._batches.append([])
 
         def compare(logits: torch.Tensor) -> None:
             expected = next(chunks).to(logits.device)
-            self._agreements[-1].append(logits.argmax(-1) == expected.argmax(-1))
-            expected, predicted = expected.float().log_softmax(-1), logits.float().log_softmax(-1)
-            self._divergences[-1].append((expected.exp() * (expected - predicted)).sum(-1))
+            agreement = logits.argmax(-1) == expected.argmax(-1)
+            expected, predicted = (one.float().log_softmax(-1) for one in (expected, logits))
+            self._batches[-1].append(torch.stack([kl_divergence(expected, predicted), agreement], -1))
 
         return compare
 
@@ -100,9 +98,9 @@ class Comparison:
             `divergence`, in nats per token; `agreement`, the fraction of tokens for which both models have the same
             top-1 prediction; and `divergences` and `agreements` per window, over its predicted tokens.
         """
+        # The last position of a window has no target. Some devices lack float64.
+        rows = torch.cat([torch.cat(chunks, 1)[:, :-1].cpu().double().mean(1) for chunks in self._batches])
         record = {}
-        for name, batches in (("divergence", self._divergences), ("agreement", self._agreements)):
-            # The last position of a window has no target. Some devices lack float64.
-            rows = torch.cat([torch.cat(chunks, 1)[:, :-1].cpu().double().mean(1) for chunks in batches])
-            record |= {name: float(rows.mean()), f"{name}s": rows.tolist()}
+        for name, row in zip(("divergence", "agreement"), rows.T):
+            record |= {name: float(row.mean()), f"{name}s": row.tolist()}
         return record

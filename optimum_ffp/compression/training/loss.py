@@ -10,7 +10,7 @@ import torch
 from transformers import PreTrainedModel
 from transformers.modeling_outputs import ModelOutput
 
-from ...utils.lm_head import POSITIONS, decode, head_logits, replaced_forward, without_hooks
+from ...utils.lm_head import POSITIONS, decode, head_logits, kl_divergence, replaced_forward, without_hooks
 
 
 # Number of positions whose log-probabilities are computed at once: they should fit into the cache of a CPU.
@@ -110,9 +110,8 @@ class DistillationLoss:
         teacher_log_probs = (teacher_logits.float() / scale).log_softmax(-1)
         nll = -log_probs.gather(-1, tokens[:, None])[:, 0]
         scaled_log_probs = log_probs if scale == 1 else (log_probs / scale).log_softmax(-1)
-        expected = teacher_log_probs.exp()
-        kl = ((teacher_log_probs - scaled_log_probs) * expected).sum(-1) * scale**2
-        slope = (scaled_log_probs.exp() - expected) * ((1 - share) * scale)
+        kl = kl_divergence(teacher_log_probs, scaled_log_probs) * scale**2
+        slope = scaled_log_probs.exp().sub_(teacher_log_probs.exp()).mul_((1 - share) * scale)
         if share:
             slope += share * log_probs.exp()
             slope.scatter_add_(-1, tokens[:, None], slope.new_full((len(tokens), 1), -share))
