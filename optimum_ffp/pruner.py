@@ -2,7 +2,6 @@
 
 import logging
 import os
-from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from functools import partial
@@ -134,7 +133,6 @@ class FFPPruner:
         self._license = read_license(self.model_id, **self.options.hub())
         if config.base_model and not self._license:
             self._license = read_license(config.base_model, token=self.options.token)
-        self._dense_parameters = model.num_parameters()
         model.eval().requires_grad_(False)
 
     @classmethod
@@ -341,22 +339,10 @@ class FFPPruner:
             model = sorted_model.materialize(
                 policy, calibration.weights, journal=journal, homogeneous=config.method == "homogeneous"
             )
-        experts = {}
-        if sorted_model.family.experts:
-            (_, before), *_, (_, after) = evaluated.values()
-            experts = {
-                "rare": measured.prepared.rare_experts,
-                "features": measured.model_units[0].width,
-                "routing": [
-                    {"layer": unit.layer, "before": dense, "after": pruned[:size]}
-                    for unit, dense, pruned, size in zip(policy.units, before, after, policy.sizes)
-                ],
-            }
         with meter.stage("evaluation"):
-            write = partial(write_samples, model, self.tokenizer)
-            samples = processes.on_main(write) if dense_samples else {}
-        stages = processes.from_main([*meter.tokens])
-        meter.tokens = Counter({stage: total_tokens(meter.tokens[stage]) for stage in stages})
+            samples = processes.on_main(partial(write_samples, model, self.tokenizer)) if dense_samples else {}
+        for stage in processes.from_main([*meter.tokens]):
+            meter.tokens[stage] = total_tokens(meter.tokens[stage])
         self.result = PruningResult(
             model=model,
             tokenizer=self.tokenizer,
@@ -364,14 +350,12 @@ class FFPPruner:
             config=config,
             base_model=self.model_id,
             pruned_from=self.pruned_from,
-            dense_parameters=self._dense_parameters,
+            dense_parameters=self.model.num_parameters(),
             test_windows=measured.data.tests,
-            losses={name: losses for name, (losses, _) in evaluated.items()},
-            samples=[
-                {"prompt": prompt, "dense": text, "pruned": samples[prompt]} for prompt, text in dense_samples.items()
-            ],
+            losses={name: evaluation.losses for name, evaluation in evaluated.items()},
+            samples=[{"prompt": one, "dense": dense_samples[one], "pruned": samples[one]} for one in samples],
             calibration=calibration.record,
-            experts=experts,
+            experts=measured.describe_experts(policy, [*evaluated.values()][-1]),
             cost=meter,
             compute_dtype=measured.compute_dtypes[0],
             revision=self.options.revision,

@@ -1,9 +1,8 @@
 """Order of the experts of a mixture, and how many tokens each of them gets."""
 
-from collections.abc import Callable, Sequence
-from contextlib import ExitStack
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from functools import partial
-from typing import TypeVar
 
 import torch
 from torch import nn
@@ -16,9 +15,6 @@ from ..utils.precision import autocast_dtype
 from ..utils.progress import progress_bar
 from ..utils.resume import Journal
 from .rerouting import removal_scores
-
-
-T = TypeVar("T")
 
 
 def add_contributions(
@@ -88,8 +84,9 @@ def order_experts(
     return orders, {layer: one.nonzero()[:, 0].tolist() for layer, one in few.items() if one.any()}
 
 
-def count_routed_tokens(units: Sequence[ModelUnit], run: Callable[[], T]) -> tuple[T, list[list[int]]]:
-    """Return the result of a run, and how many tokens it routes to the experts of every unit, in descending order."""
+@contextmanager
+def counted_tokens(units: Sequence[ModelUnit]) -> Iterator[list[torch.Tensor]]:
+    """Count the tokens that are routed to each expert of every unit, in the context and in this process."""
     counts = [torch.zeros(unit.unit.groups, dtype=torch.long) for unit in units]
 
     def count(total: torch.Tensor, experts: nn.Module, inputs: tuple[torch.Tensor, ...]) -> None:
@@ -98,5 +95,4 @@ def count_routed_tokens(units: Sequence[ModelUnit], run: Callable[[], T]) -> tup
     with ExitStack() as hooks:
         for unit, total in zip(units, counts):
             hooks.enter_context(unit.output.module.register_forward_pre_hook(partial(count, total)))
-        result = run()
-    return result, [processes.sum_(total).sort(descending=True).values.tolist() for total in counts]
+        yield counts

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import replace
 from functools import cached_property, partial
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -44,7 +44,7 @@ from ..utils.profiling import StageMeter
 from ..utils.progress import progress_bar
 from ..utils.resume import Journal
 from .attention import find_unit_variants
-from .experts import count_routed_tokens
+from .experts import counted_tokens
 from .prepare import Prepared, prepare
 
 
@@ -86,6 +86,18 @@ def policy_losses(
     no_losses = torch.empty(len(changes), 0, dtype=torch.float64)
     losses = with_halving_batches(measure, batch_size) if len(share) else no_losses
     return processes.gather(losses.T).T.numpy()
+
+
+class Evaluation(NamedTuple):
+    """Evaluation on the test windows.
+
+    Attributes:
+        losses: Losses of the windows of each text, in nats per token.
+        routed: Tokens of the experts of every layer of a mixture, in descending order, with zeros for removed experts.
+    """
+
+    losses: list[list[float]]
+    routed: list[list[int]]
 
 
 class Measurements:
@@ -289,7 +301,7 @@ class Measurements:
         return losses
 
     @cached_property
-    def dense_test_losses(self) -> tuple[list[list[float]], list[list[int]]]:
+    def dense_test_losses(self) -> Evaluation:
         """`test_losses` of the dense model."""
         _ = self.prepared
         return self.test_losses(None, "dense", journal=self.journal, batch_size=self.config.batch_size)
@@ -309,30 +321,36 @@ class Measurements:
         batch_size: int,
         weights: Mapping[str, torch.Tensor] | None = None,
         meter: StageMeter | None = None,
-    ) -> tuple[list[list[float]], list[list[int]]]:
+    ) -> Evaluation:
         """Return the losses of a policy on the test windows of each text, as `policy_losses`, and tokens by expert.
-
-        These are the numbers of tokens that are routed to the experts of every layer of a mixture, in descending
-        order, with zeros for removed experts; none for other models.
 
         The policy runs on views of the dense model, so that only one model is in memory. The journal saves the losses
         under the name, and the time is added to `meter`, or else to that of the measurements.
         """
 
-        def measure() -> list[list[float]]:
-            return [
-                policy_losses(
-                    self.prepared.sorted_model,
-                    [policy] if policy else None,
-                    test.tokens,
-                    weights=weights,
-                    batch_size=batch_size,
-                    description=f"Perplexity, {name}",
-                )[0].tolist()
-                for test in self.data.tests
-            ]
+        experts = [unit for unit in self.model_units if unit.unit.kind == "experts"]
+
+        def measure() -> Evaluation:
+            run = partial(policy_losses, self.prepared.sorted_model, [policy] if policy else None, weights=weights)
+            with counted_tokens(experts) as counts:
+                losses = [
+                    run(windows=test.tokens, batch_size=batch_size, description=f"Perplexity, {name}")[0].tolist()
+                    for test in self.data.tests
+                ]
+            return Evaluation(losses, [processes.sum_(one).sort(descending=True).values.tolist() for one in counts])
 
         with (meter or self.meter).stage("evaluation"):
-            experts = [unit for unit in self.model_units if unit.unit.kind == "experts"]
-            counted = partial(count_routed_tokens, experts, measure)
-            return self.layerwise.counter.value(journal, f"evaluation-{name}", counted)
+            return Evaluation(*self.layerwise.counter.value(journal, f"evaluation-{name}", measure))
+
+    def describe_experts(self, policy: PruningPolicy, pruned: Evaluation) -> dict[str, Any]:
+        """Return the `experts` of a `PruningResult`, with the evaluation of the pruned model."""
+        if not self.layerwise.family.experts:
+            return {}
+        layers = zip(policy.units, self.dense_test_losses.routed, pruned.routed, policy.sizes)
+        return {
+            "rare": self.prepared.rare_experts,
+            "features": self.model_units[0].width,
+            "routing": [
+                {"layer": unit.layer, "before": dense, "after": after[:size]} for unit, dense, after, size in layers
+            ],
+        }

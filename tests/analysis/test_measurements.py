@@ -50,7 +50,7 @@ def test_losses_of_the_dense_model_though_its_groups_are_sorted(measure):
     measured, _ = measure()
     assert measured.dense_losses == pytest.approx(losses_by_transformers(measured.data.search), rel=1e-5)
     expected = losses_by_transformers(measured.data.test)
-    assert measured.dense_test_losses[0] == [pytest.approx(expected, rel=1e-5)]
+    assert measured.dense_test_losses.losses == [pytest.approx(expected, rel=1e-5)]
     # Sorting was not for nothing.
     weights = make_tiny_model().state_dict()
     assert not all(torch.equal(tensor, weights[name]) for name, tensor in measured.model.state_dict().items())
