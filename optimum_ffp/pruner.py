@@ -245,10 +245,6 @@ class FFPPruner:
 
         def choose() -> dict[str, Any]:
             machine = Machine.of(str(self.measured.layerwise.device))
-            if machine.accelerator is not None and self.options.offload == "none":
-                # The estimate includes the weights, which are there already.
-                weights = self.model.get_memory_footprint() * (1 + bool(self.pruned_from))
-                machine = replace(machine, accelerator=machine.accelerator + weights)
             estimate = estimate_prune(self.model.config, config, self.options, machine=machine)
             return {"calibration": estimate.calibration, "lora": estimate.lora}
 

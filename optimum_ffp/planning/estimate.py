@@ -50,12 +50,12 @@ TRAINING_BYTES = 28
 
 @dataclass(frozen=True)
 class Machine:
-    """A device and its free memory.
+    """A device, and the memory available to this process, including what the process already uses.
 
     Attributes:
         device: Device of the model.
-        host: Bytes of host memory available to this process, including those in use by it.
-        accelerator: Free bytes of the accelerator; `None` if the model is in host memory.
+        host: Bytes of host memory.
+        accelerator: Bytes of the accelerator; `None` if the model is in host memory.
     """
 
     device: torch.device
@@ -66,7 +66,7 @@ class Machine:
     def of(cls, device: str | None = None) -> "Machine":
         """Measure this machine; raise `FFPError` if there is no such device."""
         resolved = resolve_device(device)
-        return cls(resolved, free_host_memory(), free_device_memory(resolved))
+        return cls(resolved, free_host_memory(), free_device_memory(resolved, used=True))
 
 
 @dataclass(frozen=True)

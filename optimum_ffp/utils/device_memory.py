@@ -3,11 +3,12 @@
 import torch
 
 
-def free_device_memory(device: torch.device) -> int | None:
+def free_device_memory(device: torch.device, used: bool = False) -> int | None:
     """Return the free memory of an accelerator in bytes; `None` for the CPU, devices that share its memory, and
     backends that don't report it.
 
-    Cached blocks of torch's allocator count as free, since they are reused, or released when memory runs out.
+    Cached blocks of torch's allocator count as free, since they are reused, or released when memory runs out. With
+    `used`, the tensors of this process count too.
     """
     backend = getattr(torch, device.type, None)
     if not hasattr(backend, "mem_get_info"):
@@ -17,7 +18,7 @@ def free_device_memory(device: torch.device) -> int | None:
     except RuntimeError:
         # Some integrated GPUs don't support the query.
         return None
-    return free + backend.memory_reserved(device) - backend.memory_allocated(device)
+    return free + backend.memory_reserved(device) - (0 if used else backend.memory_allocated(device))
 
 
 def device_name(device: torch.device) -> str:

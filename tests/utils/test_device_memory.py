@@ -8,7 +8,7 @@ def test_what_torch_keeps_of_tensors_that_are_gone_is_free(monkeypatch):
     monkeypatch.setattr("torch.cuda.mem_get_info", lambda device: (100, 1000) if device == card else (0, 0))
     monkeypatch.setattr("torch.cuda.memory_reserved", lambda device: 70)
     monkeypatch.setattr("torch.cuda.memory_allocated", lambda device: 30)
-    assert free_device_memory(card) == 140
+    assert free_device_memory(card) == 140 and free_device_memory(card, used=True) == 170
 
 
 def test_what_shares_the_memory_of_the_host_has_none_of_its_own():
