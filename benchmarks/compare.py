@@ -45,7 +45,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("model")
     parser.add_argument("dataset")
-    parser.add_argument("--methods", nargs="+", default=DEFAULTS, choices=METHODS)
+    parser.add_argument("--methods", nargs="*", default=DEFAULTS, choices=METHODS)
     parser.add_argument("--sparsities", nargs="+", type=float, default=[0.2, 0.3])
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
     parser.add_argument("--paper-steps", type=int, default=64, help="Candidate evaluations of the preset paper.")

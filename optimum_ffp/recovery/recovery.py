@@ -2,6 +2,7 @@
 
 import os
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -14,8 +15,9 @@ from ..checkpoint.recovered import RecoveryRecord, save_recovered, source_folder
 from ..checkpoint.result import package_versions
 from ..compression.calibration import is_improvement
 from ..compression.training.batch import Batch
-from ..compression.training.end_to_end import Training, TrainingOutput
+from ..compression.training.end_to_end import Training, TrainingOutput, default_rate
 from ..config import RecoveryConfig
+from ..config.prune import ADAPTER_RATE, TRAINED_RATE
 from ..data import DataRequest, DataSplits, load_windows, training_windows
 from ..data.samples import write_samples
 from ..errors import FFPError, NotRecoveredError, one_line
@@ -79,7 +81,9 @@ class FFPRecovery:
         self.student, self.teacher, self.tokenizer = student, teacher, tokenizer
         self.source, self.teacher_id = os.fspath(source), os.fspath(teacher_id)
         self.options = options or LoadOptions()
-        self.config = with_dataset(config, self.source, self.options)
+        config = with_dataset(config, self.source, self.options)
+        relative = ADAPTER_RATE if config.lora else TRAINED_RATE
+        self.config = replace(config, learning_rate=config.learning_rate or default_rate(student, relative))
         check_launch(teacher.device, self.options.offload, work_folder)
         self.record: RecoveryRecord | None = None
         self.journal, self.work_folder = Journal(), work_folder

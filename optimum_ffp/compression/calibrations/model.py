@@ -14,7 +14,7 @@ from ...utils import processes
 from ...utils.precision import compute_dtype, computes_in_bfloat16, convert
 from ..calibration import Calibration, CalibrationTask
 from ..training.batch import Batch
-from ..training.end_to_end import Training, TrainingOutput
+from ..training.end_to_end import Training, TrainingOutput, default_rate
 from ..training.layer import STEP_TOKENS, split_windows
 from . import layers, ridge
 
@@ -66,6 +66,7 @@ def train_model(
     generator = torch.Generator().manual_seed(config.seed)
     order = torch.cat([torch.randperm(len(windows), generator=generator) for _ in range(config.model_passes)])
     options = training_options(config, len(order) * windows.shape[1], processes.count())
+    options.learning_rate = config.model_rate or default_rate(student, config.relative_rate)
     training = Training(
         student=student,
         teacher=teacher if teacher.dtype == computed else convert(copy.deepcopy(teacher), computed),
@@ -89,7 +90,6 @@ def training_options(config: FFPConfig, tokens: int, count: int) -> RecoveryConf
         max_tokens=tokens,
         batch_tokens=STEP_TOKENS * count,
         seq_len=config.seq_len // config.distillation_parts,
-        learning_rate=config.peak_rate,
         lora=config.lora or 0,
         evaluations=EVALUATIONS,
         seed=config.seed,

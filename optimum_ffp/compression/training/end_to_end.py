@@ -6,6 +6,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
+from statistics import median
 from tempfile import TemporaryDirectory
 from typing import Any
 
@@ -15,7 +16,7 @@ from transformers import EarlyStoppingCallback, PreTrainedModel, PrinterCallback
 
 from ...config import RecoveryConfig
 from ...config.prune import GRADIENT_COST
-from ...modeling.families import outer_matrices
+from ...modeling.families import decoder_layers, outer_matrices
 from ...modeling.offloading import shard_layers
 from ...utils import processes
 from ...utils.precision import convert, frozen_dtype
@@ -95,7 +96,9 @@ class Training:
             _in_training(self.student, self.teacher, self.config),
         ):
             trainer = self._trainer(windows, held_out, Path(checkpoint_folder), weights_only=folder is None)
-            with progress_bar(self.batch.steps, "Training", "step") as bar:
+            with progress_bar(
+                self.batch.steps, f"Training, learning rate {self.config.learning_rate:g}", "step"
+            ) as bar:
                 trainer.add_callback(ReportCallback(bar, self.tracker))
                 trained = trainer.train(resume_from_checkpoint=_last_checkpoint(Path(checkpoint_folder)))
             seconds = trained.metrics["train_runtime"]
@@ -224,6 +227,17 @@ class Training:
     def _evaluation_record(self, row: Mapping[str, Any]) -> dict[str, Any]:
         tokens = row["step"] * self.batch.tokens
         return {"step": row["step"], "tokens": tokens, "kl": row["eval_kl"], "perplexity": row["eval_perplexity"]}
+
+
+def default_rate(model: PreTrainedModel, relative: float) -> float:
+    """Return a learning rate relative to the size of a model's weights, to two digits.
+
+    A step of Adam changes weights by about the learning rate, and those of some models are ten times as large as those
+    of others. The size is the median root mean square of the matrices in the layers.
+    """
+    layers = decoder_layers(model)
+    sizes = [weight.detach().float().square().mean().sqrt() for weight in layers.parameters() if weight.ndim > 1]
+    return float(f"{relative * median(map(float, sizes)):.2g}")
 
 
 def _trainable(model: PreTrainedModel) -> PreTrainedModel:

@@ -9,7 +9,7 @@ from torch.nn.functional import cross_entropy, kl_div
 
 from optimum_ffp import FFPError, FFPModelForCausalLM, RecoveryConfig
 from optimum_ffp.compression.training.batch import Batch
-from optimum_ffp.compression.training.end_to_end import Training, TrainingOutput
+from optimum_ffp.compression.training.end_to_end import Training, TrainingOutput, default_rate
 from optimum_ffp.compression.training.trainer import RecoveryTrainer
 from tests.helpers import make_tiny_model, prune_by_hand, prune_tiny_model, sample_windows
 
@@ -79,6 +79,15 @@ def test_the_learning_rate_rises_from_the_first_step_and_falls(monkeypatch):
     train(warmup_ratio=0.3, evaluations=1)
     assert rates[:4] == pytest.approx([3e-3 / 4 * share for share in (1, 2, 3, 4)])
     assert rates[3:] == sorted(rates[3:], reverse=True) and 0 < rates[-1] < 3e-4
+
+
+@torch.no_grad()
+def test_the_default_rate_is_relative_to_the_matrices_of_the_layers():
+    model = make_tiny_model()
+    rate = default_rate(model, 1e-3)
+    for name, weight in model.named_parameters():
+        weight.mul_(0.1 if "proj" in name else 7)
+    assert default_rate(model, 1e-3) == pytest.approx(rate / 10, rel=0.01)
 
 
 @pytest.mark.parametrize("change", [{"batch_size": 2}, {"gradient_checkpointing": True}])
