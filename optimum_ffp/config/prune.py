@@ -22,9 +22,9 @@ OFFLOADS = ("none", "host", "disk")
 # Workload that speed is measured on.
 WORKLOAD = "512+32"
 
-# Learning rates of the whole model relative to the size of its weights (`default_rate`): after ridge regression, after
-# its layers were trained, and of adapters, which start at zero.
-WEIGHT_RATE, TRAINED_RATE, ADAPTER_RATE = 7.8e-4, 5.2e-4, 2.6e-3
+# Learning rates of the whole model relative to the size of its weights (`default_rate`), after ridge regression and
+# after its layers were trained; and of adapters, which start at zero, whatever the size of the weights.
+WEIGHT_RATE, TRAINED_RATE, ADAPTER_RATE = 7.8e-4, 5.2e-4, 5e-4
 LORA_RANK = 32
 # Sparsity from which training makes up for what a search gains: at 30 % nothing is left of it, at 20 % 0.8 %.
 TRAINING_SUFFICES = 0.25
@@ -385,7 +385,7 @@ class FFPConfig(TextConfig):
         None,
         "Peak learning rate for training the whole model.",
         default_text=f"{WEIGHT_RATE:g} × RMS of the weights, {TRAINED_RATE:g} × after layers, "
-        f"{ADAPTER_RATE:g} × with lora",
+        f"{ADAPTER_RATE:g} with lora",
     )
     lora: int | None = model_option(
         None,
@@ -496,8 +496,8 @@ class FFPConfig(TextConfig):
 
     @property
     def relative_rate(self) -> float:
-        """Default of `model_rate` for what training starts from, relative to the size of the weights."""
-        return ADAPTER_RATE if self.lora else TRAINED_RATE if self.layer_passes else WEIGHT_RATE
+        """Default of `model_rate` without adapters, relative to the size of the weights."""
+        return TRAINED_RATE if self.layer_passes else WEIGHT_RATE
 
     @property
     def reports_searched(self) -> bool:

@@ -73,7 +73,7 @@ class RecoveryConfig(TextConfig):
         None,
         "Peak learning rate of AdamW.",
         "Training",
-        default_text=f"{TRAINED_RATE:g} × RMS of the weights, {ADAPTER_RATE:g} × with adapters",
+        default_text=f"{TRAINED_RATE:g} × RMS of the weights, {ADAPTER_RATE:g} with adapters",
     )
     batch_tokens: int | str | None = option(
         None,
@@ -120,7 +120,8 @@ class RecoveryConfig(TextConfig):
 
     def derived(self) -> dict[str, Any]:
         """Return the defaults that are derived from other options."""
-        return {"batch_tokens": min(BATCH_TOKENS[self.preset], max(1, self.max_tokens // MIN_STEPS))}
+        batch_tokens = min(BATCH_TOKENS[self.preset], max(1, self.max_tokens // MIN_STEPS))
+        return {"batch_tokens": batch_tokens} | ({"learning_rate": ADAPTER_RATE} if self.lora else {})
 
     def check(self) -> None:
         """Check combinations of options, after derived defaults are filled in."""

@@ -17,7 +17,7 @@ from ..compression.calibration import is_improvement
 from ..compression.training.batch import Batch
 from ..compression.training.end_to_end import Training, TrainingOutput, default_rate
 from ..config import RecoveryConfig
-from ..config.prune import ADAPTER_RATE, TRAINED_RATE
+from ..config.prune import TRAINED_RATE
 from ..data import DataRequest, DataSplits, load_windows, training_windows
 from ..data.samples import write_samples
 from ..errors import FFPError, NotRecoveredError, one_line
@@ -82,8 +82,7 @@ class FFPRecovery:
         self.source, self.teacher_id = os.fspath(source), os.fspath(teacher_id)
         self.options = options or LoadOptions()
         config = with_dataset(config, self.source, self.options)
-        relative = ADAPTER_RATE if config.lora else TRAINED_RATE
-        self.config = replace(config, learning_rate=config.learning_rate or default_rate(student, relative))
+        self.config = replace(config, learning_rate=config.learning_rate or default_rate(student, TRAINED_RATE))
         check_launch(teacher.device, self.options.offload, work_folder)
         self.record: RecoveryRecord | None = None
         self.journal, self.work_folder = Journal(), work_folder

@@ -68,8 +68,8 @@ def test_defaults_that_follow_others_are_resolved_in_a_copy(options, derived):
 def test_budgets_of_a_recovery(preset, tokens):
     config = RecoveryConfig(preset=preset).resolve()
     assert config.max_tokens == tokens
-    few = RecoveryConfig(preset=preset, max_tokens="5k").resolve()
-    assert (few.max_tokens, few.batch_tokens) == (5000, 25)
+    few = RecoveryConfig(preset=preset, max_tokens="5k", lora=8).resolve()
+    assert (few.max_tokens, few.batch_tokens, few.learning_rate) == (5000, 25, 5e-4)
     assert RecoveryConfig(max_tokens=50).resolve().batch_tokens == 1
     for text, number in {"400k": 400_000, "1.5B": 1_500_000_000, "2,000": 2000}.items():
         assert RecoveryConfig(max_tokens=text).max_tokens == number

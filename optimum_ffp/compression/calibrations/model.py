@@ -66,7 +66,7 @@ def train_model(
     generator = torch.Generator().manual_seed(config.seed)
     order = torch.cat([torch.randperm(len(windows), generator=generator) for _ in range(config.model_passes)])
     options = training_options(config, len(order) * windows.shape[1], processes.count())
-    options.learning_rate = config.model_rate or default_rate(student, config.relative_rate)
+    options.learning_rate = options.learning_rate or default_rate(student, config.relative_rate)
     training = Training(
         student=student,
         teacher=teacher if teacher.dtype == computed else convert(copy.deepcopy(teacher), computed),
@@ -90,6 +90,7 @@ def training_options(config: FFPConfig, tokens: int, count: int) -> RecoveryConf
         max_tokens=tokens,
         batch_tokens=STEP_TOKENS * count,
         seq_len=config.seq_len // config.distillation_parts,
+        learning_rate=config.model_rate,
         lora=config.lora or 0,
         evaluations=EVALUATIONS,
         seed=config.seed,
