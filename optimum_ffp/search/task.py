@@ -119,21 +119,15 @@ class SearchTask:
             return np.arange(self.max_samples)
         return (offset + np.arange(samples)) % self.max_samples
 
-    def rewards(self, policies: Sequence[PruningPolicy], sparsity: float, windows: np.ndarray) -> np.ndarray:
-        """Return rewards `R = PPL_dense / PPL(policy)` of a batch of candidates (Eq. 2), 0 if PPL is not finite.
+    def excess_losses(self, policies: Sequence[PruningPolicy], sparsity: float, windows: np.ndarray) -> np.ndarray:
+        """Return losses minus that of the dense model on the same windows, infinite if perplexity is not finite.
+
+        Only candidates at the final sparsity and full fidelity can become the best of the search.
 
         Args:
             policies: The candidates.
             sparsity: Target sparsity of the candidates.
             windows: Indices of the windows to evaluate on.
-        """
-        with np.errstate(over="ignore"):
-            return np.exp(-self.excess_losses(policies, sparsity, windows))
-
-    def excess_losses(self, policies: Sequence[PruningPolicy], sparsity: float, windows: np.ndarray) -> np.ndarray:
-        """Return losses minus that of the dense model on the same windows, infinite if perplexity is not finite.
-
-        Only candidates at the final sparsity and full fidelity can become the best of the search.
         """
         losses = self.evaluate(policies, windows).mean(1)
         return self._record(policies, losses=losses, sparsity=sparsity, windows=windows)
@@ -155,11 +149,7 @@ class SearchTask:
         return gradients.down, gradients.up
 
     def _record(
-        self,
-        policies: Sequence[PruningPolicy],
-        losses: np.ndarray,
-        sparsity: float,
-        windows: np.ndarray,
+        self, policies: Sequence[PruningPolicy], losses: np.ndarray, sparsity: float, windows: np.ndarray
     ) -> np.ndarray:
         with np.errstate(over="ignore", invalid="ignore"):
             perplexities = np.exp(losses)
@@ -184,11 +174,7 @@ class SearchTask:
         self.on_evaluated(self.log[-len(policies) :])
         return excess
 
-    def conclude(
-        self,
-        finalists: Sequence[np.ndarray],
-        agent: AgentState | None = None,
-    ) -> SearchResult:
+    def conclude(self, finalists: Sequence[np.ndarray], agent: AgentState | None = None) -> SearchResult:
         """Compare finalists and baselines at the target sparsity, and return the best candidate.
 
         They are compared on four windows, then on eight and then on all. The worse half drops out each time, so that

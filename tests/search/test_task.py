@@ -23,12 +23,12 @@ def test_a_sixteenth_of_the_evaluations_is_for_finalists(steps, count):
     assert finalist_count(steps) == count
 
 
-def test_rewards_are_ratios_of_perplexity_on_the_same_windows(task):
+def test_excess_losses_are_ratios_of_perplexity_on_the_same_windows(task):
     policies = [task.map_scores(scores, 0.3) for scores in np.random.default_rng(0).normal(size=(3, 6))]
     windows, landscape = np.array([1, 5]), KnownLandscape()
     dense = np.exp(landscape.dense_losses[windows].mean())
     pruned = np.exp(landscape(policies, windows).mean(1))
-    assert task.rewards(policies, 0.3, windows) == pytest.approx(dense / pruned)
+    assert np.exp(-task.excess_losses(policies, 0.3, windows)) == pytest.approx(dense / pruned)
 
 
 def test_only_candidates_at_the_target_on_all_windows_can_be_the_best(task):
@@ -82,6 +82,6 @@ def test_the_worse_half_drops_out_on_few_windows_and_none_is_read_twice(task, fi
 def test_overflowing_perplexity_is_worth_nothing_and_found_out_at_the_end(task):
     task.best, task.evaluate = None, KnownLandscape(broken=True)
     policy = task.map_scores(np.zeros(6), 0.3)
-    assert task.rewards([policy], 0.3, np.arange(8)) == [0] and task.log[-1]["perplexity"] is None
+    assert task.excess_losses([policy], 0.3, np.arange(8)) == [np.inf] and task.log[-1]["perplexity"] is None
     with pytest.raises(FFPError, match="no candidate has a finite perplexity"):
         task.conclude([np.zeros(6)])

@@ -159,7 +159,9 @@ class PruningEnvironment(VecEnv):
         sparsity, samples = self.schedule.sparsity(self.step_count), self.schedule.samples(self.step_count)
         policies = [self.task.map_scores(action, sparsity) for action in self._actions]
         update = self.step_count // self.num_envs
-        rewards = self.task.rewards(policies, sparsity, self.task.windows(samples, update * self.schedule.max_samples))
+        windows = self.task.windows(samples, update * self.schedule.max_samples)
+        # Eq. 2; 0 if the perplexity is not finite.
+        rewards = np.exp(-self.task.excess_losses(policies, sparsity, windows))
         # Rewards at different sparsities are not comparable, but advantages within an update are.
         advantages = rewards - rewards.mean()
         self.history += [(action.copy(), float(gain)) for action, gain in zip(self._actions, advantages)]
