@@ -1,6 +1,6 @@
 """Estimates of the memory, disk and tokens of a prune or a recovery, from the configs of the models alone."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from importlib.util import find_spec
 
@@ -162,17 +162,15 @@ def estimate_prune(
         searches = [replace(config, sparsity=policy.sparsity)]
     budgets = [check_budget(model, variants, search.resolve()) for search in searches]
     searches = [search.with_method(budget.sparsity).resolve() for search, budget in zip(searches, budgets)]
-    widest = max(unit.width for unit in variants[0])
-    check_calibration_tokens(config.num_samples * config.seq_len, widest)
+    check_calibration_tokens(config.num_samples * config.seq_len, max(unit.width for unit in variants[0]))
     written = sum(DataRequest.of(config).count_generated().values())
     dequantized = name.endswith(".gguf") or is_quantized(model_config)
     places, on_accelerator = [options.offload], machine.accelerator is not None
     if options.offload == "auto":
-        # A model that generates text has all weights on its device.
         reads_files = saves_work and not dequantized and asked in ("auto", stored)
-        others = ["host"] * on_accelerator + ["disk"] * reads_files
-        is_padded = hasattr(model_config, "pruned_units")
-        places = ["none", *([] if is_padded or (written and on_accelerator) else others)]
+        # A model that generates text has all weights on its device, and so has one that was pruned before.
+        stays = hasattr(model_config, "pruned_units") or (written and on_accelerator)
+        places = ["none"] if stays else ["none", *["host"] * on_accelerator, *["disk"] * reads_files]
     else:
         check_calibration(config.calibration, options.offload)
         check_offload(options.offload, machine.device, asked, model_config, dequantized)
@@ -184,7 +182,7 @@ def estimate_prune(
     # A model that is trained as a whole has all weights on its device too.
     possible = ((one, place) for one in choices for place in places if place == "none" or one.calibration != "model")
     for choice, place in possible:
-        estimate = _estimate_at(place, model, variants[0], choice, budgets, written, local_processes, machine)
+        estimate = _Prune(choice, place, model, variants[0], budgets, written, local_processes, machine).estimate()
         if not estimate.warnings:
             break
     parameters, outer = model.num_parameters(), sum(one.numel() for one in outer_matrices(model))
@@ -200,123 +198,136 @@ def estimate_prune(
     )
 
 
-def _estimate_at(
-    place: str,
-    model: PreTrainedModel,
-    units: Sequence[ModelUnit],
-    config: FFPConfig,
-    budgets: Sequence[Budget],
-    written: int,
-    local_processes: int,
-    machine: Machine,
-) -> Estimate:
-    """Estimate a prune with the given offload and calibration, without its tokens."""
-    shape, length, on_accelerator = model.config, config.seq_len, machine.accelerator is not None
-    stored, computed = model.dtype.itemsize, compute_dtype(machine.device, model.dtype).itemsize
-    layers = [sum(one.numel() for one in layer.parameters()) for layer in decoder_layers(model)]
-    weights, in_layers = model.get_memory_footprint(), sum(layers) * stored
-    removed = min(budget.removed_parameters for budget in budgets) * stored
-    pruned, trains_model = weights - removed, config.calibration == "model"
-    distills = trains_model or config.calibration == "layers"
-    calibrated = (in_layers - removed) * distills
-    distills &= config.layer_passes > 0
-    projections = [] if find_family(shape).experts else [unit.output.module for unit in units]
-    # A token passes through several experts at once.
-    widest = max(unit.width for unit in units) * (1 if projections else shape.num_experts_per_tok)
-    factors = 4 * sum(module.in_features**2 for module in projections) * config.needs_factors
-    fishers = 4 * sum(module.out_features**2 for module in projections) * config.needs_fishers
-    in_memory = place != "disk"
+@dataclass(frozen=True)
+class _Bytes:
+    """Memory of a process: on its device, which may be the host, and in host memory besides."""
 
-    # Memory that all stages need.
-    # A model that was pruned before is in memory beside the dense one, and as large.
-    resident, host, checkpoints = weights * (1 + hasattr(shape, "pruned_units")), PROCESS_BYTES, 0
-    if place != "none":
-        resident -= in_layers
-        host += int(PINNED * in_layers) * (place == "host")
-    if place != "none" or computed != stored:
+    device: int = 0
+    host: int = 0
+
+    def __add__(self, other: "_Bytes") -> "_Bytes":
+        return _Bytes(self.device + other.device, self.host + other.host)
+
+
+@dataclass
+class _Prune:
+    """A prune with a given calibration and place of weights. Sizes are bytes, `layers` and `trained` parameters."""
+
+    config: FFPConfig
+    place: str
+    model: PreTrainedModel
+    units: Sequence[ModelUnit]
+    budgets: Sequence[Budget]
+    written: int
+    local_processes: int
+    machine: Machine
+
+    def __post_init__(self) -> None:
+        model, config, shape = self.model, self.config, self.model.config
+        self.stored, self.computed = model.dtype.itemsize, compute_dtype(self.machine.device, model.dtype).itemsize
+        self.all_resident, self.in_memory = self.place == "none" and self.computed == self.stored, self.place != "disk"
+        self.layers = [sum(one.numel() for one in layer.parameters()) for layer in decoder_layers(model)]
+        self.weights, self.in_layers = model.get_memory_footprint(), sum(self.layers) * self.stored
+        removed = min(budget.removed_parameters for budget in self.budgets) * self.stored
+        self.pruned = self.weights - removed
+        self.calibrated = (self.in_layers - removed) * (config.calibration in ("layers", "model"))
+        projections = [] if find_family(shape).experts else [unit.output.module for unit in self.units]
+        # A token passes through several experts at once.
+        self.widest = max(unit.width for unit in self.units) * (1 if projections else shape.num_experts_per_tok)
+        self.factors = 4 * sum(module.in_features**2 for module in projections) * config.needs_factors
+        self.fishers = 4 * sum(module.out_features**2 for module in projections) * config.needs_fishers
+        self.experts = 0 if projections else self.stored * sum(unit.unit.parameters for unit in self.units)
+        self.trained = 0
+        if config.calibration == "model":
+            self.trained = _trained_parameters(model, self.pruned // self.stored, config.lora)
+        self.free = max(0, (self.machine.accelerator or 0) - self.resident().device)
+
+    def resident(self) -> _Bytes:
+        """Return the memory of the weights in all stages."""
+        # A model that was pruned before is in memory beside the dense one, and as large.
+        weights = self.weights * (1 + hasattr(self.model.config, "pruned_units"))
         # One layer before and after sorting, and the next one.
-        resident += 3 * max(layers) * computed
-    free = machine.accelerator - resident if on_accelerator else 0
-    if place == "none" and (not on_accelerator or free > 2 * factors):
-        resident += factors
-    else:
-        resident += 4 * widest**2
-        host += int(PINNED * factors) * in_memory
+        moved = 3 * max(self.layers) * self.computed * (not self.all_resident)
+        offloaded = self.in_layers * (self.place != "none")
+        return _Bytes(weights - offloaded + moved, int(PINNED * offloaded) * (self.place == "host"))
 
-    # Hidden states between layers.
-    window = length * shape.hidden_size * computed
-    all_resident = place == "none" and computed == stored
-    chunk = hidden_state_bytes(all_resident, machine.host, processes=local_processes, device_free=max(0, free))
-    backward = (len(layers) + 2) * max(config.fisher_samples, config.update_samples) * window
-    read = max(min(chunk, backward), config.num_samples * window)
-    # Distillation: those of the dense and of the pruned model, and an eighth more for first tokens.
-    trained = 9 * (config.num_samples + config.held_out_samples) * window // 4 * distills
-    read, trained = (
-        (states, 0) if on_accelerator and HEADROOM * states < free else (0, states // local_processes)
-        for states in (read, trained)
-    )
+    def ridge_factors(self) -> _Bytes:
+        """Return the memory of the ridge factors in all stages."""
+        if self.place == "none" and (self.machine.accelerator is None or self.free > 2 * self.factors):
+            return _Bytes(self.factors)
+        return _Bytes(4 * self.widest**2, int(PINNED * self.factors) * self.in_memory)
 
-    # Bytes of each stage on the device, and in host memory.
-    eager = 8 * shape.num_attention_heads * length * (shape._attn_implementation == "eager")
-    activations = length * (16 * shape.hidden_size + (3 * computed + 8) * widest + eager)
-    logits = min(POSITIONS, length) * shape.vocab_size * (16 + 12 * config.batch_size)
-    algebra = (GRAMS_BYTES + ALGEBRA_BYTES) * widest**2
-    device_algebra = algebra * (not on_accelerator or algebra < free)
-    training = TRAINING_BYTES * max(layers) * distills + 2 * activations
-    stages = [
-        (read[0] + logits + (1 + config.batch_size) * activations, read[1] + fishers),
-        (read[0] + device_algebra, read[1] + algebra - device_algebra + fishers * in_memory),
-        (trained[0] + training, trained[1] + calibrated * in_memory),
-        (0, (calibrated + pruned * min(2, len(budgets))) * in_memory),
-    ]
-    if not projections:
-        # What is kept of a layer's tokens to remove experts greedily, or for their ridge regression.
-        products = min(PRODUCTS, ROUTED_TOKENS * units[0].unit.groups ** 2) * (config.expert_criterion == "loss")
-        fitted = min(FITTED_TOKENS, config.num_samples * length) * (config.calibration != "none")
-        stages.append((read[0] + max(4 * products, fitted * shape.hidden_size * (2 * computed + 8)), read[1]))
-    if trains_model:
-        bf16 = trains_in_bfloat16(machine.device, model.dtype, config)
-        size = torch.bfloat16.itemsize if bf16 else computed
-        options = training_options(config, tokens=config.num_samples * length, count=1)
-        batch = Batch.for_model(options, shape, count=1)
-        teacher = weights // stored * size * (size != stored)
-        trained_parameters, state = _training_bytes(
-            model,
-            pruned // stored,
-            options.lora,
-            stored=computed if options.lora else torch.float32.itemsize,
-            computed=size,
-            shares=local_processes,
+    def hidden_states(self, size: int) -> _Bytes:
+        """Return the memory of hidden states between layers, which processes share in host memory."""
+        return _Bytes(size) if HEADROOM * size < self.free else _Bytes(0, size // self.local_processes)
+
+    def stages(self) -> Iterator[_Bytes]:
+        """Yield the memory of each stage, without what all stages need."""
+        config, shape, length, computed = self.config, self.model.config, self.config.seq_len, self.computed
+        window = length * shape.hidden_size * computed
+        chunk = hidden_state_bytes(self.all_resident, self.machine.host, self.local_processes, self.free)
+        backward = (len(self.layers) + 2) * max(config.fisher_samples, config.update_samples) * window
+        read = self.hidden_states(max(min(chunk, backward), config.num_samples * window))
+        eager = 8 * shape.num_attention_heads * length * (shape._attn_implementation == "eager")
+        activations = length * (16 * shape.hidden_size + (3 * computed + 8) * self.widest + eager)
+        logits = min(POSITIONS, length) * shape.vocab_size * (16 + 12 * config.batch_size)
+        yield read + _Bytes(logits + (1 + config.batch_size) * activations, self.fishers)
+        algebra = (GRAMS_BYTES + ALGEBRA_BYTES) * self.widest**2
+        on_device = algebra * (algebra < self.free)
+        yield read + _Bytes(on_device, algebra - on_device + self.fishers * self.in_memory)
+        if self.calibrated and config.layer_passes:
+            # Those of the dense and of the pruned model, and an eighth more for first tokens.
+            states = self.hidden_states(9 * (config.num_samples + config.held_out_samples) * window // 4)
+            weights = TRAINING_BYTES * max(self.layers)
+            yield states + _Bytes(weights + 2 * activations, self.calibrated * self.in_memory)
+        yield _Bytes(host=(self.calibrated + self.pruned * min(2, len(self.budgets))) * self.in_memory)
+        if self.experts:
+            # What is kept of a layer's tokens to remove experts greedily, or for their ridge regression.
+            greedy, groups = config.expert_criterion == "loss", self.units[0].unit.groups
+            products = min(PRODUCTS, ROUTED_TOKENS * groups**2) * greedy
+            fitted = min(FITTED_TOKENS, config.num_samples * length) * (config.calibration != "none")
+            yield read + _Bytes(max(4 * products, fitted * shape.hidden_size * (2 * computed + 8)))
+        if self.written:
+            # Keys and values of the passages that are generated at once, with all layers loaded.
+            _, heads, head_dim = find_family(shape).heads(shape)
+            cache = 2 * len(self.layers) * heads * head_dim * computed * min(self.written * length, TOKENS_AT_ONCE)
+            yield _Bytes(cache + sum(self.layers) * computed * (computed != self.stored))
+        if self.trained:
+            yield self.whole_model_training()
+
+    def whole_model_training(self) -> _Bytes:
+        """Return the memory of training the whole model."""
+        bf16 = trains_in_bfloat16(self.machine.device, self.model.dtype, self.config)
+        size = torch.bfloat16.itemsize if bf16 else self.computed
+        options = training_options(self.config, tokens=self.config.num_samples * self.config.seq_len, count=1)
+        batch, stored = Batch.for_model(options, self.model.config, count=1), self.computed if options.lora else 4
+        parameters, teacher = self.pruned // self.stored, self.weights // self.stored * size * (size != self.stored)
+        state = _training_bytes(
+            parameters, self.trained, options.lora, stored=stored, computed=size, shares=self.local_processes
         )
-        stages.append((teacher + state + _activation_bytes(model, batch, size, False), calibrated + pruned))
-        checkpoints = 3 * 12 * trained_parameters
-    if written:
-        # Keys and values of the passages that are generated at once, with all layers loaded.
-        _, heads, head_dim = find_family(shape).heads(shape)
-        cache = 2 * len(layers) * heads * head_dim * computed * min(written * length, TOKENS_AT_ONCE)
-        stages.append((cache + sum(layers) * computed * (computed != stored), 0))
-    if on_accelerator:
-        device = resident + max(on_device for on_device, _ in stages)
-        host += max(on_host for _, on_host in stages)
-    else:
-        device, host = 0, host + resident + max(map(sum, stages))
-    experts = stored * sum(unit.unit.parameters for unit in units) * (not projections)
-    work = factors + fishers + len(budgets) * calibrated + (experts + len(budgets) * pruned) * (not in_memory)
-    return Estimate(
-        machine=machine,
-        device=device,
-        host=local_processes * host,
-        disk=len(budgets) * (pruned + CHECKPOINT_EXTRA_BYTES) + work + checkpoints,
-        offload=place,
-        calibration=config.calibration,
-        lora=config.lora or 0,
-    )
+        return _Bytes(teacher + state + _activation_bytes(self.model, batch, size), self.calibrated + self.pruned)
+
+    def estimate(self) -> Estimate:
+        """Return the estimate, without its tokens."""
+        always, on_accelerator = self.resident() + self.ridge_factors(), self.machine.accelerator is not None
+        needed = [always + stage for stage in self.stages()]
+        host = max(one.host + one.device * (not on_accelerator) for one in needed)
+        on_disk = self.pruned * (2 - self.in_memory) + self.calibrated + CHECKPOINT_EXTRA_BYTES
+        work = self.factors + self.fishers + self.experts * (not self.in_memory) + 3 * 12 * self.trained
+        return Estimate(
+            machine=self.machine,
+            device=max(one.device for one in needed) * on_accelerator,
+            host=self.local_processes * (PROCESS_BYTES + host),
+            disk=len(self.budgets) * on_disk + work,
+            offload=self.place,
+            calibration=self.config.calibration,
+            lora=self.config.lora or 0,
+        )
 
 
 def _max_tokens(config: FFPConfig, searches: Sequence[FFPConfig], written: int, units: Sequence[Unit]) -> int:
     """Return an upper bound of the tokens of a prune, with the options of each search, and windows that it writes."""
-    read, windows = config.num_samples, 0
-    held_out, passes = config.held_out_samples, config.layer_passes
+    read, held_out, passes, windows = config.num_samples, config.held_out_samples, config.layer_passes, 0
     if config.calibration in ("layers", "model") and passes:
         # Training may start a second time. An eighth of the tokens is also read as first tokens.
         distilled = 2 * (read + held_out) + 2 * passes * GRADIENT_COST * read + (1 + 2 * passes) * held_out
@@ -339,9 +350,8 @@ def _max_tokens(config: FFPConfig, searches: Sequence[FFPConfig], written: int, 
 
 def _search_windows(config: FFPConfig, units: Sequence[Unit]) -> int:
     """Return an upper bound of the windows that a search reads in forward passes."""
-    search, depth = config.search_samples, 0
-    if config.depth != "none":
-        depth = min(WINDOWS, search) * max_evaluations(len(parts_of(units, config.depth)))
+    search, removes_whole = config.search_samples, config.depth != "none"
+    depth = min(WINDOWS, search) * max_evaluations(len(parts_of(units, config.depth))) * removes_whole
     if not config.compares_policies:
         return depth
     if config.method == "homogeneous":
@@ -377,9 +387,9 @@ def estimate_recovery(
     dense = compute_dtype(machine.device, teacher.dtype if asked == "auto" else asked)
     stored = frozen_dtype(machine.device, student.dtype, bf16) if config.lora else torch.float32
     size = torch.bfloat16.itemsize if bf16 else stored.itemsize
-    trained, weights = _training_bytes(
-        student, student.num_parameters(), config.lora, stored=stored.itemsize, computed=size, shares=shares
-    )
+    parameters = student.num_parameters()
+    trained = _trained_parameters(student, parameters, config.lora)
+    weights = _training_bytes(parameters, trained, config.lora, stored=stored.itemsize, computed=size, shares=shares)
     weights += teacher.num_parameters() * (size if bf16 else dense.itemsize)
     if processes.shards_models():
         # FSDP gathers the running and the next layer of both models.
@@ -399,20 +409,22 @@ def estimate_recovery(
     )
 
 
-def _training_bytes(
-    model: PreTrainedModel, parameters: int, lora: int, stored: int, computed: int, shares: int
-) -> tuple[int, int]:
-    """Return how many parameters training end to end changes, and the bytes of weights, gradients and moments."""
-    trained = parameters - sum(one.numel() for one in outer_matrices(model))
+def _trained_parameters(model: PreTrainedModel, parameters: int, lora: int | None) -> int:
+    """Return how many of the parameters, or of those of adapters, training end to end changes."""
     if lora:
         matrices = (one for layer in decoder_layers(model) for one in layer.parameters() if one.ndim == 2)
-        trained = lora * sum(sum(one.shape) for one in matrices)
+        return lora * sum(sum(one.shape) for one in matrices)
+    return parameters - sum(one.numel() for one in outer_matrices(model))
+
+
+def _training_bytes(parameters: int, trained: int, lora: int, stored: int, computed: int, shares: int) -> int:
+    """Return the bytes of weights, gradients and moments in training end to end."""
     weights = parameters * (stored + computed * (computed != stored)) + 4 * trained * bool(lora)
     # Several processes exchange copies of the gradients.
-    return trained, weights + trained * (12 + 4 * (shares > 1))
+    return weights + trained * (12 + 4 * (shares > 1))
 
 
-def _activation_bytes(model: PreTrainedModel, batch: Batch, itemsize: int, checkpointing: bool) -> int:
+def _activation_bytes(model: PreTrainedModel, batch: Batch, itemsize: int, checkpointing: bool = False) -> int:
     """Return the bytes of activations and logits of a forward and backward pass end to end."""
     layers, shape = decoder_layers(model), model.config
     vocabulary, hidden = model.get_output_embeddings().weight.shape
