@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from .analysis.measurements import Measurements
+from .analysis.measurements import Measurements, adapted
 from .checkpoint.pushing import push_result
 from .checkpoint.result import PruningResult, SearchResult, package_versions
 from .checkpoint.saving import load_agent, save_checkpoint
@@ -117,10 +117,9 @@ class FFPPruner:
                 find_choice(option, choice)
         self.options, self.work_folder = options or LoadOptions(), work_folder
         self.model, self.tokenizer, self.config = model, tokenizer, config
-        offloads = self.options.offload != "none"
         if self.options.offload == "disk" and work_folder is None:
             raise FFPError("offload 'disk' needs a work_folder, which stores what doesn't fit into memory")
-        device = resolve_device(self.options.device) if offloads else None
+        device = None if self.options.offload == "none" else resolve_device(self.options.device)
         # Computed before weights are converted and reordered.
         self._fingerprint = fingerprint(model) if work_folder else None
         self.measured = Measurements(
@@ -270,7 +269,7 @@ class FFPPruner:
         Raises:
             FFPError: As `prune`, or if the config differs in options that `measured` depends on.
         """
-        asked = self.measured.adapted(config or self.config)
+        asked = adapted(config or self.config, self.model.config)
         costs = asked.costs if isinstance(asked.costs, str) else None
         asked = self._with_costs(asked if sparsity is None else replace(asked, sparsity=sparsity))
         budget = check_budget(self.model, self.measured.unit_variants, self.measured.resolved(asked))

@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 from ..allocation.policy import PruningPolicy, Unit
 from ..compression.sorted_model import SortedModel
@@ -49,6 +49,11 @@ from .prepare import Prepared, prepare
 
 
 logger = logging.getLogger(__name__)
+
+
+def adapted(config: FFPConfig, model_config: PretrainedConfig) -> FFPConfig:
+    """Return the config with what the family decides. Raises `FFPError` if an option isn't for this family."""
+    return config.for_experts() if find_family(model_config).experts else config
 
 
 def policy_losses(
@@ -187,10 +192,6 @@ class Measurements:
         """Attention and FFN of every layer."""
         return tuple(unit.unit for unit in self.model_units)
 
-    def adapted(self, config: FFPConfig) -> FFPConfig:
-        """Return the config with what the family decides. Raises `FFPError` if an option isn't for this family."""
-        return config.for_experts() if self.layerwise.family.experts else config
-
     def resolved(self, config: FFPConfig) -> FFPConfig:
         """Return a copy of a config with `seq_len` set, to the length of the calibration windows if they were passed.
 
@@ -199,7 +200,7 @@ class Measurements:
         Raises:
             FFPError: If it is larger than the model's number of positions, or the policy isn't one of this model.
         """
-        config = self.adapted(config)
+        config = adapted(config, self.model.config)
         if config.policy:
             config = replace(config, sparsity=read_policy(config.policy, self.units).sparsity)
         if self._given_data is None:

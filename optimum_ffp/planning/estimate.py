@@ -10,6 +10,7 @@ from transformers import PretrainedConfig, PreTrainedModel
 from ..allocation.budget import Budget
 from ..allocation.policy import Unit
 from ..analysis.attention import find_unit_variants
+from ..analysis.measurements import adapted
 from ..analysis.rerouting import PRODUCTS
 from ..analysis.rerouting import TOKENS as ROUTED_TOKENS
 from ..compression.calibrations.model import EVALUATIONS, training_options, trains_in_bfloat16
@@ -147,10 +148,8 @@ def estimate_prune(
     Raises:
         FFPError: If the model can't be pruned or offloaded, or a budget can't be met.
     """
-    searches = searches or [config]
-    if find_family(model_config).experts:
-        config, searches = config.for_experts(), [search.for_experts() for search in searches]
-    config = with_window_length(config, model_config)
+    searches = [adapted(search, model_config) for search in searches or [config]]
+    config = with_window_length(adapted(config, model_config), model_config)
     machine, local_processes = machine or Machine.of(options.device), local_processes or processes.local_count()
     name = model_config._name_or_path or "the model"
     stored, asked = model_config.dtype or torch.float32, resolve_dtype(options.dtype)
