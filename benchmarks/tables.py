@@ -13,7 +13,6 @@ import json
 import re
 import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from functools import partial
 from itertools import count
 from math import exp, expm1
 from pathlib import Path
@@ -241,12 +240,22 @@ def trained_or_not(rows: dict[str, list[Wanted]]) -> list[Row]:
 
 
 def rows_of_presets() -> list[Row]:
-    """Return rows of the dense model and of the presets at 20 and 30 %, with the method that each uses."""
-    rows: list[Row] = [("dense", [{"of": "dense"}])]
+    """Return rows of the dense model and of presets at 20 and 30 %: the prune, then its model on later windows."""
+    rows: list[Row] = [("dense", [FFP | {"of": "dense"}, DENSE])]
     for percent, method in ((20, FFP), (30, NO_SEARCH)):
-        presets = {"fast": NO_SEARCH | MODEL, "default": method | DEFAULT, "best": method | MODEL}
-        for preset, wanted in presets.items():
-            rows.append((f"{percent} %: `--preset {preset}`", [wanted | {"preset": preset, "asked": percent / 100}]))
+        asked = {"asked": percent / 100}
+        layers = FFP | LAYERS | asked
+        than = {"than": layers | {"model": None, "file": "smollm2-default-all-windows"}}
+        for label, prune, file in (
+            ("`--preset fast`", NO_SEARCH | MODEL | {"preset": "fast"}, f"policies-{percent}"),
+            ("no search, layers not trained by themselves", WHOLE_MODEL, f"whole-model-{percent}"),
+            ("**the default**", method | DEFAULT, "default"),
+            ("`--preset best`", method | MODEL | {"preset": "best"}, "best"),
+        ):
+            model = f"{prune['method']}-{percent}-seed0"
+            later = {"model": model, "file": f"smollm2-divergence-{file}"} | than
+            rows.append((f"{percent} %: {label}", [prune | asked, later]))
+        rows.append((f"{percent} %: `--calibration layers`, two passes", [layers]))
     return rows
 
 
@@ -278,21 +287,24 @@ RIDGE, LAYERS, MODEL = ({"calibration": calibration} for calibration in ("ridge"
 UNIFORM, NO_SEARCH, FFP = ({"method": method, "seed": 0} for method in ("uniform", "no-search", "ffp"))
 DEFAULT = MODEL | {"preset": "default", "distillation_passes": None, "model_rate": None}
 LESS_TEXT = NO_SEARCH | {"num_samples": 32}
+WHOLE_MODEL = NO_SEARCH | MODEL | {"num_samples": 100, "distillation_passes": 0}
+DENSE = {"model": "SmolLM2-135M-Instruct.Q4_1.gguf"}
+# Prunes have no `numbers` of windows. Records of `divergence.py` have, and measure in bfloat16.
+PRUNES = {"numbers": None}
 RECOVERED = {"start": "ffp-30-seed0", "of": "recovered", "batch_tokens": 512, "lora": 0, "seed": 0}
 SMOLLM2 = ("smollm2-default", "smollm2-uniform-distilled", "smollm2-uniform", "smollm2-less-text")
 ALL_WINDOWS = (*SMOLLM2, "smollm2-default-all-windows")
-SPENT = {"tokens of training": tokens("calibration"), "of the prune": tokens()}
-SPENT_20 = {f"20 %: {head}": at(column, asked=0.2) for head, column in SPENT.items()}
 # Records of today's presets, and of the default with other options.
 FRONTIER = tuple(
     path.stem
     for name in ("default-model-*", "fast", "best*", "frontier-*")
     for path in sorted((HERE / "results").glob(f"smollm2-{name}.json"))
 )
+DIVERGENCE = tuple(path.stem for path in sorted((HERE / "results").glob("smollm2-divergence-*.json")))
+LATER_POLICIES = ("divergence-policies", "policies-c4")
 # Policies that `--policies` and `--methods` of `compare.py` have measured with the same calibration.
 POLICIES = {"uniform": "uniform", "FLAP's": "flap", "no search": "no-search", "`ffp`'s search": "ffp"}
 ONE_STEP, TWO_STEPS = ({"pruned_from": start} for start in (None, "no-search-30-seed0"))
-TASKS = ("BoolQ", "PIQA", "HellaSwag", "WinoGrande", "ARC-e", "ARC-c", "OBQA")
 
 # Perplexity at 20 and 30 % on the first 10 windows, and tokens of text. These measurements have no record.
 OTHERS = {
@@ -304,7 +316,6 @@ OTHERS = {
     "ShortGPT (6 and 9 of 30 layers removed)": ("62.88", "142.56", "65,536"),
     "SVD-LLM, whitening alone": ("69.50", "107.23", "65,536"),
     "SliceGPT (19.45 and 29.79 %)": ("80.32", "115.27", "8,192"),
-    "OptiPFair 0.4.2, its default (weights alone)": ("882.06", "3728.66", "none"),
 }
 
 TABLES = {
@@ -323,104 +334,54 @@ TABLES = {
             *((name, list(figures)) for name, figures in OTHERS.items()),
             (TRAINED, []),
             ("`--method ffp`", [FFP | LAYERS]),
+            ("the same, seeds 1, 2", [FFP | LAYERS | {"seed": seed} for seed in (1, 2)]),
             ("`--method no-search`", [NO_SEARCH | LAYERS]),
-            ("the same, calibrated on 32 windows", [LESS_TEXT | LAYERS]),
             ("`--method uniform`", [UNIFORM | LAYERS]),
             ("**The whole model trained too (`--calibration model`)**", []),
             (
                 "**the default**: `--method ffp` at 20 %, `no-search` at 30 %",
                 [ask | DEFAULT for ask in (FFP, NO_SEARCH)],
             ),
-            (
-                "no search, layers not trained by themselves, 1.23M tokens in all",
-                [NO_SEARCH | MODEL | {"num_samples": 100, "distillation_passes": 0}],
-            ),
-            ("the same on 32 windows (`--preset fast`), 0.65M", [NO_SEARCH | MODEL | {"preset": "fast"}]),
         ],
     ),
     "presets": Table(
         SIZES,
-        FRONTIER,
+        (*FRONTIER, *ALL_WINDOWS, *DIVERGENCE),
         {
-            "windows 1-10": perplexity(1, 10),
+            "1-10": at(perplexity(1, 10), **PRUNES),
+            "82-148": perplexity(82, 148),
+            "against `layers`": against(82, 148),
+            "divergence": average(82, 148, "divergence", "{:.4f}"),
+            "same token": average(82, 148, "agreement", "{:.1f} %", times=100),
             "held out": held_out("perplexity", "{:.2f}"),
-            "divergence, held out": held_out("kl", "{:.4f}"),
-            "tokens of training": tokens("calibration"),
-            "of the prune": tokens(),
+            "tokens of the prune": tokens(),
         },
         rows_of_presets(),
     ),
-    "divergence": Table(
-        SIZES,
-        ("smollm2-divergence-default", "smollm2-divergence-whole-model-20", "smollm2-divergence-whole-model-30"),
-        {
-            f"{head}, {first}-{last}": column(first, last)
-            for head, column in (
-                ("perplexity", perplexity),
-                ("divergence", partial(average, figure="divergence", form="{:.4f}")),
-                ("same token", partial(average, figure="agreement", form="{:.1f} %", times=100)),
-            )
-            for first, last in ((1, 10), (82, 148))
-        },
-        [
-            ("dense", [{"model": "SmolLM2-135M-Instruct.Q4_1.gguf"}]),
-            ("the default at 20 %", [{"model": "ffp-20-seed0"}]),
-            ("the default at 30 %", [{"model": "no-search-30-seed0"}]),
-            ("20 % with 1.23M tokens", [{"model": "no-search-20-seed0"}]),
-            ("30 % with 1.23M tokens", [{"model": "whole-model-30-seed0"}]),
-        ],
-    ),
     "policies": Table(
         SIZES,
-        ("smollm2-policies",),
-        by_sparsity({"": perplexity(1, 10), ", against no search": against(1, 10, method="no-search")}),
-        [
-            ("dense", [{"of": "dense"}]),
-            (NOT_TRAINED, []),
-            *((label, [{"method": method} | RIDGE]) for label, method in POLICIES.items()),
-            ("**The whole model trained on 32 windows, layers not by themselves**", []),
-            *((label, [{"method": method} | MODEL]) for label, method in POLICIES.items()),
-        ],
-    ),
-    "policies-later": Table(
-        SIZES,
-        tuple(path.stem for path in sorted((HERE / "results").glob("smollm2-divergence-policies-*.json"))),
+        ("smollm2-policies", *(f"smollm2-{name}-{size}" for size in (20, 30) for name in LATER_POLICIES)),
         {
-            "perplexity, 82-148": perplexity(82, 148),
-            "against no search": against(82, 148),
-            "divergence, 82-148": average(82, 148, "divergence", "{:.4f}"),
-            "same token, 82-148": average(82, 148, "agreement", "{:.1f} %", times=100),
-        },
-        [
-            (
-                f"{percent} %: {label}",
-                [{"model": f"{method}-{percent}-seed0", "than": {"model": f"no-search-{percent}-seed0"}}],
+            f"{head}{label}": at(column, **fields)
+            for head, first, last, fields in (
+                ("ridge, 1-10", 1, 10, RIDGE),
+                ("trained, 1-10", 1, 10, MODEL),
+                ("trained, 82-148", 82, 148, {}),
+                ("trained, C4", 1, 10, {"dataset": "train.jsonl"}),
             )
-            for percent in (20, 30)
-            for label, method in POLICIES.items()
-        ],
-    ),
-    "policies-c4": Table(
-        SIZES,
-        ("smollm2-policies-c4-20", "smollm2-policies-c4-30"),
-        {
-            "C4": perplexity(1, 10),
-            "against no search": against(1, 10),
-            "divergence": average(1, 10, "divergence", "{:.4f}"),
-            "same token": average(1, 10, "agreement", "{:.1f} %", times=100),
+            for label, column in (("", perplexity(first, last)), (": against no search", against(first, last)))
         },
         [
-            ("dense", [{"model": "SmolLM2-135M-Instruct.Q4_1.gguf"}]),
+            ("dense", [FFP | {"of": "dense"}, DENSE]),
             *(
                 (
-                    f"{percent} %: {label}{calibration}",
-                    [{"model": f"{method}-{name}", "than": {"model": f"no-search-{name}"}}],
+                    f"{percent} %: {label}",
+                    [
+                        {"method": method, "asked": percent / 100, "than": {"method": "no-search"}},
+                        {"model": f"{method}-{percent}-seed0", "than": {"model": f"no-search-{percent}-seed0"}},
+                    ],
                 )
                 for percent in (20, 30)
-                for calibration, name in (
-                    (", ridge regression", f"{percent}-seed0-ridge"),
-                    (", trained", f"{percent}-seed0"),
-                )
                 for label, method in POLICIES.items()
             ),
         ],
@@ -468,21 +429,6 @@ TABLES = {
             ("two steps, then trained", [TWO_STEPS | MODEL | {"than": ONE_STEP}]),
         ],
     ),
-    "default": Table(
-        SIZES,
-        ALL_WINDOWS,
-        by_sparsity({f": {first}-{last}": perplexity(first, last) for first, last in ((1, 10), (11, 60), (82, 148))})
-        | SPENT_20,
-        trained_or_not(
-            {
-                "`--method uniform`": [UNIFORM],
-                "`--method no-search`": [NO_SEARCH],
-                "`--method no-search`, 32 windows of text": [LESS_TEXT],
-                "`--method ffp`, seed 0": [FFP],
-                "`--method ffp`, seeds 1, 2": [FFP | {"seed": seed} for seed in (1, 2)],
-            }
-        ),
-    ),
     "parts": Table(
         SIZES,
         ALL_WINDOWS,
@@ -504,14 +450,10 @@ TABLES = {
     "zero-shot": Table(
         SIZES,
         [f"smollm2-zero-shot-{name}" for name in ("distilled", "model-20", "model-30", "fast-20")],
-        {
-            task: value("tasks", number, "metrics", metric, form="{:.1f}", times=100)
-            for number, task in enumerate(TASKS)
-            for metric in ["acc" if task in ("BoolQ", "WinoGrande") else "acc_norm"]
-        }
+        {"BoolQ": value("tasks", 0, "metrics", "acc", form="{:.1f}", times=100)}
         | {
             head: value(kind, "mean", form="{:.2f} ± {:.2f}", times=100)
-            for head, kind in (("mean", "acc_norm"), ("balanced mean", "balanced"))
+            for head, kind in (("mean of seven tasks", "acc_norm"), ("balanced mean", "balanced"))
         },
         [
             ("dense", [{"model": "dense"}]),
@@ -531,7 +473,6 @@ TABLES = {
             "against dense": against(1, 20, of="dense"),
             "C4": perplexity(1, 20, text=1),
             "C4: against dense": against(1, 20, text=1, of="dense"),
-            **SPENT,
         },
         [
             ("dense", [{"of": "dense"}]),
@@ -568,7 +509,6 @@ TABLES = {
             "11-60": perplexity(11, 60),
             "against no search": against(11, 60, method="no-search"),
             "against `ffp`": against(11, 60, method="ffp"),
-            **SPENT,
         },
         [
             (label, [{"asked": 0.2, "method": "homogeneous", "seed": 0} | calibration])
@@ -674,7 +614,8 @@ def draw(path: Path) -> None:
     from matplotlib.figure import Figure
 
     rows = TABLES["methods"].cells()
-    perplexities = {label: [float(cell) for cell in cells[:2] if cell] for label, cells in rows}
+    drawn = {"dense", *DRAWN}
+    perplexities = {label: [float(cell) for cell in cells[:2] if cell] for label, cells in rows if label in drawn}
     sizes = {20: 113.3, 30: 102.7}
     figure = Figure(figsize=(8, 4.5), layout="constrained")
     axes = figure.subplots()
@@ -728,8 +669,8 @@ def draw_frontier(path: Path) -> None:
     from matplotlib.lines import Line2D
 
     pool = Pool((*FRONTIER, *SMOLLM2))
-    (_, (unpruned,)), *rows = rows_of_presets()
-    names = {id(pool.find(wanted)): wanted["preset"] for _, (wanted,) in rows}
+    (_, (unpruned, _)), *rows = rows_of_presets()
+    names = {id(pool.find(prune)): prune.get("preset") for _, (prune, *_) in rows}
     dense = exp(mean(pool.losses(unpruned, 1, 10)))
     figure = Figure(figsize=(10, 5.5), layout="constrained")
     for axes, percent in zip(figure.subplots(1, 2), (20, 30)):
