@@ -268,18 +268,6 @@ def by_sparsity(columns: dict[str, Column], percents: tuple[int, ...] = (20, 30)
     }
 
 
-def learning(form: str) -> dict[str, Column]:
-    """Return columns with the held-out rewards of `learning_curve.py`."""
-    figures = {
-        "PPO, policy returned": ("ppo", "held_out"),
-        "mean action, first": ("mean_action", 0, 1),
-        "mean action, last": ("mean_action", -1, 1),
-        "random search": ("random", "held_out"),
-        "`uniform`": ("uniform",),
-    }
-    return {head: value(*path, form=form) for head, path in figures.items()}
-
-
 NOT_TRAINED = "**Closed form alone (ridge regression), nothing trained**"
 TRAINED = "**Layers and last norm trained on the calibration text (`--calibration layers`)**"
 SIZES = "20 / 30 % of the blocks = 15.8 / 23.7 % of the model"
@@ -518,18 +506,19 @@ TABLES = {
     "paper": Table(
         SIZES,
         ("smollm2-learning-curve", "smollm2-learning-curve-retention-0.5"),
-        {"smallest share": value("min_retention", form="{}")} | learning("{:.3f}"),
+        {
+            "smallest share": value("min_retention", form="{}"),
+            "PPO, policy returned": value("ppo", "held_out", form="{:.3f}"),
+            "mean action, first": value("mean_action", 0, 1, form="{:.3f}"),
+            "mean action, last": value("mean_action", -1, 1, form="{:.3f}"),
+            "random search": value("random", "held_out", form="{:.3f}"),
+            "`uniform`": value("uniform", form="{:.3f}"),
+        },
         [
             (label, [{"sparsity": sparsity, "min_retention": least}])
             for least in (0.2, 0.5)
             for label, sparsity in (("20 %", 0.2), ("30 %, from the agent of 20 %", 0.3))
         ],
-    ),
-    "from-curves": Table(
-        "20 % of the blocks = 15.8 % of the model",
-        ("smollm2-learning-curve-from-curves-256",),
-        learning("{:.4f}"),
-        [(f"seed {seed}", [{"seed": seed}]) for seed in (0, 1, 2)],
     ),
     "gemma": Table(
         "20 / 30 % of the blocks = 7.5 / 11.2 % of the model",
@@ -590,7 +579,6 @@ TABLES = {
             for label, start in (
                 ("`--calibration layers`, 0.71M", "ffp-30-seed0"),
                 ("`--calibration ridge`: not trained, 0.28M", "ffp-30-seed0-ridge"),
-                ("`--method no-search --calibration sequential`: closed form, 0.42M", "no-search-30-seed0"),
                 ("`--preset paper`, 64 evaluations: not trained, 0.42M", "paper-30-seed0"),
             )
         ],
