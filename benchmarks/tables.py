@@ -547,10 +547,18 @@ TABLES = {
     "depth": Table(
         "20 / 40 % of the blocks = 11.4 / 22.7 % of the model",
         ("qwen2.5-coder-0.5b-depth",),
-        by_sparsity({"": perplexity(1, 32), ", against `none`": against(1, 32, depth="none")}, (20, 40)),
+        by_sparsity({"": perplexity(1, 32), ", against `none`": against(1, 32)}, (20, 40)),
         [
             ("dense", [{"of": "dense"}]),
-            *((f"`--depth {depth}`", [{"depth": depth}]) for depth in ("none", "layers", "sublayers")),
+            *(
+                (f"`--depth {depth}`, not trained", [RIDGE | {"depth": depth, "than": {"depth": "none"}}])
+                for depth in ("none", "layers", "sublayers")
+            ),
+            # Policies of the rows above, by their names.
+            *(
+                (f"`--depth {depth}`, trained", [MODEL | {"method": depth, "than": {"method": "none"}}])
+                for depth in ("none", "sublayers")
+            ),
         ],
     ),
     "serving": Table(
