@@ -181,7 +181,17 @@ def estimate_prune(
     # A model that is trained as a whole has all weights on its device too.
     possible = ((one, place) for one in choices for place in places if place == "none" or one.calibration != "model")
     for choice, place in possible:
-        estimate = _Prune(choice, place, model, variants[0], budgets, written, local_processes, machine).estimate()
+        prune = _Prune(
+            config=choice,
+            place=place,
+            model=model,
+            units=variants[0],
+            budgets=budgets,
+            written=written,
+            local_processes=local_processes,
+            machine=machine,
+        )
+        estimate = prune.estimate()
         if not estimate.warnings:
             break
     parameters, outer = model.num_parameters(), sum(one.numel() for one in outer_matrices(model))

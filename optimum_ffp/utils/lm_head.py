@@ -80,9 +80,14 @@ def chunked_losses(
     return torch.cat(losses, 1).cpu().double().mean(1)
 
 
-def kl_divergence(expected: torch.Tensor, predicted: torch.Tensor) -> torch.Tensor:
-    """Return `KL(expected ‖ predicted)` in nats, of log-probabilities of shape `[..., vocabulary]`, as `[...]`."""
-    return (expected.exp() * (expected - predicted)).sum(-1)
+def kl_divergence(
+    expected: torch.Tensor, predicted: torch.Tensor, probabilities: torch.Tensor | None = None
+) -> torch.Tensor:
+    """Return `KL(expected ‖ predicted)` in nats, of log-probabilities of shape `[..., vocabulary]`, as `[...]`.
+
+    `probabilities` are those of `expected`, if they were computed already.
+    """
+    return ((expected.exp() if probabilities is None else probabilities) * (expected - predicted)).sum(-1)
 
 
 @contextmanager

@@ -110,8 +110,9 @@ class DistillationLoss:
         teacher_log_probs = (teacher_logits.float() / scale).log_softmax(-1)
         nll = -log_probs.gather(-1, tokens[:, None])[:, 0]
         scaled_log_probs = log_probs if scale == 1 else (log_probs / scale).log_softmax(-1)
-        kl = kl_divergence(teacher_log_probs, scaled_log_probs) * scale**2
-        slope = scaled_log_probs.exp().sub_(teacher_log_probs.exp()).mul_((1 - share) * scale)
+        expected = teacher_log_probs.exp()
+        kl = kl_divergence(teacher_log_probs, scaled_log_probs, expected) * scale**2
+        slope = scaled_log_probs.exp().sub_(expected).mul_((1 - share) * scale)
         if share:
             slope += share * log_probs.exp()
             slope.scatter_add_(-1, tokens[:, None], slope.new_full((len(tokens), 1), -share))
