@@ -47,7 +47,7 @@ def main() -> None:
     for index, layer in measured.layerwise.iter_layers():
         members = [unit for unit in units if unit.unit.layer == index]
         runner = measured.layerwise.runner(layer, arguments[index], None)
-        statistics = collect_statistics(runner, members, states, windows.numel())
+        statistics = collect_statistics([(runner, states)], members)
         scores += [score(unit, found) for unit, found in zip(members, statistics)]
     policy = allocate([unit.unit for unit in units], scores, args.sparsity)
     output = args.output or Path(f"flap-{100 * args.sparsity:g}.json")

@@ -165,6 +165,8 @@ SMOLLM2 = [
     for layer in range(30)
     for unit in (Unit(layer, "attention", 3, 294912, fixed_parameters=7), Unit(layer, "ffn", 1536, 1728))
 ]
+# Every n-th token of a window that `learn` also reads as a first token.
+FIRST_TOKENS = 8
 CHOICES = 4
 METRICS = ("acc", "acc_norm")
 
@@ -298,7 +300,7 @@ def statistics_of(
     for index, layer in layerwise.iter_layers():
         own = [unit for unit in units if unit.unit.layer == index]
         runner = LayerRunner(layer, arguments[index], None)
-        found += collect_statistics(runner, own, states, windows.numel(), batch_size, relative)
+        found += collect_statistics([(runner, states)], own, batch_size, relative)
     return found
 
 
@@ -359,6 +361,7 @@ def learn(
         distillation_passes=passes,
         distillation_rate=learning_rate,
         distillation_batch=batch,
+        first_tokens=FIRST_TOKENS,
         search_dtype="model",
     )
     data = DataSplits(calibration, search=held_out, held_out=held_out, tests=())

@@ -91,7 +91,7 @@ class _Accumulator:
 
     def __init__(self, module: nn.Linear, relative: bool):
         features, device = module.in_features, module.weight.device
-        self.relative = relative
+        self.relative, self.tokens = relative, torch.zeros((), dtype=torch.long, device=device)
         self.gram = torch.zeros(features, features, device=device)
         self.total = torch.zeros(features, device=device)
 
@@ -101,27 +101,26 @@ class _Accumulator:
             flat = (flat / output_norms(output)).to(flat.dtype)
         add_gram(self.gram, flat)
         self.total += flat.sum(0, dtype=torch.float32)
+        self.tokens += len(flat)
 
-    def finish(self, tokens: int) -> Statistics:
+    def finish(self) -> Statistics:
+        tokens = processes.sum_(self.tokens)
         return Statistics(mirror(processes.sum_(self.gram)).div_(tokens), processes.sum_(self.total).div_(tokens))
 
 
 def collect_statistics(
-    runner: LayerRunner,
+    runs: Sequence[tuple[LayerRunner, torch.Tensor]],
     units: Sequence[ModelUnit],
-    states: torch.Tensor,
-    tokens: int,
     batch_size: int = 1,
     relative: bool = False,
 ) -> list[Statistics]:
     """Collect the statistics of the units of one layer, and replace the hidden states before it by those after it.
 
     Args:
-        runner: Runs the layer of the dense model.
+        runs: By length of sequences, the longest first: a runner of the layer of the dense model, and hidden states of
+            this process's sequences, shape `[sequences, length, hidden size]`.
         units: The units of the layer.
-        states: Hidden states of this process's windows, shape `[windows, window length, hidden size]`.
-        tokens: Number of tokens of the windows of all processes.
-        batch_size: Windows per forward pass.
+        batch_size: Sequences of the first length per forward pass, and as many tokens of the others.
         relative: Whether the input of every token is divided by the norm of the projection's output.
 
     Returns:
@@ -134,8 +133,9 @@ def collect_statistics(
     with ExitStack() as stack:
         for unit, accumulator in zip(units, accumulators):
             stack.callback(unit.output.module.register_forward_hook(accumulator).remove)
-        runner.advance(states, batch_size)
-    statistics = [accumulator.finish(tokens) for accumulator in accumulators]
+        for runner, states in runs:
+            runner.advance(states, batch_size * runs[0][1].shape[1] // states.shape[1])
+    statistics = [accumulator.finish() for accumulator in accumulators]
     for unit, unit_statistics in zip(units, statistics):
         check_finite(unit_statistics.gram.diagonal(), f"the input of the output projection of {unit.unit.name}")
     return statistics

@@ -266,7 +266,15 @@ class Measurements:
     def prepared(self) -> Prepared:
         """The sorted model, its ridge factors and loss curves."""
         windows = self.data.calibration.tokens
-        return prepare(self.layerwise, self.unit_variants, self.config, windows, self.meter, self.journal)
+        return prepare(
+            self.layerwise,
+            variants=self.unit_variants,
+            config=self.config,
+            windows=windows,
+            start_token=self.start_token,
+            meter=self.meter,
+            journal=self.journal,
+        )
 
     @cached_property
     def dense_losses(self) -> np.ndarray:

@@ -11,6 +11,7 @@ from ..allocation.mappings.curves import CurveMapping
 from ..compression.ridge import PrefixRidge
 from ..compression.sorted_model import SortedModel
 from ..config import FFPConfig
+from ..data import with_first_tokens
 from ..engine import LayerwiseModel
 from ..errors import FFPError
 from ..modeling.families import ModelUnit
@@ -52,6 +53,7 @@ def prepare(
     variants: Sequence[Sequence[ModelUnit]],
     config: FFPConfig,
     windows: torch.Tensor,
+    start_token: bool,
     meter: StageMeter,
     journal: Journal,
 ) -> Prepared:
@@ -62,6 +64,7 @@ def prepare(
         variants: The units, as `find_unit_variants` returns them. Of two variants the better is chosen per layer.
         config: Criterion, mapping, calibration.
         windows: Calibration windows, token ids of shape `[windows, window length]`.
+        start_token: Whether every text begins with a start token.
         meter: Measures time and peak memory of every stage.
         journal: Saves the measurements.
     """
@@ -81,7 +84,7 @@ def prepare(
             orders, rare = order_experts(layerwise, variants[0], config, windows, journal)
         layerwise.is_sorted = True
         return Prepared(SortedModel(layerwise, variants[0], orders), curves=None, rare_experts=rare)
-    preparation = _Preparation(layerwise, variants, config, meter, journal)
+    preparation = _Preparation(layerwise, variants, config, start_token, meter, journal)
     if config.needs_fishers:
         with meter.stage("fisher"):
             preparation.collect_fishers(windows[: config.fisher_samples])
@@ -110,10 +113,11 @@ class _Preparation:
         layerwise: LayerwiseModel,
         variants: Sequence[Sequence[ModelUnit]],
         config: FFPConfig,
+        start_token: bool,
         meter: StageMeter,
         journal: Journal,
     ):
-        self.layerwise, self.variants, self.config = layerwise, variants, config
+        self.layerwise, self.variants, self.config, self.start_token = layerwise, variants, config, start_token
         self.meter, self.journal = meter, journal
         self.dtype = autocast_dtype(layerwise.model, config.search_dtype)
         self.relative = layerwise.family.normalized_outputs and config.relative_outputs
@@ -156,17 +160,22 @@ class _Preparation:
         """Run the windows through all layers up to the last missing one, and return the units of the missing ones."""
         units = {}
         with self.meter.stage("statistics"):
-            states, arguments = self.layerwise.embed(windows[processes.share(len(windows))])
+            share = windows[processes.share(len(windows))]
+            inputs = [
+                self.layerwise.embed(sequences.flatten(0, 1), batch_size=sequences.shape[1])
+                for sequences in with_first_tokens(share, self.config.first_tokens, self.start_token)
+            ]
         with progress_bar(len(self.layers), "Statistics", "layer") as bar:
             for index, layer in self.layerwise.iter_layers():
-                runner = self.layerwise.runner(layer, arguments[index], self.dtype)
+                runs = [
+                    (self.layerwise.runner(layer, arguments[index], self.dtype), states)
+                    for states, arguments in inputs
+                ]
                 members = units_of_layer(self.variants[0], index) if index in missing else []
                 with self.meter.stage("statistics"):
                     statistics = collect_statistics(
-                        runner,
+                        runs,
                         [self.variants[0][member] for member in members],
-                        states,
-                        tokens=windows.numel(),
                         batch_size=batch_size,
                         relative=self.relative,
                     )

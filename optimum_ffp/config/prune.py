@@ -248,6 +248,12 @@ class FFPConfig(TextConfig):
         "Whether to weight tokens by the inverse norm of a unit's output, in families that normalize that output.",
         paper=False,
     )
+    first_tokens: int = measured_option(
+        32,
+        "Read every n-th calibration token also as the first token of a text, unless texts have a start token; 0 to "
+        "disable. Many models give the first token a massive activation that attention relies on.",
+        paper=0,
+    )
     fisher_samples: int = measured_option(
         32,
         "Number of calibration windows for the backward pass that estimates the Fisher matrix.",

@@ -51,6 +51,24 @@ class Windows:
         return replace(self, tokens=self.tokens[:count])
 
 
+def with_first_tokens(windows: torch.Tensor, every: int, start_token: bool) -> list[torch.Tensor]:
+    """Return windows, and unless texts begin with a start token, every n-th of their tokens as a sequence of its own.
+
+    Many models give the first token of a text, whichever it is, a massive activation (an attention sink); if it is
+    lost, all following tokens are predicted badly. Windows without a start token begin with an arbitrary token, one
+    example each.
+
+    Args:
+        windows: Token ids, shape `[windows, window length]`.
+        every: n; 0 for the windows alone.
+        start_token: Whether they begin with a start token.
+
+    Returns:
+        Token ids by length of the sequences, shape `[windows, sequences per window, length]`.
+    """
+    return [windows[:, None], *([windows[:, ::every, None]] if every and not start_token else [])]
+
+
 def describe_size(windows: Mapping[str, Any]) -> str:
     """Format the number and length of windows, from the record of `Windows.describe`."""
     return f"{windows['windows']} windows of {windows['window_length']} tokens"

@@ -1,5 +1,6 @@
 """Estimates of the memory, disk and tokens of a prune or a recovery, from the configs of the models alone."""
 
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from importlib.util import find_spec
@@ -285,8 +286,8 @@ class _Prune:
         on_device = algebra * (algebra < self.free)
         yield read + _Bytes(on_device, algebra - on_device + self.fishers * self.in_memory)
         if self.calibrated and config.layer_passes:
-            # Those of the dense and of the pruned model, and an eighth more for first tokens.
-            states = self.hidden_states(9 * (config.num_samples + config.held_out_samples) * window // 4)
+            # Those of the dense and of the pruned model.
+            states = self.hidden_states(2 * (config.num_samples + config.held_out_samples) * window)
             weights = TRAINING_BYTES * max(self.layers)
             yield states + _Bytes(weights + 2 * activations, self.calibrated * self.in_memory)
         yield _Bytes(host=(self.calibrated + self.pruned * min(2, len(self.budgets))) * self.in_memory)
@@ -337,11 +338,14 @@ class _Prune:
 def _max_tokens(config: FFPConfig, searches: Sequence[FFPConfig], written: int, units: Sequence[Unit]) -> int:
     """Return an upper bound of the tokens of a prune, with the options of each search, and windows that it writes."""
     read, held_out, passes, windows = config.num_samples, config.held_out_samples, config.layer_passes, 0
+    # Texts may have no start token.
+    length = config.seq_len // config.distillation_parts
+    with_first = 1 + (math.ceil(length / config.first_tokens) / length if config.first_tokens else 0)
     if config.calibration in ("layers", "model") and passes:
-        # Training may start a second time. An eighth of the tokens is also read as first tokens.
+        # Training may start a second time.
         distilled = 2 * (read + held_out) + 2 * passes * GRADIENT_COST * read + (1 + 2 * passes) * held_out
         # The dense model, and the pruned one before and after.
-        windows += 9 * distilled // 8 + 1 + 3 * held_out
+        windows += with_first * distilled + 3 * held_out
     if config.calibration == "model":
         # In addition to training: the dense model, the trained one and, if no layers were trained, the one before.
         windows += (1 + GRADIENT_COST) * config.model_passes * read
@@ -354,7 +358,7 @@ def _max_tokens(config: FFPConfig, searches: Sequence[FFPConfig], written: int, 
     fishers = GRADIENT_COST * min(config.fisher_samples, read) * needs_fishers
     windows = len(searches) * windows + sum(_search_windows(search, units) for search in searches)
     dense = config.search_samples * any(search.compares_policies for search in searches)
-    return (written + read + fishers + dense + windows) * config.seq_len
+    return math.ceil((written + with_first * read + fishers + dense + windows) * config.seq_len)
 
 
 def _search_windows(config: FFPConfig, units: Sequence[Unit]) -> int:

@@ -69,7 +69,7 @@ def test_every_layer_prunes_the_group_that_costs_less(windows):
     columns[:, 0, 1:3] = columns[:, 1, 2:] = 0
     layerwise, config = layerwise_of(model), FFPConfig(fisher_samples=2)
     variants = find_unit_variants(model, layerwise.family, config)
-    prepared = prepare(layerwise, variants, config, windows, StageMeter(), Journal())
+    prepared = prepare(layerwise, variants, config, windows, False, StageMeter(), Journal())
     units, curves = prepared.sorted_model.units, prepared.curves.curves
     assert [unit.group for unit in units if unit.layer < 2] == ["kv_group", "channel", "query_head", "channel"]
     assert [len(curve) - 1 for curve in curves] == [unit.groups for unit in units]

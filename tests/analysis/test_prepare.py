@@ -13,18 +13,18 @@ from tests.helpers import layerwise_of, make_tiny_model, ridge_direct
 
 # A prune that needs no loss curves, and one that needs no ridge regression either.
 PLAIN = {"criterion": "wanda", "mapping": "greedy", "method": "uniform"}
-PLAINEST = PLAIN | {"calibration": "none", "reward": "pruned"}
+PLAINEST = PLAIN | {"calibration": "none", "reward": "pruned", "first_tokens": 0}
 
 
 @pytest.fixture
 def prepared_with(windows):
     """What is prepared of a tiny llama with some options, and the meter of it."""
 
-    def call(journal=None, **options):
+    def call(journal=None, start_token=False, **options):
         layerwise, meter = layerwise_of(make_tiny_model()), StageMeter()
         config = FFPConfig(fisher_samples=2, **options)
         variants = find_unit_variants(layerwise.model, layerwise.family, config)
-        return prepare(layerwise, variants, config, windows, meter, journal or Journal()), meter
+        return prepare(layerwise, variants, config, windows, start_token, meter, journal or Journal()), meter
 
     return call
 
@@ -42,12 +42,18 @@ def test_groups_are_sorted_by_the_criterion(prepared_with, windows):
     assert torch.equal(sorted_weight, unit.output.module.weight[:, importance.argsort(descending=True)])
 
 
-def test_factors_are_of_the_sorted_model(prepared_with, windows):
-    prepared, _ = prepared_with()
+@pytest.mark.parametrize("start_token", [False, True])
+def test_factors_are_of_the_sorted_model_and_of_first_tokens_if_any_token_may_be_first(
+    prepared_with, windows, start_token
+):
+    prepared, _ = prepared_with(start_token=start_token, first_tokens=4)
     unit, seen = prepared.sorted_model.model_units[3], []
     with unit.output.module.register_forward_pre_hook(lambda module, inputs: seen.append(inputs[0].flatten(0, -2))):
         prepared.sorted_model.model(windows)
-    gram = seen[0].T @ seen[0] / len(seen[0])
+        if not start_token:
+            prepared.sorted_model.model(windows[:, ::4].reshape(-1, 1))
+    rows = torch.cat(seen)
+    gram = rows.T @ rows / len(rows)
     expected = ridge_direct(unit.output.module.weight.data, gram, 20)
     assert torch.allclose(prepared.sorted_model.compensated_output(3, 20), expected, rtol=1e-3, atol=1e-3)
 

@@ -6,9 +6,9 @@ from torch import nn
 
 from optimum_ffp.allocation.policy import PruningPolicy
 from optimum_ffp.compression.calibrations.layers import Distilled
-from optimum_ffp.compression.training.layer import FIRST_TOKENS, split_windows
+from optimum_ffp.compression.training.layer import split_windows
 from optimum_ffp.utils.resume import Journal
-from tests.helpers import applied, learn, make_sorted_model, make_tiny_model, random_policy, tokens_read
+from tests.helpers import FIRST_TOKENS, applied, learn, make_sorted_model, make_tiny_model, random_policy, tokens_read
 
 
 @pytest.fixture

@@ -11,7 +11,7 @@ from torch.optim import Adam
 from torch.optim.lr_scheduler import LambdaLR
 
 from ...config import FFPConfig
-from ...data import DataSplits
+from ...data import DataSplits, with_first_tokens
 from ...engine import Arguments, LayerRunner, LayerwiseModel
 from ...utils import processes
 from ...utils.precision import autocast_dtype
@@ -19,8 +19,6 @@ from ...utils.precision import autocast_dtype
 
 # Minimum number of tokens per step of the optimizer.
 STEP_TOKENS = 512
-# Without a start token, every n-th token of a window is also read as a first token.
-FIRST_TOKENS = 8
 # Added to the squared norm of a token's target.
 EPSILON = 1e-6
 # Smallest mean square of a channel that its error is divided by, relative to the mean of all channels.
@@ -195,10 +193,7 @@ class LayerwiseTraining:
     the output `a` and the target `b`, with every channel divided by its root mean square over all targets, so that
     neither a few tokens nor a few channels with massive activations outweigh all others.
 
-    Many models give the first token of a text, whichever it is, a massive activation (an attention sink); if it is
-    lost, all following tokens are predicted badly. Windows without a start token begin with an arbitrary token, one
-    example each, so every `FIRST_TOKENS`-th token is also read as a sequence of its own. Its error counts like that of
-    any other token.
+    First tokens (`with_first_tokens`) count like any others.
 
     Every step of Adam reads `distillation_batch` windows, or more if those have fewer than `STEP_TOKENS` tokens. The
     learning rate is multiplied by the root of `distillation_batch`.
@@ -225,8 +220,8 @@ class LayerwiseTraining:
             *range(self.windows, self.windows + self.held_out)[processes.share(self.held_out)],
         ]
         share = torch.cat([windows, held_out])[self.window_indices]
-        tokens = [share[:, None]] if start_token else [share[:, None], share[:, ::FIRST_TOKENS, None]]
-        self.sequences = [_Sequences.of(layerwise, one, self.dtype) for one in tokens]
+        sequences = with_first_tokens(share, config.first_tokens, start_token)
+        self.sequences = [_Sequences.of(layerwise, one, self.dtype) for one in sequences]
 
     def run_dense(self, layer: nn.Module, index: int) -> None:
         """Run a layer of the dense model, whose weights are loaded, on the states of the dense model."""
