@@ -9,6 +9,10 @@ Prints a table for every range of test windows, counted from 1 (8 are the first 
 above the dense model's; and differences in percent of the first pruned model's figure, with their paired standard
 errors over windows. Windows are as long as in the first pruned model's record, and no others are run. The JSON has
 a record per model with the figures of every window, in the order of `numbers`.
+
+Windows without a start token may begin with any token, to which many models give a massive activation (an attention
+sink). So every 32nd token of the windows is also run as a text of its own. It counts as lost if the largest norm of
+its hidden states is less than half of the dense model's.
 """
 
 import argparse
@@ -17,7 +21,9 @@ from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
+import torch
 from tables import difference, markdown, mean_and_error
+from transformers import PreTrainedModel
 
 from optimum_ffp.commands.errors import one_line_errors
 from optimum_ffp.config.texts import TextMix, mark_local_paths
@@ -31,8 +37,10 @@ from optimum_ffp.modeling.loading import LoadOptions, load_any
 from optimum_ffp.utils.precision import in_compute_dtype
 
 
+# Every n-th token of a window is run as a first token, and how many at once.
+FIRST_TOKENS, AT_ONCE = 32, 256
 VERSUS = "against the first"
-COLUMNS = ("model", "perplexity", VERSUS, "divergence", VERSUS, "same token", "excess loss", VERSUS)
+COLUMNS = ("model", "perplexity", VERSUS, "divergence", VERSUS, "same token", "excess loss", VERSUS, "first lost")
 
 
 def main() -> None:
@@ -67,18 +75,33 @@ def main() -> None:
     with in_compute_dtype(dense):
         predictions = Predictions(dense, test.tokens)
         measured = perplexity_record(dense, test, store=predictions, label=f"Perplexity, {args.dense}")
+        first = None if test.start_token else test.tokens[:, ::FIRST_TOKENS].flatten()
+        norms = None if first is None else first_norms(dense, first)
     del dense
     records = [describe(args.dense, measured, numbers)]
     for source in args.pruned:
         model, _ = load_any(source, options)
         with in_compute_dtype(model):
             measured = perplexity_record(model, test, baseline=predictions, label=f"Perplexity, {source}")
+            lost = {}
+            if first is not None:
+                lost = {"first_tokens": len(first), "lost": int((first_norms(model, first) < norms / 2).sum())}
         excess = np.subtract(measured["losses"], records[0]["losses"]).tolist()
         divergence = {"divergence": measured["divergences"], "agreement": measured["agreements"]}
-        records.append(describe(source, measured, numbers) | divergence | {"excess_loss": excess})
+        records.append(describe(source, measured, numbers) | divergence | {"excess_loss": excess} | lost)
         args.output.write_text(json.dumps(records, indent=2) + "\n")
     for windows in ranges:
         print(table(records, windows))
+
+
+@torch.no_grad()
+def first_norms(model: PreTrainedModel, tokens: torch.Tensor) -> torch.Tensor:
+    """The largest norm of the hidden states of every token as a text of its own, shape `[tokens]`."""
+    norms = []
+    for part in tokens.split(AT_ONCE):
+        states = model(part[:, None].to(model.device), output_hidden_states=True, use_cache=False).hidden_states
+        norms.append(torch.stack([state[:, 0].float().norm(dim=-1).cpu() for state in states]).amax(0))
+    return torch.cat(norms)
 
 
 def parse_range(words: str) -> range:
@@ -108,6 +131,7 @@ def table(records: list[dict], windows: range) -> str:
             divergence, agreement, excess = (row[name].mean() for name in names[1:])
             cells += [versus[0], f"{divergence:.4f}", versus[1], f"{100 * agreement:.1f} %"]
             cells += [f"{excess:.4f}", versus[2]]
+            cells += [f"{100 * record['lost'] / record['first_tokens']:.1f} %"] if "lost" in record else []
         lines.append(cells + [""] * (len(COLUMNS) - len(cells)))
     return f"\nWindows {windows[0]}-{windows[-1]}:\n\n{markdown(COLUMNS, lines)}"
 

@@ -126,6 +126,7 @@ def test_divergence_and_zero_shot(run, save_tiny_model, pruned, data_folder, tmp
     words = [dense, pruned[1], dense, "--dataset", data_folder, "--dtype", "float32", "--windows", "2", "4-5"]
     _, records = run("divergence", *words)
     assert min(records[1]["divergence"]) > 0 and max(records[2]["divergence"]) < 1e-6
+    assert records[2]["lost"] == 0 < records[2]["first_tokens"]
     assert [record["numbers"] for record in records] == 3 * [[1, 2, 4, 5]]
     whole = evaluate(pruned[1], dense, dataset=str(data_folder), speed=False)["model"]["perplexity"]
     for name, figures in (("losses", whole["losses"]), ("divergence", whole["divergences"])):
