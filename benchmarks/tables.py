@@ -247,7 +247,7 @@ def rows_of_presets() -> list[Row]:
         layers = FFP | LAYERS | asked
         than = {"than": layers | {"model": None, "file": "smollm2-default-all-windows"}}
         for label, prune, file in (
-            ("`--preset fast`", NO_SEARCH | MODEL | {"preset": "fast"}, f"policies-{percent}"),
+            ("`--preset fast`", NO_SEARCH | MODEL | {"preset": "fast"}, "fast"),
             ("no search, layers not trained by themselves", WHOLE_MODEL, f"whole-model-{percent}"),
             ("**the default**", method | DEFAULT, "default"),
             ("`--preset best`", method | MODEL | {"preset": "best"}, "best"),
