@@ -264,6 +264,8 @@ def _checked(field: Field, value: Any) -> Any:
         raise FFPError(f"{field.name} must be true or false, found {value!r}")
     elif value_type is str and not (isinstance(value, str) and value):
         raise FFPError(f"{field.name} must be a name, found {value!r}")
+    elif get_origin(value_type) is dict and not (isinstance(value, (dict, str)) and value):
+        raise FFPError(f"{field.name} must be a file or what it holds, found {value!r}")
     elif value_type in METAVARS:
         _check_number(field, value_type, value)
     return value
