@@ -158,11 +158,12 @@ def test_what_was_removed_whole_stays_removed(tmp_path, data_folder, windows, de
     first = once.prune()
     once.save_pretrained(tmp_path / "once")
     options = {"sparsity": 0.7, "base_model": str(tmp_path / "dense"), "depth": depth, "calibration": "layers"}
-    twice = make_pruner(tmp_path / "once", data_folder, **options)
+    # With first tokens, layer 3 would be removed too.
+    twice = make_pruner(tmp_path / "once", data_folder, first_tokens=0, **options)
     assert torch.allclose(twice.model(windows).logits, first.model(windows).logits, atol=1e-6)
     second = twice.prune()
-    assert all(second.policy.sizes[index] == 0 for index in gone) and 2 not in second.policy.kept_layers(4)
-    assert 0 <= second.policy.sparsity - 0.7 < 0.1
+    assert all(second.policy.sizes[index] == 0 for index in gone) and second.policy.kept_layers(4) == [0, 1, 3]
+    assert 0 <= second.policy.sparsity - 0.7 < 0.05
     twice.save_pretrained(tmp_path / "twice")
     loaded = FFPModelForCausalLM.from_pretrained(tmp_path / "twice")
     assert float(window_losses(loaded, second.test.tokens).mean().exp()) == pytest.approx(second.perplexity, rel=1e-5)

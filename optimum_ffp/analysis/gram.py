@@ -91,7 +91,8 @@ class _Accumulator:
 
     def __init__(self, module: nn.Linear, relative: bool):
         features, device = module.in_features, module.weight.device
-        self.relative, self.tokens = relative, torch.zeros((), dtype=torch.long, device=device)
+        self.relative = relative
+        self.tokens = torch.zeros((), dtype=torch.long, device=device)
         self.gram = torch.zeros(features, features, device=device)
         self.total = torch.zeros(features, device=device)
 

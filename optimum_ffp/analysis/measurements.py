@@ -265,12 +265,11 @@ class Measurements:
     @cached_property
     def prepared(self) -> Prepared:
         """The sorted model, its ridge factors and loss curves."""
-        windows = self.data.calibration.tokens
         return prepare(
             self.layerwise,
             variants=self.unit_variants,
             config=self.config,
-            windows=windows,
+            windows=self.data.calibration.tokens,
             start_token=self.start_token,
             meter=self.meter,
             journal=self.journal,

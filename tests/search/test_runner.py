@@ -31,7 +31,8 @@ def model_units(variants):
 
 @pytest.fixture
 def search(save_tiny_model, data_folder):
-    pruner = make_pruner(save_tiny_model(), data_folder, method="random", search_steps=6)
+    # With first tokens, fewer of the finalists and baselines differ.
+    pruner = make_pruner(save_tiny_model(), data_folder, method="random", search_steps=6, first_tokens=0)
     return PolicySearch(pruner.measured, pruner.config)
 
 
@@ -95,7 +96,7 @@ def test_an_infeasible_sparsity_names_the_other_groups():
 def test_the_record_is_what_was_done(search):
     measured, entries = search.measured, []
     found = search.run(on_entry=entries.append)
-    assert found.log == entries and 6 <= len(entries) <= 6 + 2
+    assert found.log == entries and 6 < len(entries) <= 6 + 2
     record = found
     assert (record.config.method, record.candidate_evaluations, record.non_finite) == ("random", len(entries), 0)
     assert record.windows == measured.data.search.describe()
