@@ -140,9 +140,7 @@ GROUPINGS: dict[str, tuple[dict[str, int], tuple[Group, ...]]] = {
     "both groups": ({"num_key_value_heads": 2}, ("kv_group", "query_head")),
 }
 SETTINGS = {"seq_len": 24, "num_samples": 8, "search_samples": 2, "eval_samples": 3, "search_steps": 12}
-# Several first tokens per window: products with a single row depend on where its factor is in memory.
-FIRST_TOKENS = 8
-SETTINGS |= {"method": "ffp", "calibration": "layers", "first_tokens": FIRST_TOKENS}
+SETTINGS |= {"method": "ffp", "calibration": "layers"}
 # Of a checkpoint of a llama.
 FILES = {
     "README.md",
@@ -167,6 +165,8 @@ SMOLLM2 = [
     for layer in range(30)
     for unit in (Unit(layer, "attention", 3, 294912, fixed_parameters=7), Unit(layer, "ffn", 1536, 1728))
 ]
+# Every n-th token of a window that `learn` also reads as a first token.
+FIRST_TOKENS = 8
 CHOICES = 4
 METRICS = ("acc", "acc_norm")
 
