@@ -164,9 +164,8 @@ class Config:
             logger.warning(f"{path}: {cls.__name__} has no option {name}, ignored{suggest_name(name, known)}")
         set_by_presets = [field.name for field in fields(cls) if field.metadata["presets"] and "preset" in overrides]
         options = {name: options[name] for name in known if name in options and name not in set_by_presets}
-        for name, value in (options | overrides).items():
-            choices = cls.__dataclass_fields__[name].metadata["choices"]
-            if name not in overrides and isinstance(choices, str) and "." in str(value):
+        for name, value in options.items():
+            if name not in overrides and _is_module(cls.__dataclass_fields__[name], value):
                 raise FFPError(f"{path}: {name} {value} is code, which a file can't select; pass it as an option")
         return cls(**options | overrides)
 
@@ -205,7 +204,7 @@ def read_file(path: str | os.PathLike) -> dict[str, Any]:
         FFPError: If it can't be read or holds no object.
     """
     try:
-        record = json.loads(Path(path).expanduser().read_text(encoding="utf-8"))
+        record = json.loads(Path(os.path.expanduser(path)).read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise FFPError(f"{path} can't be read as a config: {error}") from None
     if not isinstance(record, dict):
@@ -271,13 +270,17 @@ def _checked(field: Field, value: Any) -> Any:
     return value
 
 
+def _is_module(field: Field, value: Any) -> bool:
+    """Return whether a value is the dotted name of a module, where the choices are modules."""
+    return isinstance(field.metadata["choices"], str) and isinstance(value, str) and "." in value
+
+
 def _check_choice(field: Field, value: Any) -> None:
     choices = choices_of(field)
     if value in choices:
         return
-    is_dotted = isinstance(field.metadata["choices"], str) and "." in str(value)
     with suppress(ImportError):
-        if is_dotted and find_spec(value):
+        if _is_module(field, value) and find_spec(value):
             return
     raise FFPError(f"{field.name} {value!r} is not known; choose from {', '.join(choices)}")
 

@@ -56,7 +56,14 @@ class Text:
     @property
     def path(self) -> Path:
         """Path of a local text."""
-        return Path(self.name).expanduser()
+        # Unlike `Path.expanduser`, this leaves `~` of unknown users as it is.
+        return Path(os.path.expanduser(self.name))
+
+    @property
+    def exists(self) -> bool:
+        """Whether there is a file or folder of this name."""
+        # A mix may be too long for the name of a file, for which `Path.exists` raises an error.
+        return os.path.exists(self.path)
 
     @property
     def builder(self) -> str | None:
@@ -112,7 +119,7 @@ class Text:
         """
         from datasets import DatasetDict, load_from_disk
 
-        if self.is_local and not self.path.exists():
+        if self.is_local and not self.exists:
             raise FFPError(f"there is no file or folder {self.name}; {ALTERNATIVES}")
         if self.path.is_file() and not self.path.stat().st_size:
             raise FFPError(f"{self.name} holds no text")
@@ -169,9 +176,7 @@ def mark_local_paths(dataset: str) -> str:
     other.
     """
     mix = TextMix.parse(dataset)
-    marked = [
-        text.name if text.is_self or text.is_local or not text.path.exists() else f"./{text.name}" for text in mix
-    ]
+    marked = [text.name if text.is_self or text.is_local or not text.exists else f"./{text.name}" for text in mix]
     return dataset if marked == mix.names else mix.join(marked)
 
 
@@ -199,8 +204,8 @@ class TextMix:
         Raises:
             FFPError: If a text is named twice, or the shares are incomplete, not above 0, or don't add up to 1.
         """
-        if Path(dataset).expanduser().exists():
-            return cls((Text(dataset),))
+        if (text := Text(dataset)).exists:
+            return cls((text,))
         parts = [re.fullmatch(r"(.*?)(?::(\d+\.?\d*|\.\d+))?", part.strip()) for part in dataset.split(",")]
         names, shares = [part[1] for part in parts], [part[2] and float(part[2]) for part in parts]
         if "" in names or len(set(names)) < len(names):
@@ -299,5 +304,5 @@ class TextConfig(Config):
 
     def hash_files(self) -> dict[str, str]:
         """Return `Text.sha256` of all local texts that exist, by label, to notice changes of them."""
-        texts = {text.name: text for text in (*self.texts, *self.reported) if text.is_local and text.path.exists()}
+        texts = {text.name: text for text in (*self.texts, *self.reported) if text.is_local and text.exists}
         return {f"SHA-256 of {name}": text.sha256() for name, text in texts.items()}

@@ -98,6 +98,7 @@ REFUSED = [
     (FFPConfig, {"agent": "gradient", "reward": "pruned"}, "reward"),
     (FFPConfig, {"agent": "gradient", "mapping": "greedy"}, "mapping"),
     (FFPConfig, {"criterion": "no_such_package.criterion"}, "fisher-obs"),
+    (FFPConfig, {"criterion": 1.5}, "fisher-obs"),
     (FFPConfig, {"preset": "other"}, "paper"),
     (FFPConfig, {"dataset": None}, "dataset"),
     (FFPConfig, {"base_model": "models/tiny.Q8 0.gguf"}, "Hub id"),
@@ -195,6 +196,14 @@ def test_broken_files_are_refused(tmp_path, content):
     path.write_text(content)
     with pytest.raises(FFPError):
         FFPConfig.from_file(path)
+
+
+def test_what_is_given_beside_a_file_is_checked(tmp_path):
+    path = save({"seed": 3}, tmp_path)
+    with pytest.raises(FFPError, match="did you mean sparsity"):
+        FFPConfig.from_file(path, sparsty=0.3)
+    with pytest.raises(FFPError, match="can't be read as a config"):
+        FFPConfig.from_file("~no-such-user/options.json")
 
 
 def test_an_option_is_read_with_what_it_depends_on():

@@ -48,6 +48,18 @@ def test_an_existing_path_is_one_text(tmp_path):
     assert TextMix.parse(str(path)).names == [str(path)]
 
 
+def test_a_mix_may_be_longer_than_the_name_of_a_file():
+    names = [f"part-{number:02d}-of-my-conversations.jsonl" for number in range(20)]
+    assert FFPConfig(dataset=",".join(names)).texts.names == names
+
+
+def test_a_home_of_an_unknown_user_is_an_ordinary_name():
+    text = TextMix.parse("~no-such-user/text.txt").texts[0]
+    assert text.is_local
+    with pytest.raises(FFPError, match="no file or folder ~no-such-user"):
+        text.open()
+
+
 def test_an_existing_path_is_marked_as_local(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     for name in ("c4", "owner/text", "self"):
