@@ -9,8 +9,7 @@ from torch import nn
 
 from ..compression.ridge import PrefixRidge
 from ..engine import LayerwiseModel, backward_passes
-from ..modeling.families import ModelUnit
-from ..modeling.families.base import units_of_layer
+from ..modeling.families import ModelUnit, units_of_layer
 from ..utils import processes
 from ..utils.cholesky import check_finite
 from ..utils.seeds import seed_of

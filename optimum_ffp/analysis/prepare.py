@@ -14,8 +14,7 @@ from ..config import FFPConfig
 from ..data import with_first_tokens
 from ..engine import LayerwiseModel
 from ..errors import FFPError
-from ..modeling.families import ModelUnit
-from ..modeling.families.base import units_of_layer
+from ..modeling.families import ModelUnit, units_of_layer
 from ..utils import processes
 from ..utils.batch_size import with_halving_batches
 from ..utils.cholesky import algebra_device

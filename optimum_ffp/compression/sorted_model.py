@@ -13,8 +13,7 @@ from ..allocation.policy import PruningPolicy
 from ..engine import LayerwiseModel
 from ..engine.layerwise_model import Change
 from ..modeling import attention_of, homogeneous_config, pruned_config, pruned_model_class
-from ..modeling.families import ModelUnit, Slice, TransposedLinear
-from ..modeling.families.base import units_of_layer
+from ..modeling.families import ModelUnit, Slice, TransposedLinear, units_of_layer
 from ..utils.device_memory import free_device_memory
 from ..utils.lm_head import replaced_forward
 from ..utils.resume import Journal

@@ -11,8 +11,7 @@ from typing import Any
 from transformers import PretrainedConfig
 
 from ..errors import FFPError
-from ..modeling.families import FAMILIES
-from ..modeling.families.base import head_dimension
+from ..modeling.families import FAMILIES, head_dimension
 from ..utils.precision import is_quantized
 
 

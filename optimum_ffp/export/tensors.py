@@ -7,7 +7,7 @@ import torch
 from torch.nn.functional import pad
 from transformers import PretrainedConfig, PreTrainedModel
 
-from ..modeling.families.base import head_dimension
+from ..modeling.families import head_dimension
 from .architectures import Architecture, LayerSizes, rotary_parameters
 
 

@@ -8,7 +8,7 @@ from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerB
 
 from ..errors import FFPError
 from ..modeling.checks import check_usable
-from ..modeling.families.base import head_dimension
+from ..modeling.families import head_dimension
 from ..modeling.gguf_file import check_gguf_installed
 from ..utils.folders import atomic_file, expand
 from .architectures import (

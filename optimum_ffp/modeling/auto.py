@@ -6,6 +6,7 @@ import logging
 import os
 import re
 from collections.abc import Sequence
+from types import ModuleType
 from typing import Any
 
 import torch
@@ -16,8 +17,7 @@ from ..allocation.policy import Group, PruningPolicy
 from ..errors import FFPError, convert_errors, one_line
 from ..hub.record import prune_record
 from ..hub.validate_checkpoint import check_checkpoint
-from .families import FAMILIES, Family, find_family
-from .families.base import Experts
+from .families import FAMILIES, Experts, Family, find_family
 
 
 # Silence warnings about reading global sizes of a heterogeneous config, which pruned models do on purpose.
@@ -27,20 +27,15 @@ SAVED_BUFFERS = r"((attn|attention)\.(masked_)?bias|rotary_emb\.inv_freq|embeddi
 # Config attributes with one entry per layer.
 PER_LAYER_LISTS = ("layer_types", "no_rope_layers")
 HUB_OPTIONS = ("revision", "token", "cache_dir", "subfolder", "force_download", "local_files_only")
-AUTO_CLASSES = {"AutoModel": "Model", "AutoModelForCausalLM": "ForCausalLM"}
 
 
-def _modeling(family: Family) -> dict[str, Any]:
-    return vars(importlib.import_module(family.modeling or f"{__package__}.{family.modeling_module}"))
+def _modeling(family: Family) -> ModuleType:
+    return importlib.import_module(family.modeling or f"{__package__}.{family.modeling_module}")
 
 
 def pruned_model_class(family: Family, auto_class: str = "AutoModelForCausalLM") -> type[PreTrainedModel]:
     """Return the class of a family's pruned models that an auto class loads."""
-    return next(
-        value
-        for name, value in _modeling(family).items()
-        if name.startswith("FFP") and name.endswith(AUTO_CLASSES[auto_class])
-    )
+    return getattr(_modeling(family), family.classes[auto_class])
 
 
 def pruned_config(dense_config: PretrainedConfig, family: Family, policy: PruningPolicy) -> PretrainedConfig:
@@ -55,9 +50,8 @@ def pruned_config(dense_config: PretrainedConfig, family: Family, policy: Prunin
     setattr(config, family.width_attribute, family.width(dense_config))
     config.allow_global_per_layer_attribute_access = True
     config.per_layer_config = {layer: values for layer, values in enumerate(overrides) if values}
-    model_class = pruned_model_class(family)
-    config.architectures = [model_class.__name__]
-    config.auto_map = _auto_map(model_class)
+    config.architectures = [family.classes["AutoModelForCausalLM"]]
+    config.auto_map = _auto_map(family)
     return config
 
 
@@ -98,8 +92,8 @@ def homogeneous_config(
     config._name_or_path = dense_config._name_or_path
     # For transformers before 5, in addition to `rope_parameters`. Set through `vars`, since `rope_scaling` is an alias
     # of that in version 5.
-    legacy_rope_config = _modeling(family).get("legacy_rope_config", lambda config: {})
-    vars(config).update(legacy_rope_config(config))
+    if hasattr(_modeling(family), "legacy_rope_config"):
+        vars(config).update(_modeling(family).legacy_rope_config(config))
     return config
 
 
@@ -141,10 +135,8 @@ def _layer_overrides(dense_config: PretrainedConfig, family: Family, policy: Pru
     return [family.layer_overrides(dense_config, layer_sizes) for layer_sizes in sizes.values()]
 
 
-def _auto_map(model_class: type[PreTrainedModel]) -> dict[str, str]:
-    module = model_class.__module__.rpartition(".")[2]
-    stem = model_class.__name__.removesuffix(AUTO_CLASSES["AutoModelForCausalLM"])
-    return {auto: f"{module}.{stem}{suffix}" for auto, suffix in AUTO_CLASSES.items()}
+def _auto_map(family: Family) -> dict[str, str]:
+    return {auto: f"{family.modeling_module}.{name}" for auto, name in family.classes.items()}
 
 
 def is_pruned(config: PretrainedConfig) -> bool:
@@ -160,7 +152,8 @@ def attention_of(config: PretrainedConfig) -> dict[str, str]:
 
     Some versions of transformers select SDPA anyway.
     """
-    return {"attn_implementation": "eager"} if config.model_type == "gemma2" else {}
+    family = FAMILIES.get(config.model_type)
+    return {"attn_implementation": "eager"} if family and family.eager_attention else {}
 
 
 def mark_untied(model: PreTrainedModel) -> None:
@@ -245,8 +238,8 @@ class FFPModelForCausalLM:
         with convert_errors(lambda error: f"{model_id} can't be loaded: {one_line(error)}"):
             config = kwargs.pop("config", None) or AutoConfig.from_pretrained(model_id, trust_remote_code=False, **hub)
         if is_pruned(config):
-            model_class = pruned_model_class(find_family(config))
-            auto_map = _auto_map(model_class)
+            family = find_family(config)
+            model_class, auto_map = pruned_model_class(family), _auto_map(family)
             cls._check_code(model_id, config, auto_map)
             config.auto_map = auto_map
         elif prune_record(model_id, **hub):

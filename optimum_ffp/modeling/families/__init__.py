@@ -1,27 +1,17 @@
-"""Family records: names of the projections and sizes of every supported model type.
+"""Families of models: `table` has a record of each, and `units` finds what it names in a loaded model.
 
-To add a family, write its record in a file of this folder, add it to `FAMILIES`, and run `make style`, which generates
-the modeling code for its checkpoints (`optimum_ffp/modeling/generate.py`). Other packages can register a family by
-adding its record to `FAMILIES`, with `Family.modeling` set to the module with its modeling code.
+To add a family, write its record into the table and run `make style`, which generates the modeling code for its
+checkpoints (`optimum_ffp/modeling/generate.py`). Other packages can add a record to `FAMILIES`, with `Family.modeling`
+set to the module with its modeling code.
 """
 
 from torch import nn
 from transformers import PretrainedConfig, PreTrainedModel
 
 from ...errors import FFPError
-from .base import Family, ModelUnit, Slice, find_units
-from .fused import GLM4, GPT2, GPT_NEOX, PHI3, TransposedLinear
-from .llama import LLAMA_LIKE
-from .mixtures import MIXTURES
-from .opt import OPT
-
-
-FAMILIES: dict[str, Family] = {
-    family.model_type: family for family in (*LLAMA_LIKE, PHI3, GLM4, GPT_NEOX, GPT2, OPT, *MIXTURES)
-}
-
-# Vision-language models whose language model belongs to one of these families.
-MULTIMODAL = ("gemma3", "idefics3", "internvl", "llava", "llava_next", "mistral3", "smolvlm")
+from .base import Experts, Family, head_dimension
+from .table import FAMILIES, MULTIMODAL, TransposedLinear
+from .units import ModelUnit, Slice, find_units, units_of_layer
 
 
 def find_family(config: PretrainedConfig) -> Family:

@@ -10,6 +10,6 @@ def register() -> None:
     for family in FAMILIES.values():
         # Pruned mixtures have the architecture of the dense model.
         if not family.experts:
-            architecture = f"FFP{family.class_prefix}ForCausalLM"
+            architecture = family.classes["AutoModelForCausalLM"]
             # By name, so that vLLM imports the model only if it serves one.
             ModelRegistry.register_model(architecture, f"{__name__}.model:TransformersForCausalLM")

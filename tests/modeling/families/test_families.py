@@ -9,7 +9,7 @@ from optimum_ffp.analysis.attention import find_unit_variants
 from optimum_ffp.errors import FFPError
 from optimum_ffp.modeling import pruned_model_class
 from optimum_ffp.modeling.families import FAMILIES, find_family, find_units
-from optimum_ffp.modeling.families.base import quantizable_multiple
+from optimum_ffp.modeling.families.units import quantizable_multiple
 from optimum_ffp.search.runner import find_budget
 from tests.helpers import CONFIGS, MIXTURES, SETTINGS, make_tiny_model, make_tokenizer
 
