@@ -88,6 +88,7 @@ class FFPPruneCommand(Command):
         if args.resume and not args.overwrite and processes.from_main(is_finished):
             end_finished(folders, work, repositories, args.private)
             return
+        agent = load_agent(args.warm_start)
         front = f"{arguments.output_name(args)}-ffp-pareto"
         front_files = {f"{front}.json": BEGINNING, f"{front}.png": b"\x89PNG"} if swept else {}
         options = LoadOptions(**{name: getattr(args, name) for name in LOAD_OPTIONS}, base_model=config.base_model)
@@ -112,7 +113,6 @@ class FFPPruneCommand(Command):
             show_plan("prune", estimate, folders[0], found, args.json)
             return
         begin(estimate, found, work, args.resume)
-        agent = load_agent(args.warm_start)
         placed = asdict(options) | {"offload": processes.from_main(estimate.offload)}
         pruner = FFPPruner.from_pretrained(args.model, asked, work, args.report_to, **placed)
         records = []

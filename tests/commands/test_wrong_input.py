@@ -45,6 +45,7 @@ TABLE = [
     (f"{PRUNE} -m OWN_CODE", "code"),
     (f"{PRUNE} -m TRUNCATED", "TRUNCATED"),
     (f"{PRUNE} --warm-start EMPTY", "agent"),
+    (f"{PRUNE} --warm-start EMPTY --plan", "agent"),
     ("quantize -m MODEL OUT --scheme w8a8", "pruned"),
     ("quantize -m MODEL OUT --scheme w4a16 --dataset DATA --num-samples 0", "num_samples"),
     ("prune -m MODEL EMPTY --dataset DATA", "overwrite"),
