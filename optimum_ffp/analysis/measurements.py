@@ -28,7 +28,7 @@ from ..data import (
 )
 from ..data.cutting import check_known
 from ..data.samples import write_samples
-from ..data.self_generated import NEEDS_WEIGHTS, lacks_chats
+from ..data.self_generated import lacks_chats
 from ..engine import LayerwiseModel
 from ..engine.layerwise_model import unchanged
 from ..errors import FFPError
@@ -245,7 +245,10 @@ class Measurements:
             return self._given_data
         dense, writes = self.layerwise.dense, any(request.count_generated().values())
         if writes and dense.weights.offloaded:
-            raise FFPError(NEEDS_WEIGHTS)
+            raise FFPError(
+                "generating text (dataset self) needs all weights on the device; choose offload 'none', or a dataset "
+                "without 'self'"
+            )
         with dense.loaded() if writes else nullcontext():
             return load_windows(self.tokenizer, dense.model, request)
 

@@ -40,7 +40,7 @@ class FFPQuantizeCommand(Command):
         from ..checkpoint.quantized import find_group_size, save_quantized
         from ..checkpoint.recovered import source_folder
         from ..config.texts import TextMix, mark_local_paths
-        from ..data import DataRequest, load_windows
+        from ..data import DataRequest, load_windows, window_length
         from ..hub.record import prune_record, recorded_length, recorded_start_token
         from ..modeling.loading import LoadOptions, empty_model, load_any, read_pruned_config
         from ..utils.folders import check_output, check_output_is_not_input
@@ -58,7 +58,8 @@ class FFPQuantizeCommand(Command):
         windows = None
         if args.dataset:
             record, texts = prune_record(args.model, **options.hub()), TextMix.parse(mark_local_paths(args.dataset))
-            sizes = {"length": recorded_length(record) or 2048, "calibration": args.num_samples, "test": 1, "seed": 0}
+            length = window_length(recorded_length(record), model.config)
+            sizes = {"length": length, "calibration": args.num_samples, "test": 1, "seed": 0}
             request = DataRequest(texts, texts.reported, **sizes, start_token=recorded_start_token(record))
             windows = load_windows(tokenizer, model, request).calibration
         source = source_folder(args.model, options.hub())

@@ -420,11 +420,6 @@ class FFPConfig(TextConfig):
         """Whether Gram matrices of all units are factored for ridge regression."""
         return self.calibration != "none" or self.reward != "pruned" or self.mapping == "curves"
 
-    @property
-    def follows_gradient(self) -> bool:
-        """Whether the search runs backward passes."""
-        return self.method == "ffp" and self.agent == "gradient"
-
     def with_method(self, removed: float) -> "FFPConfig":
         """Return the config; unless a method is given, without a search if training makes up for what it would gain.
 
@@ -501,11 +496,6 @@ class FFPConfig(TextConfig):
         return self.distillation_passes
 
     @property
-    def relative_rate(self) -> float:
-        """Default of `model_rate` without adapters, relative to the size of the weights."""
-        return TRAINED_RATE if self.layer_passes else WEIGHT_RATE
-
-    @property
     def reports_searched(self) -> bool:
         """Whether to report perplexity before calibration; not if the search optimizes compensated candidates."""
         return self.reward == "pruned" or self.calibration == "none"
@@ -541,10 +531,13 @@ class FFPConfig(TextConfig):
                 f"num_samples and search_samples must be at least {len(names)}, one window for each of "
                 f"{', '.join(names)}, found {self.num_samples} and {self.search_samples}"
             )
-        if self.follows_gradient and self.mapping != "curves":
-            raise FFPError(f"agent 'gradient' needs mapping 'curves', found {self.mapping!r}; or choose agent 'ppo'")
-        if self.follows_gradient and self.reward != "compensated":
-            raise FFPError("agent 'gradient' needs reward 'compensated'; or choose agent 'ppo'")
+        if self.method == "ffp" and self.agent == "gradient":
+            if self.mapping != "curves":
+                raise FFPError(
+                    f"agent 'gradient' needs mapping 'curves', found {self.mapping!r}; or choose agent 'ppo'"
+                )
+            if self.reward != "compensated":
+                raise FFPError("agent 'gradient' needs reward 'compensated'; or choose agent 'ppo'")
         check_lora(self.lora)
         if self.method == "given" and not self.policy:
             raise FFPError("method 'given' needs a policy, such as a pruned folder; pass it as --policy (policy=...)")

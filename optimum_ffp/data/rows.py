@@ -55,7 +55,7 @@ def read_pieces(
             for row in rows:
                 yield row[LINES] if is_plain else (row[LINES] if row[LINES].strip() else "") + ROW_SEPARATOR
             return
-        columns = choose_columns(head, None if text.name in NAMED else text_column, text.name)
+        columns = choose_columns(head, text, text_column)
         for number, row in enumerate(rows, 1):
             values = [row.get(name) for name in columns]
             if any(value is None or value == [] for value in values):
@@ -79,40 +79,41 @@ def check_text(text: Text, text_column: str | None = None) -> None:
         with text.reading():
             head = [*islice(rows, HEAD)]
         if not head or LINES not in head[0]:
-            choose_columns(head, None if text.name in NAMED else text_column, text.name)
+            choose_columns(head, text, text_column)
 
 
-def choose_columns(head: Sequence[Mapping[str, Any]], requested: str | None, label: str) -> tuple[str, ...]:
+def choose_columns(head: Sequence[Mapping[str, Any]], text: Text, text_column: str | None) -> tuple[str, ...]:
     """Return the names of the columns to read together.
 
     Unknown columns are never guessed, since strings may be ids or sources.
 
     Args:
         head: The first rows.
-        requested: Column requested by the user, with texts or conversations; a known one if `None`.
-        label: Name of the data in errors.
+        text: The text. Those with a short name have a known column.
+        text_column: Column requested by the user, with texts or conversations; a known one if `None`.
 
     Raises:
         FFPError: If there are no rows, no such column, or no column of a known name with text.
     """
     if not head:
-        raise FFPError(f"{label} contains no text: it has no rows")
+        raise FFPError(f"{text.name} contains no text: it has no rows")
     names = list(dict.fromkeys(name for row in head for name in row))
-    for columns in [(requested,)] if requested else KNOWN_COLUMNS:
+    candidates = [(text_column,)] if text_column and text.name not in NAMED else KNOWN_COLUMNS
+    for columns in candidates:
         if any(_join([row.get(name) for name in columns]) for row in head):
             return columns
-    for columns in [(requested,)] if requested else KNOWN_COLUMNS:
+    for columns in candidates:
         if set(columns) <= set(names):
             types = {type(row.get(name)).__name__.replace("NoneType", "null") for row in head for name in columns}
             raise FFPError(
-                f"column {' and '.join(map(repr, columns))} of {label} contains {' and '.join(sorted(types))} "
+                f"column {' and '.join(map(repr, columns))} of {text.name} contains {' and '.join(sorted(types))} "
                 "instead of texts or conversations; convert its values to text, or choose another column with "
                 "--text-column NAME (text_column)"
             )
     known = f"known to contain text ({', '.join(map(' with '.join, KNOWN_COLUMNS))})"
     raise FFPError(
-        f"{label} has the columns {', '.join(names)}, none of which is {repr(requested) if requested else known}; "
-        "choose the column with --text-column NAME (text_column)"
+        f"{text.name} has the columns {', '.join(names)}, none of which is "
+        f"{repr(text_column) if text_column else known}; choose the column with --text-column NAME (text_column)"
     )
 
 

@@ -13,10 +13,6 @@ from .cutting import find_start_token
 from .rows import apply_template
 
 
-NEEDS_WEIGHTS = (
-    "generating text (dataset self) needs all weights on the device; choose offload 'none', or a dataset without "
-    "'self'"
-)
 # Maximum tokens per passage. A window consists of independently sampled passages: small models become incoherent in
 # longer ones, and many short passages can be sampled as a batch.
 PASSAGE = 512

@@ -278,8 +278,8 @@ class _Prune:
         chunk = hidden_state_bytes(self.all_resident, self.machine.host, self.local_processes, self.free)
         backward = (len(self.layers) + 2) * max(config.fisher_samples, config.update_samples) * window
         read = self.hidden_states(max(min(chunk, backward), config.num_samples * window))
-        eager = 8 * shape.num_attention_heads * length * (shape._attn_implementation == "eager")
-        activations = length * (16 * shape.hidden_size + (3 * computed + 8) * self.widest + eager)
+        per_token = 16 * shape.hidden_size + (3 * computed + 8) * self.widest + _score_bytes(shape, length)
+        activations = length * per_token
         logits = min(POSITIONS, length) * shape.vocab_size * (16 + 12 * config.batch_size)
         yield read + _Bytes(logits + (1 + config.batch_size) * activations, self.fishers)
         algebra = (GRAMS_BYTES + ALGEBRA_BYTES) * self.widest**2
@@ -437,13 +437,17 @@ def _training_bytes(parameters: int, trained: int, lora: int, stored: int, compu
     return weights + trained * (12 + 4 * (shares > 1))
 
 
+def _score_bytes(config: PretrainedConfig, length: int) -> int:
+    """Return the bytes of a layer's attention scores per token, which only eager attention materializes."""
+    return 8 * config.num_attention_heads * length * (config._attn_implementation == "eager")
+
+
 def _activation_bytes(model: PreTrainedModel, batch: Batch, itemsize: int, checkpointing: bool = False) -> int:
     """Return the bytes of activations and logits of a forward and backward pass end to end."""
     layers, shape = decoder_layers(model), model.config
     vocabulary, hidden = model.get_output_embeddings().weight.shape
-    eager = 8 * shape.num_attention_heads * batch.length * (shape._attn_implementation == "eager")
     # Norms in float32, inputs of projections and of attention, and activations as wide as the FFN.
-    activations = len(layers) * (hidden * (16 + 7 * itemsize) + eager)
+    activations = len(layers) * (hidden * (16 + 7 * itemsize) + _score_bytes(shape, batch.length))
     widths = ([one.shape[1] for one in layer.parameters() if one.ndim == 2] for layer in layers)
     activations += 4 * itemsize * sum(map(max, widths))
     if checkpointing:

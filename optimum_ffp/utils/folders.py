@@ -156,9 +156,12 @@ def check_file(file: str | os.PathLike, signature: bytes, overwrite: bool = Fals
         return path
     if not overwrite:
         raise FFPError(f"{file} exists; choose another file, or pass --overwrite to replace it")
+    # A pipe would end for its reader if it were opened twice.
+    if not path.is_file():
+        return path
     try:
-        with open(path, "rb+" if path.is_file() else "wb") as stream:
-            head = b"".join(stream.read(64).split()) if path.is_file() else b""
+        with open(path, "rb+") as stream:
+            head = b"".join(stream.read(64).split())
     except OSError as error:
         raise FFPError(f"{file} can't be written: {error.strerror}; choose another file") from None
     if head and not head.startswith(signature):

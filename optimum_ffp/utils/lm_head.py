@@ -106,17 +106,6 @@ def replaced_forward(module: nn.Module, forward: Callable[..., Any]) -> Iterator
             module.forward = original
 
 
-@contextmanager
-def without_hooks(module: nn.Module) -> Iterator[None]:
-    """Disable a module's hooks, such as FSDP's that gather weights, for the duration of the context."""
-    hooks_by_name = {name: hooks for name, hooks in vars(module).items() if name.endswith("_hooks")}
-    vars(module).update({name: type(hooks)() for name, hooks in hooks_by_name.items()})
-    try:
-        yield
-    finally:
-        vars(module).update(hooks_by_name)
-
-
 def decoder_of(model: PreTrainedModel) -> nn.Module:
     """Return the decoder of a causal LM, without the head."""
     decoder = model.get_decoder()

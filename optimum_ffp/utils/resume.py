@@ -73,13 +73,12 @@ class Journal:
             with ExitStack() as lock:
                 lock.enter_context(locked(journal.folder))
                 check_work_folder(folder, resume)
-                if run := _read_run(journal.folder):
-                    differences = "; ".join(_differences(run["identity"], journal.identity))
-                    if differences:
-                        raise FFPError(
-                            f"the state in {folder} belongs to another run: {differences}. Resume with the same "
-                            "settings and files, or delete that folder to start again"
-                        )
+                before = _read_run(journal.folder).get("identity", journal.identity)
+                if differences := "; ".join(_differences(before, journal.identity)):
+                    raise FFPError(
+                        f"the state in {folder} belongs to another run: {differences}. Resume with the same "
+                        "settings and files, or delete that folder to start again"
+                    )
                 journal.lock = lock.pop_all()
         processes.wait()
         return journal
@@ -237,8 +236,8 @@ def _read_run(folder: Path) -> dict[str, Any]:
 def _reading(path: Path) -> Iterator[None]:
     try:
         yield
-    # Invalid JSON and invalid UTF-8 raise ValueError; unexpected objects raise TypeError.
-    except (OSError, SafetensorError, ValueError, TypeError, RecursionError) as error:
+    # Invalid JSON and invalid UTF-8 raise ValueError.
+    except (OSError, SafetensorError, ValueError) as error:
         raise FFPError(f"{path} is corrupt: {error}; delete it and resume") from None
 
 

@@ -21,12 +21,14 @@ logger = logging.getLogger(__name__)
 def check_trackers(names: str | Sequence[str]) -> list[str]:
     """Check that trackers are available, and return their names. `"none"` disables tracking, as in `Trainer`."""
     names = [names] if isinstance(names, str) else [*names]
-    for name in names if names != ["none"] else ():
+    if names == ["none"]:
+        return []
+    for name in names:
         if name not in PACKAGES:
             raise FFPError(f"report_to {name!r} is not known; choose from {', '.join(PACKAGES)}, none")
         if not any(map(find_spec, PACKAGES[name])):
             raise FFPError(f"reporting to {name} needs a package that is not installed: pip install {name}")
-    return names if names != ["none"] else []
+    return names
 
 
 class Tracker:

@@ -7,6 +7,7 @@ import torch
 from transformers import PreTrainedModel
 
 from ...config import FFPConfig, RecoveryConfig
+from ...config.prune import TRAINED_RATE, WEIGHT_RATE
 from ...data import DataSplits
 from ...errors import FFPError
 from ...modeling.padding import weights_of
@@ -66,7 +67,8 @@ def train_model(
     generator = torch.Generator().manual_seed(config.seed)
     order = torch.cat([torch.randperm(len(windows), generator=generator) for _ in range(config.model_passes)])
     options = training_options(config, len(order) * windows.shape[1], processes.count())
-    options.learning_rate = options.learning_rate or default_rate(student, config.relative_rate)
+    relative_rate = TRAINED_RATE if config.layer_passes else WEIGHT_RATE
+    options.learning_rate = options.learning_rate or default_rate(student, relative_rate)
     training = Training(
         student=student,
         teacher=teacher if teacher.dtype == computed else convert(copy.deepcopy(teacher), computed),

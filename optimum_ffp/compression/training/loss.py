@@ -1,16 +1,18 @@
 """Distillation loss: the divergence of the pruned model's predictions from those of the dense model."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from functools import partial
 from types import MethodType
 from typing import Any
 
 import torch
+from torch import nn
 from transformers import PreTrainedModel
 from transformers.modeling_outputs import ModelOutput
 
-from ...utils.lm_head import POSITIONS, decode, head_logits, kl_divergence, replaced_forward, without_hooks
+from ...utils.lm_head import POSITIONS, decode, head_logits, kl_divergence, replaced_forward
 
 
 # Number of positions whose log-probabilities are computed at once: they should fit into the cache of a CPU.
@@ -87,7 +89,7 @@ class DistillationLoss:
         for states, teacher_states, targets in zip(*(tensor.split(self.positions) for tensor in rows)):
             with (
                 replaced_forward(self.student, self._forward),
-                without_hooks(head),
+                _without_hooks(head),
                 replaced_forward(head, head_forward),
                 torch.set_grad_enabled(hidden.requires_grad),
             ):
@@ -118,6 +120,17 @@ class DistillationLoss:
             slope.scatter_add_(-1, tokens[:, None], slope.new_full((len(tokens), 1), -share))
         gradient.copy_(slope)
         return torch.stack([(1 - share) * kl + share * nll, kl, nll], -1)
+
+
+@contextmanager
+def _without_hooks(module: nn.Module) -> Iterator[None]:
+    """Disable a module's hooks, such as FSDP's that gather weights, for the duration of the context."""
+    hooks_by_name = {name: hooks for name, hooks in vars(module).items() if name.endswith("_hooks")}
+    vars(module).update({name: type(hooks)() for name, hooks in hooks_by_name.items()})
+    try:
+        yield
+    finally:
+        vars(module).update(hooks_by_name)
 
 
 class _WithGradient(torch.autograd.Function):
