@@ -186,8 +186,7 @@ class Config:
     @classmethod
     def from_args(cls: type[T], args: Namespace) -> T:
         """Return the config for parsed arguments: options of the command line override `--config FILE`."""
-        given = {name: getattr(args, name, None) for name in cls.option_names()}
-        given = {name: value for name, value in given.items() if value is not None}
+        given = {name: value for name in cls.option_names() if (value := getattr(args, name, None)) is not None}
         config = cls.from_file(args.config, **given) if args.config is not None else cls(**given)
         for name in given:
             if not config.reads(name):

@@ -122,12 +122,11 @@ def check_output(directory: str | os.PathLike, overwrite: bool = False) -> Path:
     path = resolve(directory)
     if path.is_dir():
         record, names = read_record(path), list_files(path)
-        if foreign := names - recorded_files(record, names) if record else {entry.name for entry in path.iterdir()}:
-            kind = (
-                "contains files that are not part of the checkpoint"
-                if record
-                else "is not a checkpoint of optimum-ffp"
-            )
+        if record:
+            kind, foreign = "contains files that are not part of the checkpoint", names - recorded_files(record, names)
+        else:
+            kind, foreign = "is not a checkpoint of optimum-ffp", {entry.name for entry in path.iterdir()}
+        if foreign:
             raise FFPError(f"{directory} {kind} and is never replaced: {abbreviate(foreign)}; choose another folder")
         if not overwrite:
             raise FFPError(
@@ -217,12 +216,16 @@ def locked(path: Path) -> Iterator[None]:
 def atomic_folder(path: Path) -> Iterator[Path]:
     """Yield a temporary folder that replaces `path` if the context succeeds, and is deleted otherwise."""
     staging, replaced = (path.with_name(f".{path.name}{suffix}") for suffix in (PARTIAL, REPLACED))
-    with locked(path):
-        # Clean up after a killed process.
+
+    def clean_up() -> None:
         if replaced.exists() and not path.exists():
             replaced.rename(path)
         for folder in (staging, replaced):
             shutil.rmtree(folder, ignore_errors=True)
+
+    with locked(path):
+        # After a killed process.
+        clean_up()
         try:
             staging.mkdir()
             yield staging
@@ -231,10 +234,7 @@ def atomic_folder(path: Path) -> Iterator[Path]:
                 path.rename(replaced)
             staging.rename(path)
         finally:
-            if replaced.exists() and not path.exists():
-                replaced.rename(path)
-            for folder in (staging, replaced):
-                shutil.rmtree(folder, ignore_errors=True)
+            clean_up()
 
 
 @contextmanager
