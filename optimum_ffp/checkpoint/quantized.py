@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from torch import nn
-from transformers import PreTrainedModel
+from transformers import GenerationConfig, PreTrainedModel
 
 from ..data import Windows
 from ..errors import FFPError, convert_errors, one_line
@@ -83,6 +83,8 @@ def save_quantized(
 
 
 def _write(model: PreTrainedModel, source: Path, quantization: dict[str, Any], folder: Path) -> dict[str, Any]:
+    # That of the source, which is copied, may have settings that transformers refuses to save.
+    model.generation_config = GenerationConfig()
     model.save_pretrained(folder, max_shard_size=FILE_SIZE)
     record = load_record(source)
     copy_files(source, record, folder, {"config.json"})

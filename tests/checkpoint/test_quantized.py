@@ -6,10 +6,10 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file
-from transformers import AutoModelForCausalLM
+from transformers import AutoModelForCausalLM, GenerationConfig
 
 from optimum_ffp import FFPModelForCausalLM
-from optimum_ffp.checkpoint.quantized import GROUP_SIZES, find_group_size
+from optimum_ffp.checkpoint.quantized import GROUP_SIZES, _write, find_group_size
 from optimum_ffp.errors import FFPError
 from optimum_ffp.evaluation.record import size_record
 from tests.helpers import contents, make_pruner, make_tiny_model, make_tokenizer, write_data
@@ -78,6 +78,19 @@ def test_what_is_written_is_near_the_pruned_model(run_ffp, pruned, tmp_path, win
     assert max(len(group.unique()) for group in values.reshape(-1, size)) <= 2**bits
     stored = load_file(out / "model.safetensors")["model.embed_tokens.weight"]
     assert torch.equal(stored, exact.model.embed_tokens.weight) and size in (*GROUP_SIZES, values.shape[1])
+
+
+def test_generation_settings_that_transformers_refuses_are_copied(tmp_path):
+    """Some releases refuse those of any checkpoint, and all of them those that were changed."""
+    model, source, out = make_tiny_model(), tmp_path / "source", tmp_path / "out"
+    model.generation_config = GenerationConfig(temperature=0.5)
+    with pytest.raises(ValueError, match="temperature"):
+        model.save_pretrained(out)
+    source.mkdir()
+    (source / "generation_config.json").write_text('{"temperature": 0.5}')
+    _write(model, source, {"scheme": "w8a8"}, out)
+    assert (out / "generation_config.json").read_text() == '{"temperature": 0.5}'
+    assert (out / "model.safetensors").is_file()
 
 
 def test_the_missing_package_is_named(run_ffp, pruned, tmp_path, monkeypatch):
