@@ -26,16 +26,17 @@ def check_reachable(
     revision: str | None = None,
     token: str | None = None,
     cache_dir: str | None = None,
+    subfolder: str | None = None,
     **_: Any,
 ) -> None:
     """Raise `FFPError` if a model is neither a folder, nor in the cache, nor on a Hub that answers.
 
     `cached_file` tries for 20 seconds to reach the Hub, for every file.
     """
-    name = os.fspath(source)
+    name, config = os.fspath(source), str(PurePosixPath(subfolder or "", "config.json"))
     try:
-        if not os.path.isdir(name) and try_to_load_from_cache(name, "config.json", cache_dir, revision) is None:
-            HfApi(token=token).file_exists(name, "config.json", revision=revision)
+        if not os.path.isdir(name) and try_to_load_from_cache(name, config, cache_dir, revision) is None:
+            HfApi(token=token).file_exists(name, config, revision=revision)
     except HfHubHTTPError:
         # The Hub answers. Its refusal is reported when the config is read.
         return

@@ -11,7 +11,7 @@ from transformers import AutoModelForCausalLM
 
 from optimum_ffp import FFPError, FFPModelForCausalLM
 from optimum_ffp.checkpoint.saving import load_agent
-from optimum_ffp.hub.validate_checkpoint import check_checkpoint
+from optimum_ffp.hub.validate_checkpoint import check_checkpoint, check_reachable
 from optimum_ffp.modeling.loading import LoadOptions, load_any, load_dense
 
 
@@ -153,6 +153,17 @@ def test_broken_and_missing_weights_are_one_line(folder):
     weights.unlink()
     edit(folder / INDEX, metadata={}, weight_map={"lm_head.weight": "model-00001-of-00002.safetensors"})
     refused(lambda: FFPModelForCausalLM.from_pretrained(folder), str(folder))
+
+
+def test_a_cached_model_in_a_subfolder_needs_no_hub(tmp_path, monkeypatch):
+    monkeypatch.setattr("huggingface_hub.HfApi.file_exists", lambda *_, **__: pytest.fail("asked the Hub"))
+    repository = tmp_path / "models--me--tiny"
+    folder = repository / "snapshots" / "abc" / "sub"
+    folder.mkdir(parents=True)
+    edit(folder / "config.json")
+    (repository / "refs").mkdir()
+    (repository / "refs" / "main").write_text("abc")
+    check_reachable("me/tiny", cache_dir=str(tmp_path), subfolder="sub")
 
 
 def test_a_model_that_is_nowhere_is_refused_at_once(monkeypatch):
