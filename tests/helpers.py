@@ -28,7 +28,7 @@ from optimum_ffp.compression.calibrations.layers import Distilled, distill
 from optimum_ffp.compression.ridge import PrefixRidge
 from optimum_ffp.compression.sorted_model import SortedModel
 from optimum_ffp.data import DataSplits, Windows
-from optimum_ffp.engine import LayerRunner, LayerwiseModel
+from optimum_ffp.engine import LayerwiseModel
 from optimum_ffp.modeling.auto import PER_LAYER_LISTS
 from optimum_ffp.modeling.families import ModelUnit, find_family, find_units
 from optimum_ffp.utils.resume import Journal
@@ -299,7 +299,7 @@ def statistics_of(
     states, arguments = layerwise.embed(windows)
     for index, layer in layerwise.iter_layers():
         own = [unit for unit in units if unit.unit.layer == index]
-        runner = LayerRunner(layer, arguments[index], None)
+        runner = layerwise.runner(layer, arguments[index], None)
         found += collect_statistics([(runner, states)], own, batch_size, relative)
     return found
 

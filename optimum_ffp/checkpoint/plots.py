@@ -201,7 +201,7 @@ def _column(rows: Sequence[dict[str, Any]], name: str) -> list[Any]:
     return [row[name] for row in rows]
 
 
-def _use_integer_ticks(axis, max_ticks: int = 16) -> None:
+def _use_integer_ticks(axis) -> None:
     from matplotlib.ticker import MaxNLocator
 
-    axis.set_major_locator(MaxNLocator(nbins=max_ticks, integer=True, min_n_ticks=1, steps=(1, 2, 5, 10)))
+    axis.set_major_locator(MaxNLocator(nbins=16, integer=True, min_n_ticks=1, steps=(1, 2, 5, 10)))

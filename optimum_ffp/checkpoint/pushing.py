@@ -1,5 +1,6 @@
 """Upload of checkpoints to the Hub, with a card for the repository."""
 
+import os
 import shutil
 import tempfile
 from collections.abc import Callable
@@ -9,10 +10,26 @@ from typing import Any
 
 from ..errors import FFPError
 from ..hub.upload import check_push, push_folder
+from ..hub.validate_checkpoint import check_checkpoint
 from ..utils import processes
-from ..utils.folders import expand
+from ..utils.folders import expand, read_record
 from .card import render_card
 from .saving import load_record
+
+
+def check_saved(directory: str | os.PathLike) -> Path:
+    """Check that a folder is a checkpoint of a pruned model, and return its path.
+
+    Raises:
+        FFPError: If the folder does not exist, is not such a checkpoint, or its weights are missing.
+    """
+    path = expand(directory)
+    if not path.is_dir():
+        raise FFPError(f"there is no folder {directory}; choose one written by `ffp prune`")
+    if not read_record(path) or not any(path.glob("model*.safetensors")):
+        raise FFPError(f"{directory} has no pruned model with its weights; choose a folder written by `ffp prune`")
+    check_checkpoint(path)
+    return path
 
 
 def push_checkpoint(folder: str | Path, repo_id: str, **options: Any) -> str:
@@ -27,12 +44,10 @@ def push_checkpoint(folder: str | Path, repo_id: str, **options: Any) -> str:
         The URL of the commit, or of the pull request.
 
     Raises:
-        FFPError: If the folder is not a checkpoint, or the upload fails.
+        FFPError: As `check_saved`, or if the upload fails.
     """
-    record = load_record(expand(folder))
-    if not record:
-        raise FFPError(f"{folder} contains no pruned model; nothing was uploaded")
-    return push_folder(expand(folder), repo_id, partial(render_card, record), **options)
+    path = check_saved(folder)
+    return push_folder(path, repo_id, partial(render_card, load_record(path)), **options)
 
 
 def push_result(save: Callable[[Path], Any], repo_id: str, **options: Any) -> str:

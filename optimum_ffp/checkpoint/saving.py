@@ -1,4 +1,4 @@
-"""Saving and validation of checkpoints."""
+"""Saving of checkpoints, and reading of their records and agents."""
 
 import json
 import os
@@ -24,7 +24,6 @@ from ..export import plan_export
 from ..hub.license import read_license
 from ..hub.naming import without_folders
 from ..hub.upload import describe_failure
-from ..hub.validate_checkpoint import check_checkpoint
 from ..modeling.auto import is_pruned
 from ..utils.folders import (
     RECORD,
@@ -167,21 +166,6 @@ def save_model(model: PreTrainedModel, folder: Path) -> None:
         model.generation_config = generation_config
         del model.hf_device_map
     generation_config.to_json_file(folder / GENERATION_CONFIG_NAME, use_diff=True)
-
-
-def check_saved(directory: str | os.PathLike) -> Path:
-    """Check that a folder is a checkpoint of a pruned model, and return its path.
-
-    Raises:
-        FFPError: If the folder does not exist, is not such a checkpoint, or its weights are missing.
-    """
-    path = expand(directory)
-    if not path.is_dir():
-        raise FFPError(f"there is no folder {directory}; choose one written by `ffp prune`")
-    if not read_record(path) or not any(path.glob("model*.safetensors")):
-        raise FFPError(f"{directory} has no pruned model with its weights; choose a folder written by `ffp prune`")
-    check_checkpoint(path)
-    return path
 
 
 def save_tokenizer(tokenizer: PreTrainedTokenizerBase, folder: Path) -> None:

@@ -49,8 +49,7 @@ class FFPPushCommand(Command):
     @staticmethod
     def execute(args: Namespace) -> None:
         """Upload the folder of a pruned model in one commit."""
-        from ..checkpoint.pushing import push_checkpoint
-        from ..checkpoint.saving import check_saved
+        from ..checkpoint.pushing import check_saved, push_checkpoint
         from ..planning.preflight import check_repositories
 
         folder = check_saved(args.folder)

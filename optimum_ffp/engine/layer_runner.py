@@ -33,10 +33,8 @@ class LayerRunner:
         counter: Counts the tokens that the layer reads.
     """
 
-    def __init__(
-        self, layer: nn.Module, arguments: Arguments, dtype: torch.dtype | None, counter: TokenCounter | None = None
-    ):
-        self.layer, self.arguments, self.dtype, self.counter = layer, arguments, dtype, counter or TokenCounter(1)
+    def __init__(self, layer: nn.Module, arguments: Arguments, dtype: torch.dtype | None, counter: TokenCounter):
+        self.layer, self.arguments, self.dtype, self.counter = layer, arguments, dtype, counter
         weight = next(layer.parameters())
         self.device, self.weight_dtype = weight.device, weight.dtype
 

@@ -1,8 +1,5 @@
 """Perplexity as an `evaluate.Metric`."""
 
-from collections.abc import Callable
-from typing import Any
-
 import datasets
 import evaluate
 import torch
@@ -32,9 +29,8 @@ class Perplexity(evaluate.Metric):
         predictions: list[list[int]],
         model: PreTrainedModel,
         batch_size: int = 1,
-        **callbacks: Callable[..., Any] | None,
     ) -> dict[str, float | int | list[float]]:
         windows = torch.as_tensor(predictions)
         count, length = windows.shape
-        figures = describe_losses(window_losses(model, windows, batch_size, **callbacks))
+        figures = describe_losses(window_losses(model, windows, batch_size))
         return figures | {"windows": count, "window_length": length}

@@ -25,9 +25,7 @@ def projection_parameters(model: PreTrainedModel) -> int | None:
     family = FAMILIES.get(model.config.model_type)
     if family is None:
         return None
-    names = {family.query, family.attention_output, *family.ffn_inputs, family.ffn_output}
-    if not family.fused_by_head:
-        names |= {family.key, family.value}
+    names = {family.query, family.key, family.value, family.attention_output, *family.ffn_inputs, family.ffn_output}
     if family.experts:
         names = {family.experts.router, family.experts.module}
     modules = (module for layer in decoder_layers(model) for module in layer.named_modules())
@@ -43,7 +41,7 @@ def kv_cache_bytes(model: PreTrainedModel) -> int:
     a forward pass, so that it is correct for heterogeneous layers and any kind of attention.
     """
     token = torch.zeros(1, 1, dtype=torch.long, device=model.device)
-    # The name of the output field depends on the version of transformers.
+    # Recurrent models have another name for it.
     caches = [value for value in model(token, use_cache=True).values() if isinstance(value, Cache)]
     layers = [layer for cache in caches for layer in cache.layers]
     tensors = [getattr(layer, name, None) for layer in layers for name in ("keys", "values")]

@@ -11,8 +11,8 @@ from typing import Any
 from transformers import PretrainedConfig
 
 from ..errors import FFPError
+from ..modeling.checks import check_unquantized
 from ..modeling.families import FAMILIES, head_dimension
-from ..utils.precision import is_quantized
 
 
 @dataclass(frozen=True)
@@ -113,8 +113,7 @@ def check_exportable(config: PretrainedConfig) -> None:
         raise FFPError("mixtures of experts are plain checkpoints: use llama.cpp's convert_hf_to_gguf.py")
     if model_type not in UNIFORM:
         raise FFPError(f"model type {model_type!r} can't be exported to llama.cpp; supported are {', '.join(UNIFORM)}")
-    if is_quantized(config):
-        raise FFPError("this model is quantized; export the original model")
+    check_unquantized("this model", config)
     architecture = UNIFORM[model_type]
     activation = getattr(config, "hidden_activation", None) or getattr(config, "hidden_act", "silu")
     if activation != architecture.activation:

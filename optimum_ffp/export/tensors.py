@@ -1,11 +1,10 @@
 """Weights with the names, shapes and row order of llama.cpp."""
 
-import math
 from collections.abc import Iterator
 
 import torch
 from torch.nn.functional import pad
-from transformers import PretrainedConfig, PreTrainedModel
+from transformers import PreTrainedModel
 
 from ..modeling.families import head_dimension
 from .architectures import Architecture, LayerSizes, rotary_parameters
@@ -48,9 +47,10 @@ def tensors(
     yield f"{names['model.norm']}.weight", base.norm.weight.float() + architecture.norm_offset
     if not model.config.tie_word_embeddings:
         yield f"{names['lm_head']}.weight", model.get_output_embeddings().weight.float()
-    factors = rotary_factors(model.config)
-    if factors is not None:
-        yield "rope_freqs.weight", factors
+    if rotary_parameters(model.config).get("rope_type") == "llama3":
+        # Divisors of the frequencies.
+        plain, _ = base.rotary_emb.compute_default_rope_parameters(model.config)
+        yield "rope_freqs.weight", plain / base.rotary_emb.inv_freq.cpu()
     dimension = head_dimension(model.config)
     for index, parameters in enumerate(_layers(model, architecture)):
         weights = {name: parameter.float() for name, parameter in parameters.items()}
@@ -113,17 +113,3 @@ def interleave(tensor: torch.Tensor, dimension: int) -> torch.Tensor:
     """Permute the rows of each head from halves to pairs: row `i` of the second half follows row `i` of the first."""
     halves = tensor.view(-1, 2, dimension // 2, *tensor.shape[1:])
     return halves.transpose(1, 2).reshape(tensor.shape)
-
-
-def rotary_factors(config: PretrainedConfig) -> torch.Tensor | None:
-    """Return the divisor per RoPE frequency (Llama 3.1); `None` for other types."""
-    parameters = rotary_parameters(config)
-    if parameters.get("rope_type", "default") != "llama3":
-        return None
-    dimension = head_dimension(config)
-    exponents = torch.arange(0, dimension, 2, dtype=torch.float64) / dimension
-    wavelengths = 2 * math.pi * parameters["rope_theta"] ** exponents
-    turns = parameters["original_max_position_embeddings"] / wavelengths
-    low = parameters["low_freq_factor"]
-    smooth = ((turns - low) / (parameters["high_freq_factor"] - low)).clamp(0, 1)
-    return (1 / ((1 - smooth) / parameters["factor"] + smooth)).float()

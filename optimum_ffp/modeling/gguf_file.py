@@ -1,5 +1,6 @@
 """GGUF files of dense models, which transformers dequantizes: checks before and after loading."""
 
+import logging
 from functools import lru_cache
 from importlib.util import find_spec
 from typing import TYPE_CHECKING
@@ -14,6 +15,8 @@ if TYPE_CHECKING:
     from gguf import GGUFReader
 
 
+# It warns of a vocabulary size that isn't in the file, which is read from the tokenizer.
+logging.getLogger("transformers.modeling_gguf_pytorch_utils").setLevel(logging.ERROR)
 # Hidden size of Gemma 2 27B, the only one with another `query_pre_attn_scalar`.
 GEMMA2_27B = 4608
 

@@ -16,6 +16,7 @@ from transformers import (
     AutoModelForCausalLM,
     AutoModelForImageTextToText,
     AutoTokenizer,
+    GgufConfig,
     PretrainedConfig,
     PreTrainedModel,
     PreTrainedTokenizerBase,
@@ -28,7 +29,7 @@ from ..hub.record import prune_record
 from ..hub.validate_checkpoint import LENIENT, check_checkpoint, check_reachable
 from ..utils.folders import expand
 from ..utils.precision import is_quantized
-from .auto import FFPModelForCausalLM, attention_of, is_pruned, load_strictly, mark_untied, pruned_model_class
+from .auto import FFPModelForCausalLM, attention_of, is_pruned, load_strictly, pruned_model_class
 from .checks import NO_TOKENIZER, check_dequantizable, check_prunable, check_unquantized, check_usable, largest_token
 from .families import MULTIMODAL, find_family
 from .gguf_file import check_complete, open_gguf
@@ -194,7 +195,6 @@ def read_any_config(model_id: str, options: LoadOptions) -> PretrainedConfig:
 def _read_full_config(model_id: str, options: LoadOptions) -> PretrainedConfig:
     """Like `read_any_config`, but return the complete config of a vision-language model."""
     source, extra = _locate(model_id)
-    logging.getLogger("transformers.modeling_gguf_pytorch_utils").setLevel(logging.ERROR)
     with loading_errors(model_id, options.token):
         if extra:
             config = copy.deepcopy(_read_gguf_config(model_id, source, extra["gguf_file"]))
@@ -284,8 +284,6 @@ def _load(
     # Every process loads all weights: for FSDP, some versions of transformers give them to the first alone.
     with loading_errors(model_id, options.token), patch_environment(FSDP_CPU_RAM_EFFICIENT_LOADING="false"):
         if extra:
-            from transformers import GgufConfig
-
             arguments |= extra | {"dtype": torch.float32 if dtype == "auto" else dtype}
             # Without a config it would parse the file once more.
             arguments |= {"config": read_any_config(model_id, options)}
@@ -300,7 +298,6 @@ def _load(
         if model_class is AutoModelForImageTextToText:
             logger.warning(f"{model_id} is a vision-language model; only its language model is used")
             model = language_model(model)
-            mark_untied(model)
             # Older checkpoints store it with the processor.
             path = cached_file(source, "chat_template.json", **options.hub(), **LENIENT)
             if path is not None and not tokenizer.chat_template:
@@ -339,7 +336,7 @@ def resolve_device(device: str | None) -> torch.device:
 def use_device(device: str | None) -> torch.device:
     """Return the device of the given name, and make it the current device."""
     resolved = resolve_device(device)
-    if resolved.type != "cpu" and resolved.index is not None:
+    if resolved.type != "cpu":
         torch.accelerator.set_device_index(resolved.index)
     return resolved
 

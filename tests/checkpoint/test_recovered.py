@@ -9,8 +9,9 @@ import pytest
 import torch
 
 from optimum_ffp import FFPConfig, FFPError, FFPModelForCausalLM, RecoveryConfig
+from optimum_ffp.checkpoint.pushing import check_saved
 from optimum_ffp.checkpoint.recovered import RecoveryRecord, save_recovered
-from optimum_ffp.checkpoint.saving import check_saved, load_agent
+from optimum_ffp.checkpoint.saving import load_agent
 from optimum_ffp.utils.folders import check_output
 from tests.helpers import FILES, contents, make_tokenizer
 

@@ -1,7 +1,6 @@
 import pytest
 import torch
 
-from optimum_ffp.engine import LayerRunner
 from optimum_ffp.modeling.families import find_family
 from tests.helpers import layerwise_of
 
@@ -12,8 +11,9 @@ def layers(tiny_model):
 
 
 def runners(model, layers, windows, dtype=None):
-    hidden, arguments = layerwise_of(model).embed(windows, dtype)
-    return hidden, [LayerRunner(layer, given, dtype) for layer, given in zip(layers, arguments)]
+    layerwise = layerwise_of(model)
+    hidden, arguments = layerwise.embed(windows, dtype)
+    return hidden, [layerwise.runner(layer, given, dtype) for layer, given in zip(layers, arguments)]
 
 
 def states_by_hooks(model, layers, windows):
