@@ -175,7 +175,7 @@ class _Candidate:
     def load(self) -> PreTrainedModel:
         if self.model is None:
             self.model, self.tokenizer = load_any(self.source, self.options)
-        return self.model
+        return self.model.eval()
 
 
 def _perplexities(

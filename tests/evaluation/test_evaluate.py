@@ -238,6 +238,13 @@ def test_the_revision_of_a_baseline_stands_after_its_id(places, tmp_path, monkey
         evaluate(places[0], "someone/model@v2", **options)
 
 
+def test_a_model_that_was_trained_is_measured_without_dropout(places):
+    model, data = make_tiny_model("gpt2", resid_pdrop=0.5, embd_pdrop=0.5), places[2]
+    expected = perplexity_of(model.eval(), windows_of(data / "test.txt"))
+    measured = evaluate(model.train(), dataset=str(data), tokenizer=make_tokenizer(), **QUICK)
+    assert measured["model"]["perplexity"]["perplexity"] == pytest.approx(expected, rel=1e-5)
+
+
 def test_a_loaded_model_from_nowhere_needs_its_tokenizer():
     with pytest.raises(FFPError, match="tokenizer="):
         evaluate(make_tiny_model(), dataset=None)
