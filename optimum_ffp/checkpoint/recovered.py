@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 from huggingface_hub import snapshot_download
-from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from ..config.prune import GRADIENT_COST
@@ -141,7 +140,7 @@ def source_folder(source: str, hub: Mapping[str, Any]) -> Path:
     weights = [f"{prefix}*" for prefix in NOT_COPIED]
     try:
         snapshot = snapshot_download(source, allow_patterns=patterns, ignore_patterns=weights, **hub)
-    except (HfHubHTTPError, LocalEntryNotFoundError, OSError, ValueError) as error:
+    except (OSError, ValueError) as error:
         raise FFPError(f"the files of {source} can't be read: {one_line(error)}") from None
     return Path(snapshot)
 
