@@ -315,8 +315,10 @@ class FFPPruner:
         calibrated_with = (config or search.config).for_stages("calibration")
         config = replace(search.config, **calibrated_with)
         measured.check(config)
+        config = self._with_calibration(config)
         check_calibration(config.calibration, self.options.offload)
-        sorted_model, journal = measured.prepared.sorted_model, measured.journal.part(calibrated_with, policy.sizes)
+        journal = measured.journal.part(config.for_stages("calibration"), policy.sizes)
+        sorted_model = measured.prepared.sorted_model
         evaluated = {"dense": measured.dense_test_losses}
         # With offloaded weights it would take long.
         dense_samples = measured.dense_samples if self.options.offload == "none" else {}

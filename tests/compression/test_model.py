@@ -37,6 +37,13 @@ def pruner(tmp_path_factory):
     return prepare(tmp_path_factory.mktemp("dense"))
 
 
+def test_a_policy_is_calibrated_with_options_that_name_no_calibration(pruner):
+    search = pruner.search()
+    chosen = pruner.finish(search, replace(pruner.config, calibration=None, distillation_passes=0))
+    assert (chosen.config.calibration, chosen.config.lora) == ("model", 0)
+    assert_same_weights(chosen, pruner.finish(search, replace(pruner.config, distillation_passes=0)))
+
+
 def assert_same_weights(result, other):
     expected = other.model.state_dict()
     assert all(torch.equal(tensor, expected[name]) for name, tensor in result.model.state_dict().items())
