@@ -14,6 +14,7 @@ calibration windows of a prune with the same options.
 import argparse
 import json
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -47,7 +48,7 @@ def main() -> None:
     for index, layer in measured.layerwise.iter_layers():
         members = [unit for unit in units if unit.unit.layer == index]
         runner = measured.layerwise.runner(layer, arguments[index], None)
-        statistics = collect_statistics([(runner, states)], members)
+        statistics = collect_statistics(partial(runner.advance, states), members)
         scores += [score(unit, found) for unit, found in zip(members, statistics)]
     policy = allocate([unit.unit for unit in units], scores, args.sparsity)
     output = args.output or Path(f"flap-{100 * args.sparsity:g}.json")

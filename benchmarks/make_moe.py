@@ -34,7 +34,7 @@ from transformers import MixtralConfig, MixtralForCausalLM, PreTrainedModel
 from optimum_ffp import FFPConfig, FFPPruner
 from optimum_ffp.commands.errors import one_line_errors
 from optimum_ffp.compression.calibrations.model import train_model
-from optimum_ffp.compression.training.layer import Fit, LayerwiseTraining
+from optimum_ffp.compression.training.layer import LayerwiseTraining
 from optimum_ffp.data import DataSplits
 from optimum_ffp.engine import LayerwiseModel
 from optimum_ffp.evaluation import to_perplexity
@@ -134,16 +134,16 @@ def train_layers(
 ) -> nn.ModuleList:
     """Divides every FFN into experts, in place, and returns trained copies of the layers."""
     training, trained = LayerwiseTraining(layerwise, data, data.calibration.start_token, config), nn.ModuleList()
-    stride = max(1, training.sequences[0].dense[..., 0].numel() // ROUTED_TOKENS)
+    stride = max(1, training.dense.states[0][..., 0].numel() // ROUTED_TOKENS)
     for index, (layer, mixture) in enumerate(zip(layerwise.layers, student.model.layers)):
         with sampled_inputs(layer.mlp, stride) as hidden:
-            training.run_dense(layer, index)
+            training.dense.advance(layer, index)
         split_ffn(layer.mlp, mixture.mlp, torch.cat(hidden).float())
         trained.append(copy.deepcopy(mixture))
-        fit = Fit.unpack(training.fit_layer(trained[index], index))
+        fit = training.fit_layer(trained[index], index)
         print(f"layer {index}: error {fit.before:.4f} -> {fit.after:.4f}", flush=True)
         trained[index].load_state_dict(fit.weights)
-        training.run_trained(trained[index], index)
+        training.trained.advance(trained[index], index)
     return trained
 
 

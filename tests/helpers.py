@@ -4,6 +4,7 @@ import importlib.util
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -300,7 +301,7 @@ def statistics_of(
     for index, layer in layerwise.iter_layers():
         own = [unit for unit in units if unit.unit.layer == index]
         runner = layerwise.runner(layer, arguments[index], None)
-        found += collect_statistics([(runner, states)], own, batch_size, relative)
+        found += collect_statistics(partial(runner.advance, states, batch_size), own, relative)
     return found
 
 

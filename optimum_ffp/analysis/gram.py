@@ -1,13 +1,14 @@
 """Gram matrices of the inputs of output projections, layer by layer over the calibration windows."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import nn
 
-from ..engine import LayerRunner, LayerwiseModel
+from ..engine import LayerwiseModel
 from ..modeling.families import ModelUnit
 from ..utils import processes
 from ..utils.cholesky import check_finite
@@ -109,19 +110,12 @@ class _Accumulator:
         return Statistics(mirror(processes.sum_(self.gram)).div_(tokens), processes.sum_(self.total).div_(tokens))
 
 
-def collect_statistics(
-    runs: Sequence[tuple[LayerRunner, torch.Tensor]],
-    units: Sequence[ModelUnit],
-    batch_size: int = 1,
-    relative: bool = False,
-) -> list[Statistics]:
-    """Collect the statistics of the units of one layer, and replace the hidden states before it by those after it.
+def collect_statistics(run: Callable[[], Any], units: Sequence[ModelUnit], relative: bool = False) -> list[Statistics]:
+    """Collect the statistics of the units of one layer.
 
     Args:
-        runs: By length of sequences, the longest first: a runner of the layer of the dense model, and hidden states of
-            this process's sequences, shape `[sequences, length, hidden size]`.
+        run: Runs the layer of the dense model on all tokens of this process, in one or several forward passes.
         units: The units of the layer.
-        batch_size: Sequences of the first length per forward pass, and as many tokens of the others.
         relative: Whether the input of every token is divided by the norm of the projection's output.
 
     Returns:
@@ -134,8 +128,7 @@ def collect_statistics(
     with ExitStack() as stack:
         for unit, accumulator in zip(units, accumulators):
             stack.callback(unit.output.module.register_forward_hook(accumulator).remove)
-        for runner, states in runs:
-            runner.advance(states, batch_size * runs[0][1].shape[1] // states.shape[1])
+        run()
     statistics = [accumulator.finish() for accumulator in accumulators]
     for unit, unit_statistics in zip(units, statistics):
         check_finite(unit_statistics.gram.diagonal(), f"the input of the output projection of {unit.unit.name}")

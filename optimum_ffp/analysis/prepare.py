@@ -12,7 +12,7 @@ from ..compression.ridge import PrefixRidge
 from ..compression.sorted_model import SortedModel
 from ..config import FFPConfig
 from ..data import with_first_tokens
-from ..engine import LayerwiseModel
+from ..engine import HiddenStates, LayerwiseModel
 from ..errors import FFPError
 from ..modeling.families import ModelUnit, units_of_layer
 from ..utils import processes
@@ -160,23 +160,16 @@ class _Preparation:
         units = {}
         with self.meter.stage("statistics"):
             share = windows[processes.share(len(windows))]
-            inputs = [
-                self.layerwise.embed(sequences.flatten(0, 1), batch_size=sequences.shape[1])
-                for sequences in with_first_tokens(share, self.config.first_tokens, self.start_token)
-            ]
+            sequences = with_first_tokens(share, self.config.first_tokens, self.start_token)
+            states = HiddenStates(self.layerwise, sequences, self.dtype)
         with progress_bar(len(self.layers), "Statistics", "layer") as bar:
             for index, layer in self.layerwise.iter_layers():
-                runs = [
-                    (self.layerwise.runner(layer, arguments[index], self.dtype), states)
-                    for states, arguments in inputs
-                ]
                 members = units_of_layer(self.variants[0], index) if index in missing else []
                 with self.meter.stage("statistics"):
                     statistics = collect_statistics(
-                        runs,
+                        partial(states.advance, layer, index, batch_size * windows.shape[1]),
                         [self.variants[0][member] for member in members],
-                        batch_size=batch_size,
-                        relative=self.relative,
+                        self.relative,
                     )
                 if members:
                     measure = partial(processes.tensors_on_main, partial(self._order, index, statistics))

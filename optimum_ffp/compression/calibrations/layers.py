@@ -64,20 +64,20 @@ def distill(task: CalibrationTask, weights: Mapping[str, torch.Tensor]) -> Disti
     sorted_model, policy, layerwise, fits = task.sorted_model, task.policy, task.sorted_model.layerwise, []
     training = LayerwiseTraining(layerwise, task.data, task.start_token, task.config)
 
-    def saved(name: str, fit: Callable[[], dict[str, torch.Tensor]]) -> Fit:
-        return Fit.unpack(layerwise.counter.tensors(task.journal, name, fit))
+    def saved(name: str, fit: Callable[[], Fit]) -> Fit:
+        return Fit.unpack(layerwise.counter.tensors(task.journal, name, lambda: fit().pack()))
 
     start, removed_layers = sorted_model.change(policy, weights), policy.removed_layers
     has_last_norm = bool(last_norm_parameters(layerwise))
     with progress_bar(len(layerwise.layers) + has_last_norm, "Distillation", "layer") as bar:
         for index, layer in layerwise.iter_layers():
-            training.run_dense(layer, index)
+            training.dense.advance(layer, index)
             if index not in removed_layers:
                 prefix, removed = sorted_model.prefixes[index], sorted_model.removed_modules(policy, index)
                 with start(index):
                     fits.append(saved(f"layer-{index}", partial(training.fit_layer, layer, index, prefix, removed)))
                 with sorted_model.change(policy, fits[-1].weights)(index):
-                    training.run_trained(layer, index)
+                    training.trained.advance(layer, index)
                 return_free_memory()
             bar.update()
         if not has_last_norm:
@@ -87,12 +87,10 @@ def distill(task: CalibrationTask, weights: Mapping[str, torch.Tensor]) -> Disti
     return Distilled(layers=fits, last_norm=last_norm)
 
 
-def _fit_last_norm(sorted_model: SortedModel, training: LayerwiseTraining) -> dict[str, torch.Tensor]:
-    layerwise, whole = training.layerwise, training.sequences[0]
-    loss = PredictionLoss(
-        layerwise, whole.trained, whole.dense, window_indices=training.window_indices, dtype=training.dtype
-    )
+def _fit_last_norm(sorted_model: SortedModel, training: LayerwiseTraining) -> Fit:
+    trained, dense = (one.states[0].flatten(0, 1) for one in (training.trained, training.dense))
+    loss = PredictionLoss(training.layerwise, trained, dense, training.trainer.windows, training.dtype)
     with loss.ready():
-        norms = last_norm_parameters(layerwise)
+        norms = last_norm_parameters(training.layerwise)
         start = {name: one.to(sorted_model.stored_dtype(one)) for name, one in norms.items()}
-        return training.fit(loss, start, loss.scale)
+        return training.trainer.fit(loss, start)

@@ -1,11 +1,9 @@
 """The training loop on a linear regression, whose solution is known."""
 
-from functools import partial
-
 import pytest
 import torch
 
-from optimum_ffp.compression.training.layer import Fit, Trainer, _size
+from optimum_ffp.compression.training.layer import Fit, WeightTrainer, _size
 
 
 # Windows to train on, held-out windows, tokens per window, features.
@@ -23,39 +21,48 @@ def regression():
     return inputs, targets + 0.05 * torch.randn(targets.shape, generator=generator)
 
 
-def make_trainer(inputs, targets, parts: int = 1, dtype: torch.dtype = torch.float32) -> Trainer:
-    def loss(weights, window):
-        return (inputs[window] @ weights["weight"].to(inputs) - targets[window]).square().mean()
+class SquaredError:
+    scale = 100.0
 
-    start = {"weight": torch.ones(FEATURES, dtype=dtype)}
-    return Trainer(loss, start, "head.", WINDOWS, HELD_OUT, parts, 100.0)
+    def __init__(self, inputs, targets):
+        self.inputs, self.targets = inputs, targets
+
+    def __call__(self, weights, window):
+        return (self.inputs[window] @ weights["weight"].to(self.inputs) - self.targets[window]).square().mean()
+
+
+def train(regression, passes, rate, seed=0, parts=1, dtype=torch.float32) -> Fit:
+    trainer = WeightTrainer(WINDOWS, HELD_OUT, parts, passes, rate, seed)
+    return trainer.fit(SquaredError(*regression), {"weight": torch.ones(FEATURES, dtype=dtype)})
 
 
 @pytest.mark.parametrize("parts", [1, 3])
 def test_the_least_squares_solution_is_found(regression, parts):
     inputs, targets = regression
-    fit = Fit.unpack(make_trainer(inputs, targets, parts).fit(60, 0.05, 0))
+    fit = train(regression, 60, 0.05, parts=parts)
     expected = torch.linalg.lstsq(inputs[:WINDOWS].flatten(0, 1), targets[:WINDOWS].flatten()[:, None]).solution[:, 0]
-    assert torch.allclose(fit.weights["head.weight"], expected, atol=0.05)
-    held_out = (inputs[WINDOWS:] @ fit.weights["head.weight"] - targets[WINDOWS:]).square().mean()
+    assert torch.allclose(fit.weights["weight"], expected, atol=0.05)
+    held_out = (inputs[WINDOWS:] @ fit.weights["weight"] - targets[WINDOWS:]).square().mean()
     assert fit.after == pytest.approx(float(held_out), rel=1e-5)
     assert fit.before == pytest.approx(float((inputs[WINDOWS:].sum(-1) - targets[WINDOWS:]).square().mean()), rel=1e-5)
 
 
 def test_weights_of_the_best_pass_are_kept(regression, monkeypatch):
-    inputs, targets = regression
-    trainer, seen = make_trainer(inputs, targets), []
-    measure = trainer._held_out_error
-    monkeypatch.setattr(trainer, "_held_out_error", lambda weights: seen.append(weights["weight"]) or measure(weights))
+    seen, measure = [], WeightTrainer._held_out_error
+
+    def measured(trainer, loss, weights):
+        seen.append((measure(trainer, loss, weights), weights["weight"]))
+        return seen[-1][0]
+
+    monkeypatch.setattr(WeightTrainer, "_held_out_error", measured)
     # In between the rate is largest.
-    fit = Fit.unpack(trainer.fit(4, GREAT, 0))
-    errors = [measure({"weight": weight}) for weight in seen]
-    assert fit.after == min(errors)
-    assert torch.equal(fit.weights["head.weight"], seen[errors.index(min(errors))])
+    fit = train(regression, 4, GREAT)
+    error, weight = min(seen, key=lambda one: one[0])
+    assert fit.after == error and torch.equal(fit.weights["weight"], weight)
 
 
 def test_a_rate_that_gains_nothing_is_tried_again_at_a_quarter(regression):
-    great, small = (Fit.unpack(make_trainer(*regression).fit(2, rate, 0)) for rate in (GREAT, GREAT / 4))
+    great, small = (train(regression, 2, rate) for rate in (GREAT, GREAT / 4))
     assert small.after < small.before
     assert great.after == small.after
 
@@ -63,20 +70,19 @@ def test_a_rate_that_gains_nothing_is_tried_again_at_a_quarter(regression):
 def test_weights_that_gain_nothing_stay_as_they_were(regression):
     inputs, targets = regression
     targets = torch.cat([targets[:WINDOWS], inputs[WINDOWS:].sum(-1)])
-    fit = Fit.unpack(make_trainer(inputs, targets).fit(2, 0.05, 0))
-    assert torch.equal(fit.weights["head.weight"], torch.ones(FEATURES)) and fit.after == fit.before
+    fit = train((inputs, targets), 2, 0.05)
+    assert torch.equal(fit.weights["weight"], torch.ones(FEATURES)) and fit.after == fit.before
 
 
 def test_steps_that_the_dtype_of_the_weights_can_not_hold_add_up(regression):
-    train = partial(make_trainer(*regression, dtype=torch.bfloat16).fit, 40, 0.002, 0)
-    fit = Fit.unpack(train())
-    assert fit.weights["head.weight"].dtype == torch.bfloat16 and fit.after < 0.9 * fit.before
+    fit = train(regression, 40, 0.002, dtype=torch.bfloat16)
+    assert fit.weights["weight"].dtype == torch.bfloat16 and fit.after < 0.9 * fit.before
 
 
 def test_the_same_seed_gives_the_same_weights(regression):
-    one, same, other = (Fit.unpack(make_trainer(*regression).fit(2, 0.05, seed)) for seed in (0, 0, 1))
-    assert torch.equal(one.weights["head.weight"], same.weights["head.weight"])
-    assert not torch.equal(one.weights["head.weight"], other.weights["head.weight"])
+    one, same, other = (train(regression, 2, 0.05, seed) for seed in (0, 0, 1))
+    assert torch.equal(one.weights["weight"], same.weights["weight"])
+    assert not torch.equal(one.weights["weight"], other.weights["weight"])
 
 
 def test_zeros_of_a_sparse_matrix_do_not_count_for_its_size():

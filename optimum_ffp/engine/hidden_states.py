@@ -1,0 +1,63 @@
+"""Hidden states of windows, and of shorter sequences of their tokens, on their way through the layers."""
+
+from collections.abc import Sequence
+from copy import copy
+
+import torch
+from torch import nn
+
+from .layer_runner import LayerRunner
+from .layerwise_model import LayerwiseModel
+
+
+class HiddenStates:
+    """Hidden states between two layers, of sequences of one or several lengths.
+
+    Args:
+        layerwise: The model.
+        sequences: Token ids by length, the longest first, each of shape `[windows, sequences per window, length]`, as
+            of `with_first_tokens`.
+        autocast: Autocast dtype; `None` for the model's own.
+        dtype: Dtype to keep the states in; `None` for the model's own.
+        copies: Number of such states that will exist at once, to choose their device.
+
+    Attributes:
+        states: By length, shape `[windows, sequences per window, length, hidden size]`.
+    """
+
+    def __init__(
+        self,
+        layerwise: LayerwiseModel,
+        sequences: Sequence[torch.Tensor],
+        autocast: torch.dtype | None = None,
+        dtype: torch.dtype | None = None,
+        copies: int = 1,
+    ):
+        self.layerwise, self.autocast, self.states, self._arguments = layerwise, autocast, [], []
+        for tokens in sequences:
+            states, arguments = layerwise.embed(tokens.flatten(0, 1), dtype, copies, batch_size=tokens.shape[1])
+            self.states.append(states.unflatten(0, tokens.shape[:2]))
+            self._arguments.append(arguments)
+
+    def clone(self) -> "HiddenStates":
+        """Return a copy."""
+        other = copy(self)
+        other.states = [states.clone() for states in self.states]
+        return other
+
+    def runners(self, layer: nn.Module, index: int) -> list[LayerRunner]:
+        """Return a runner by length of the layer of an index, whose weights are loaded."""
+        return [self.layerwise.runner(layer, arguments[index], self.autocast) for arguments in self._arguments]
+
+    def advance(self, layer: nn.Module, index: int, tokens: int | None = None) -> None:
+        """Replace the states before the layer of an index, whose weights are loaded, with those after it.
+
+        Args:
+            layer: The layer.
+            index: Its index.
+            tokens: Tokens per forward pass, at least those of the longest sequence; by default all sequences of one
+                length of one window.
+        """
+        for runner, states in zip(self.runners(layer, index), self.states):
+            _, sequences, length, _ = states.shape
+            runner.advance(states.flatten(0, 1), tokens // length if tokens else sequences)
