@@ -3,6 +3,8 @@
 from collections.abc import Mapping, Sequence
 
 import numpy as np
+from scipy.linalg import block_diag
+from scipy.sparse import csr_array
 
 from ..allocation.policy import STEP, Unit
 from ..errors import FFPError
@@ -65,9 +67,13 @@ class MultiplierRegression:
 
     def __init__(self, units: Sequence[Unit]):
         self.units = units
-        self._kind = np.array([unit.kind for unit in units])
-        self._part_spread = np.array([PART_SPREAD[kind] for kind in self._kind])
-        self._shared = shared_covariance(units)
+        kinds, self._kind = np.unique([unit.kind for unit in units], return_inverse=True)
+        distance = np.subtract.outer(np.arange(PARTS), np.arange(PARTS)) / PARTS
+        of_parts = np.kron(
+            np.diag([PART_SPREAD[unit.kind] ** 2 for unit in units]), np.exp(-0.5 * (distance / SIZE_SCALE) ** 2)
+        )
+        # Unknowns: a value per unit, the deviations of its parts from it, and the curvature of every kind.
+        self._prior = block_diag(shared_covariance(units), of_parts, CURVATURE_SPREAD**2 * np.eye(len(kinds)))
         self.equations = {
             "unit": np.zeros(0, dtype=np.int64),
             "share": np.zeros((0, PARTS)),
@@ -101,28 +107,20 @@ class MultiplierRegression:
     def solve(self) -> np.ndarray:
         """Return the posterior mean of all multipliers, shape `[units, PARTS]`.
 
-        With the design `A` of the equations, their errors `E` and the prior covariance `P` of the unknowns, it is
-        `P (I + Aᵀ E⁻¹ A P)⁻¹ Aᵀ E⁻¹ y`, whose size doesn't grow with the number of equations.
+        With the design `A` and the right-hand sides `y` of the equations, both divided by the standard errors, and the
+        prior covariance `P` of the unknowns, it is `P (I + Aᵀ A P)⁻¹ Aᵀ y`, whose size doesn't grow with the number of
+        equations.
         """
-        unit, share, sign = (self.equations[name] for name in ("unit", "share", "sign"))
-        # Unknowns: a value per unit, the deviations of its parts from it, and the curvature of every kind.
-        count, kinds = len(self.units), list(np.unique(self._kind))
-        size = count * (1 + PARTS) + len(kinds)
-        position = np.arange(PARTS) / PARTS
-        smooth = np.exp(-0.5 * ((position[:, None] - position) / SIZE_SCALE) ** 2)
-        prior, information = CURVATURE_SPREAD**2 * np.eye(size), np.zeros((size, size))
-        prior[:count, :count] = self._shared
-        residuals = np.zeros(size)
-        design = np.column_stack([np.ones(len(unit)), share, sign])
-        weighted = design / self._errors()[:, None]
-        for index in range(count):
-            parts = count + index * PARTS + np.arange(PARTS)
-            prior[np.ix_(parts, parts)] = self._part_spread[index] ** 2 * smooth
-            columns = np.array([index, *parts, size - len(kinds) + kinds.index(self._kind[index])])
-            rows = unit == index
-            information[np.ix_(columns, columns)] += weighted[rows].T @ design[rows]
-            residuals[columns] += weighted[rows].T @ (self.equations["ratio"] - (1 - sign))[rows]
-        mean = prior @ np.linalg.solve(np.eye(size) + information @ prior, residuals)
+        unit, share, sign, ratio = (self.equations[name] for name in ("unit", "share", "sign", "ratio"))
+        count, size, errors = len(self.units), len(self._prior), np.sqrt(self._errors())
+        # The unknowns of every equation: those of its unit, and the curvature.
+        parts = count + PARTS * unit[:, None] + np.arange(PARTS)
+        columns = np.column_stack([unit, parts, count * (1 + PARTS) + self._kind[unit]])
+        values = np.column_stack([np.ones(len(unit)), share, sign]) / errors[:, None]
+        starts = columns.shape[1] * np.arange(len(unit) + 1)
+        design = csr_array((values.ravel(), columns.ravel(), starts), shape=(len(unit), size))
+        residuals = design.T @ ((ratio - (1 - sign)) / errors)
+        mean = self._prior @ np.linalg.solve(np.eye(size) + (design.T @ design) @ self._prior, residuals)
         return 1 + mean[:count, None] + mean[count : count * (1 + PARTS)].reshape(count, PARTS)
 
     def _errors(self) -> np.ndarray:
