@@ -91,7 +91,7 @@ def main() -> None:
     student.model.layers = trained
     record["layers"], tokens = measure(student), layerwise.counter.tokens
     if args.model_passes:
-        trained = train_model(student, teacher, teacher.dtype, data, data.calibration.start_token, config)
+        trained = train_model(student, teacher, data, data.calibration.start_token, config)
         student, tokens = trained.model, tokens + trained.tokens
         record["model"] = measure(student)
     record |= {"tokens": round(tokens), "shares": shares(student, data.search.tokens)}

@@ -238,19 +238,31 @@ class FFPPruner:
         return replace(config, costs=processes.on_main(lambda: config.cost_table) or self.measured.block_costs)
 
     def _with_calibration(self, config: FFPConfig) -> FFPConfig:
-        """Return the config with the calibration that memory suffices for, which is chosen once, if it has none."""
-        if config.calibration is not None:
-            return config
+        """Return the config with the calibration that memory suffices for, which is chosen once, if it has none.
+
+        Raises:
+            FFPError: If the calibration can't run with these weights and processes.
+        """
 
         def choose() -> dict[str, Any]:
             machine = Machine.of(str(self.measured.layerwise.device))
             estimate = estimate_prune(self.model.config, config, self.options, machine=machine)
             return {"calibration": estimate.calibration, "lora": estimate.lora}
 
-        chosen = self.measured.journal.value("calibration", partial(processes.on_main, choose))
-        adapters = f" by adapters of rank {chosen['lora']}" if chosen["lora"] else ""
-        logger.info("using calibration %s%s, which fits into memory", chosen["calibration"], adapters)
-        return replace(config, **chosen)
+        if config.calibration is None:
+            # Text that can't be used is found before anything is saved, and the memory is that before measurements.
+            _ = self.measured.data
+            chosen = self.measured.journal.value("calibration", partial(processes.on_main, choose))
+            adapters = f" by adapters of rank {chosen['lora']}" if chosen["lora"] else ""
+            logger.info("using calibration %s%s, which fits into memory", chosen["calibration"], adapters)
+            config = replace(config, **chosen)
+        check_calibration(config.calibration, self.options.offload)
+        # Every process loads the best weights from there.
+        if config.calibration == "model" and processes.count() > 1 and self.measured.journal.folder is None:
+            raise FFPError(
+                "calibration 'model' with several processes needs a work_folder; or use calibration 'layers'"
+            )
+        return config
 
     @memory_errors()
     def search(
@@ -275,13 +287,10 @@ class FFPPruner:
         budget = check_budget(self.model, self.measured.unit_variants, self.measured.resolved(asked))
         config = self.measured.resolved(asked.with_method(budget.sparsity))
         self.measured.check(config)
-        check_calibration(config.calibration, self.options.offload)
         skips = asked.method is None and config.method == "no-search"
         agent = None if skips else load_agent(warm_start, self.options.token)
         if agent is not None:
             check_agent(agent, [unit.unit for unit in self.measured.unit_variants[0]], config)
-        # Text that can't be used is found before anything is saved, and the memory is that before measurements.
-        _ = self.measured.data
         config = self._with_calibration(config)
         # Measure before the stage `search` starts: measurements have their own stages.
         _ = self.measured.dense_losses if config.compares_policies else self.measured.prepared
@@ -316,7 +325,6 @@ class FFPPruner:
         config = replace(search.config, **calibrated_with)
         measured.check(config)
         config = self._with_calibration(config)
-        check_calibration(config.calibration, self.options.offload)
         journal = measured.journal.part(config.for_stages("calibration"), policy.sizes)
         sorted_model = measured.prepared.sorted_model
         evaluated = {"dense": measured.dense_test_losses}

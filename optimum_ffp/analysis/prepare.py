@@ -83,15 +83,15 @@ def prepare(
             orders, rare = order_experts(layerwise, variants[0], config, windows, journal)
         layerwise.is_sorted = True
         return Prepared(SortedModel(layerwise, variants[0], orders), curves=None, rare_experts=rare)
-    preparation = _Preparation(layerwise, variants, config, start_token, meter, journal)
+    preparation = _Preparation(layerwise, variants, config, windows, start_token, meter, journal)
     if config.needs_fishers:
         with meter.stage("fisher"):
-            preparation.collect_fishers(windows[: config.fisher_samples])
+            preparation.collect_fishers()
     if processes.count() == 1:
-        units = with_halving_batches(partial(preparation.order_units, windows), config.batch_size)
+        units = with_halving_batches(preparation.order_units, config.batch_size)
     else:
         # A process can't start again alone: the sums are of all processes.
-        units = preparation.order_units(windows, config.batch_size)
+        units = preparation.order_units(config.batch_size)
     del preparation
     layerwise.is_sorted = True
     sorted_model = SortedModel(
@@ -104,29 +104,28 @@ def prepare(
     return Prepared(sorted_model, curves)
 
 
+@dataclass
 class _Preparation:
-    """Orders and factors the units, with the statistics of one layer in memory at a time."""
+    """Orders and factors the units, with the statistics of one layer in memory at a time; fields as for `prepare`."""
 
-    def __init__(
-        self,
-        layerwise: LayerwiseModel,
-        variants: Sequence[Sequence[ModelUnit]],
-        config: FFPConfig,
-        start_token: bool,
-        meter: StageMeter,
-        journal: Journal,
-    ):
-        self.layerwise, self.variants, self.config, self.start_token = layerwise, variants, config, start_token
-        self.meter, self.journal = meter, journal
-        self.dtype = autocast_dtype(layerwise.model, config.search_dtype)
-        self.relative = layerwise.family.normalized_outputs and config.relative_outputs
-        self.matrix_device = matrix_device(layerwise, variants[0])
-        self.layers = range(len(layerwise.layers))
-        self.layer_journal = journal.part(config.needs_factors)
+    layerwise: LayerwiseModel
+    variants: Sequence[Sequence[ModelUnit]]
+    config: FFPConfig
+    windows: torch.Tensor
+    start_token: bool
+    meter: StageMeter
+    journal: Journal
+
+    def __post_init__(self) -> None:
+        self.dtype = autocast_dtype(self.layerwise.model, self.config.search_dtype)
+        self.relative = self.layerwise.family.normalized_outputs and self.config.relative_outputs
+        self.matrix_device = matrix_device(self.layerwise, self.variants[0])
+        self.layers = range(len(self.layerwise.layers))
+        self.layer_journal = self.journal.part(self.config.needs_factors)
         # By unit; only in the main process, which orders them.
-        self.fishers: list[torch.Tensor | None] = [None] * len(variants[0])
+        self.fishers: list[torch.Tensor | None] = [None] * len(self.variants[0])
 
-    def collect_fishers(self, windows: torch.Tensor) -> None:
+    def collect_fishers(self) -> None:
         """Collect the Fisher matrices of all units, or read them from the journal."""
 
         def keep(index: int, matrix: torch.Tensor | None = None) -> torch.Tensor | None:
@@ -140,26 +139,26 @@ class _Preparation:
             self.fishers = collect_fisher(
                 self.layerwise,
                 units,
-                windows,
+                self.windows[: self.config.fisher_samples],
                 seed=self.config.seed,
                 dtype=self.dtype,
                 relative=self.relative,
                 keep=keep,
             )
 
-    def order_units(self, windows: torch.Tensor, batch_size: int) -> list[OrderedUnit]:
+    def order_units(self, batch_size: int) -> list[OrderedUnit]:
         """Return all units with their groups ordered."""
         missing = [layer for layer in self.layers if not self.layer_journal.has(f"layer-{layer}")]
-        units = self._measure(windows, missing, batch_size) if missing else {}
+        units = self._measure(missing, batch_size) if missing else {}
         with self.meter.stage("statistics"):
             units |= {layer: self._units(layer, dict) for layer in self.layers if layer not in units}
         return [unit for layer in self.layers for unit in units[layer]]
 
-    def _measure(self, windows: torch.Tensor, missing: Sequence[int], batch_size: int) -> dict[int, list[OrderedUnit]]:
+    def _measure(self, missing: Sequence[int], batch_size: int) -> dict[int, list[OrderedUnit]]:
         """Run the windows through all layers up to the last missing one, and return the units of the missing ones."""
         units = {}
         with self.meter.stage("statistics"):
-            share = windows[processes.share(len(windows))]
+            share = self.windows[processes.share(len(self.windows))]
             sequences = with_first_tokens(share, self.config.first_tokens, self.start_token)
             states = HiddenStates(self.layerwise, sequences, self.dtype)
         with progress_bar(len(self.layers), "Statistics", "layer") as bar:
@@ -167,7 +166,7 @@ class _Preparation:
                 members = units_of_layer(self.variants[0], index) if index in missing else []
                 with self.meter.stage("statistics"):
                     statistics = collect_statistics(
-                        partial(states.advance, layer, index, batch_size * windows.shape[1]),
+                        partial(states.advance, layer, index, batch_size * self.windows.shape[1]),
                         [self.variants[0][member] for member in members],
                         self.relative,
                     )

@@ -3,7 +3,7 @@
 import logging
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
-from functools import cached_property, partial
+from functools import partial
 from types import ModuleType
 from typing import Any
 
@@ -97,15 +97,11 @@ class PolicySearch:
         # Those of policies without a search.
         self.equal_scores = np.zeros(len(measured.units))
 
-    @cached_property
-    def mapping(self) -> Callable[[np.ndarray, Budget], PruningPolicy]:
-        """Mapping from scores to policies."""
-        return self.curves or find_choice("mapping", self.config.mapping).map_scores
-
-    @property
-    def sparsity(self) -> float:
-        """What agents see: exact for the option of that name, but for the last digits."""
-        return round(self.budget.sparsity, 6)
+    def mapping(self, scores: np.ndarray, budget: Budget) -> PruningPolicy:
+        """Return the policy of raw scores, shape `[units]` or, with curves, `[units, parts]`, under a budget."""
+        mapping = self.curves or find_choice("mapping", self.config.mapping).map_scores
+        # The search runs in every process, and agents may round differently on other machines.
+        return processes.from_main(mapping(scores, budget))
 
     def run(
         self, warm_start: AgentState | None = None, on_entry: Callable[[dict[str, Any]], Any] = lambda entry: None
@@ -155,7 +151,7 @@ class PolicySearch:
 
             def show(entries: list[dict[str, Any]]) -> None:
                 # Relative to the dense model, since candidates are evaluated on different windows.
-                rewards.extend(one["reward"] for one in entries if one["target_sparsity"] == self.sparsity)
+                rewards.extend(one["reward"] for one in entries if one["target_sparsity"] == task.sparsity)
                 if best := max(rewards, default=0):
                     bar.set_postfix_str(f"best perplexity {1 / best:.2f}x dense")
                 for entry in entries:
@@ -163,13 +159,11 @@ class PolicySearch:
 
             self.evaluator.on_evaluation = bar.update
             task = SearchTask(
-                units=self.measured.units,
-                map_scores=self._map_scores,
+                budget=self.budget,
+                mapping=self.mapping,
                 evaluate=self.evaluator,
-                sparsity=self.sparsity,
                 steps=config.search_steps,
                 max_samples=len(self.measured.data.search),
-                budget=self.budget,
                 is_homogeneous=partial(is_homogeneous, self.measured.model, self.measured.layerwise.family),
                 curves=self.curves,
                 baselines=baselines,
@@ -188,11 +182,6 @@ class PolicySearch:
             )
         return result
 
-    def _map_scores(self, scores: np.ndarray, sparsity: float) -> PruningPolicy:
-        budget = self.budget.relaxed(sparsity / self.sparsity)
-        # The search runs in every process, and agents may round differently on other machines.
-        return processes.from_main(self.mapping(scores, budget))
-
     def _without_parts(self) -> Budget:
         """Compare policies without a search that remove more and more units whole; return the budget of the best."""
         config, windows = self.config, np.arange(len(self.measured.data.search))[:WINDOWS]
@@ -204,13 +193,11 @@ class PolicySearch:
 
         with progress_bar(None, "Depth", "evaluation") as bar:
             self.evaluator.on_evaluation = bar.update
-            return remove_whole(
-                self.budget, config.depth, lambda budget: processes.from_main(mapping(budget)), loss_of
-            )
+            return remove_whole(self.budget, config.depth, mapping, loss_of)
 
     def _correct_costs(self) -> None:
         """Scale the measured times so that they are right for the policy without a search, which is measured whole."""
-        policy, table = self._map_scores(self.equal_scores, self.sparsity), self.config.cost_table
+        policy, table = self.mapping(self.equal_scores, self.budget), self.config.cost_table
         scale = max(0, 1 - 1 / self._measured_speed(policy)) / _saved_time(table, policy)
         self.config = replace(self.config, costs=table | {"scale": scale})
         removed = np.flatnonzero(self.budget.largest == 0)

@@ -67,16 +67,14 @@ def _parameters(units: Sequence[Unit]) -> np.ndarray:
 
 @dataclass
 class SearchTask:
-    """Input of a search: the mapping from scores to policies, the evaluator of policies, and the number of steps.
+    """Input of a search: the budget, the mapping from scores to policies, their evaluator, and the number of steps.
 
     Attributes:
-        units: The units of the model.
-        map_scores: Maps raw scores and a sparsity to a policy that meets it.
+        budget: Limits that the policy meets.
+        mapping: Maps raw scores and a budget to a policy.
         evaluate: Evaluator of policies.
-        sparsity: Target sparsity.
         steps: Maximum number of candidate evaluations.
         max_samples: Number of search windows at full fidelity.
-        budget: Bounds and parameters to keep at the target sparsity, for methods that don't map scores.
         is_homogeneous: Whether the dense model's class supports the sizes of a policy.
         curves: Loss curves of all units, if they were measured.
         baselines: Policies without a search to compare with the finalists, by name; not counted in `steps`.
@@ -87,13 +85,11 @@ class SearchTask:
         updates: Number of entries of the log before the finalists were compared.
     """
 
-    units: Sequence[Unit]
-    map_scores: Callable[[np.ndarray, float], PruningPolicy]
+    budget: Budget
+    mapping: Callable[[np.ndarray, Budget], PruningPolicy]
     evaluate: CandidateEvaluator
-    sparsity: float
     steps: int
     max_samples: int
-    budget: Budget | None = None
     is_homogeneous: Callable[[PruningPolicy], bool] = lambda policy: True
     curves: CurveMapping | None = None
     baselines: Mapping[str, PruningPolicy] = field(default_factory=dict)
@@ -104,14 +100,28 @@ class SearchTask:
     updates: int = 0
 
     @property
+    def units(self) -> tuple[Unit, ...]:
+        """The units of the model."""
+        return self.budget.units
+
+    @property
     def actions(self) -> int:
         """Number of scores per policy."""
         return len(self.units)
 
     @property
+    def sparsity(self) -> float:
+        """Target sparsity: exact for the option of that name, but for the last digits."""
+        return round(self.budget.sparsity, 6)
+
+    @property
     def finalists(self) -> int:
         """Number of evaluations reserved for comparing the best candidates on more windows."""
         return finalist_count(self.steps)
+
+    def map_scores(self, scores: np.ndarray, sparsity: float) -> PruningPolicy:
+        """Return the policy of raw scores that meets the budget, relaxed to a lower sparsity."""
+        return self.mapping(scores, self.budget.relaxed(sparsity / self.sparsity))
 
     def windows(self, samples: int, offset: int = 0) -> np.ndarray:
         """Return the indices of `samples` consecutive windows from `offset`, modulo their number, at most all once."""

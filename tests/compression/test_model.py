@@ -10,8 +10,10 @@ from torch.nn.functional import cross_entropy, kl_div
 from optimum_ffp.allocation.policy import PruningPolicy
 from optimum_ffp.compression.calibrations import model as stage
 from optimum_ffp.compression.training.trainer import RecoveryTrainer
+from optimum_ffp.errors import FFPError
 from optimum_ffp.modeling.families import find_family, find_units
 from optimum_ffp.planning.estimate import Machine
+from optimum_ffp.utils import processes
 from tests.helpers import make_deep_model, make_pruner, make_tiny_model, make_tokenizer, without_parts, write_data
 
 
@@ -42,6 +44,14 @@ def test_a_policy_is_calibrated_with_options_that_name_no_calibration(pruner):
     chosen = pruner.finish(search, replace(pruner.config, calibration=None, distillation_passes=0))
     assert (chosen.config.calibration, chosen.config.lora) == ("model", 0)
     assert_same_weights(chosen, pruner.finish(search, replace(pruner.config, distillation_passes=0)))
+
+
+def test_several_processes_without_a_work_folder_end_before_they_measure(tmp_path, monkeypatch):
+    pruner = prepare(tmp_path)
+    monkeypatch.setattr(processes, "count", lambda: 2)
+    with pytest.raises(FFPError, match="several processes needs a work_folder"):
+        pruner.search()
+    assert "data" not in vars(pruner.measured)
 
 
 def assert_same_weights(result, other):

@@ -65,17 +65,15 @@ def run(method="ffp", agent="gradient", steps=64, seed=0, warm_start=None, spars
     mapping = CurveMapping(CURVES)
     used = water_filling if agent == "ppo" else mapping
     config = FFPConfig(method=method, agent=agent, mapping="curves", search_steps=steps, seed=seed, **options)
+    budget = sparsity_budget(UNITS, sparsity, 0.1)
     task = SearchTask(
-        units=UNITS,
-        map_scores=lambda scores, target: used(scores, sparsity_budget(UNITS, target, 0.1)),
+        budget=budget,
+        mapping=used,
         evaluate=landscape,
-        sparsity=sparsity,
         steps=steps,
         max_samples=8,
         curves=mapping,
-        baselines={}
-        if method == "no-search"
-        else {"no-search": mapping(np.zeros(6), sparsity_budget(UNITS, sparsity, 0.1))},
+        baselines={} if method == "no-search" else {"no-search": mapping(np.zeros(6), budget)},
     )
     return find_choice("method", config.method).search(task, config, warm_start), landscape, task
 

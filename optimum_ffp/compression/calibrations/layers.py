@@ -80,11 +80,9 @@ def distill(task: CalibrationTask, weights: Mapping[str, torch.Tensor]) -> Disti
                     training.trained.advance(layer, index)
                 return_free_memory()
             bar.update()
-        if not has_last_norm:
-            return Distilled(layers=fits, last_norm=None)
-        last_norm = saved("last-norm", partial(_fit_last_norm, sorted_model, training))
-        bar.update()
-    return Distilled(layers=fits, last_norm=last_norm)
+        last_norm = saved("last-norm", partial(_fit_last_norm, sorted_model, training)) if has_last_norm else None
+        bar.update(has_last_norm)
+    return Distilled(fits, last_norm)
 
 
 def _fit_last_norm(sorted_model: SortedModel, training: LayerwiseTraining) -> Fit:

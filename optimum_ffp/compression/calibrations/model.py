@@ -9,7 +9,6 @@ from transformers import PreTrainedModel
 from ...config import FFPConfig, RecoveryConfig
 from ...config.prune import TRAINED_RATE, WEIGHT_RATE
 from ...data import DataSplits
-from ...errors import FFPError
 from ...modeling.padding import weights_of
 from ...utils import processes
 from ...utils.precision import compute_dtype, computes_in_bfloat16, convert
@@ -27,22 +26,16 @@ EVALUATIONS = 4
 def calibrate(task: CalibrationTask) -> Calibration:
     """Train all layers together on the calibration windows, which is kept if it lowers the held-out perplexity.
 
-    The loss is the divergence of the pruned model's predictions from the dense model's (`DistillationLoss`).
-
-    Raises:
-        FFPError: If several processes have no work folder for the checkpoints of the training.
+    The loss is the divergence of the pruned model's predictions from the dense model's (`DistillationLoss`). Several
+    processes need a journal in a folder, for the checkpoints of the training.
     """
     sorted_model, config, journal = task.sorted_model, task.config, task.journal
-    if processes.count() > 1 and journal.folder is None:
-        raise FFPError("calibration 'model' with several processes needs a work_folder; or use calibration 'layers'")
     layerwise, teacher = sorted_model.layerwise, sorted_model.layerwise.dense.model
     before = (layers if config.layer_passes else ridge).calibrate(task)
 
     def train() -> dict[str, torch.Tensor]:
         student = sorted_model.materialize(task.policy, before.weights)
-        trained = train_model(
-            student, teacher, layerwise.stored_dtype, task.data, task.start_token, config, journal.checkpoints
-        )
+        trained = train_model(student, teacher, task.data, task.start_token, config, journal.checkpoints)
         layerwise.counter.add(trained.tokens // processes.count())
         return weights_of(trained.model, sorted_model.model, task.policy)
 
@@ -54,13 +47,12 @@ def calibrate(task: CalibrationTask) -> Calibration:
 def train_model(
     student: PreTrainedModel,
     teacher: PreTrainedModel,
-    dtype: torch.dtype,
     data: DataSplits,
     start_token: bool,
     config: FFPConfig,
     checkpoints: Path | None = None,
 ) -> TrainingOutput:
-    """Train a model on the calibration windows in a random order, resuming from `checkpoints`; it ends in `dtype`."""
+    """Train a model on the calibration windows in a random order, resuming from `checkpoints`. It keeps its dtype."""
     bf16 = trains_in_bfloat16(teacher.device, teacher.dtype, config)
     computed = torch.bfloat16 if bf16 else compute_dtype(teacher.device, teacher.dtype)
     windows = split_windows(data.calibration.tokens, config.distillation_parts, start_token)
@@ -72,7 +64,7 @@ def train_model(
     training = Training(
         student=student,
         teacher=teacher if teacher.dtype == computed else convert(copy.deepcopy(teacher), computed),
-        dtype=dtype,
+        dtype=student.dtype,
         config=options,
         batch=Batch.for_model(options, teacher.config),
         bf16=bf16,

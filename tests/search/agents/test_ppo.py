@@ -35,7 +35,9 @@ class WideLandscape:
         return self.curves(scores, sparsity_budget(self.units, sparsity, 0.2))
 
     def task(self, steps):
-        return SearchTask(self.units, self.map_scores, self, 0.2, steps, max_samples=8, curves=self.curves)
+        return SearchTask(
+            sparsity_budget(self.units, 0.2, 0.2), self.curves, self, steps, max_samples=8, curves=self.curves
+        )
 
 
 @pytest.fixture

@@ -30,13 +30,11 @@ class Evaluate:
 def run(best=5, curves=None, candidates=8, **fields):
     evaluate = Evaluate(best)
     task = SearchTask(
-        units=UNITS,
-        map_scores=None,
+        budget=sparsity_budget(UNITS, 0.3, 0.1),
+        mapping=None,
         evaluate=evaluate,
-        sparsity=0.3,
         steps=candidates,
         max_samples=3,
-        budget=sparsity_budget(UNITS, 0.3, 0.1),
         fall_back=False,
         curves=curves,
         **fields,
