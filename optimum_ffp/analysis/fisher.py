@@ -56,17 +56,12 @@ def collect_fisher(
             sums[index] = torch.zeros(features, features, device=device)
         return sums[index]
 
-    def watch(index: int):
-        total = sum_of(index)
+    def watch(total: torch.Tensor, module: nn.Module, inputs: tuple[torch.Tensor, ...], output: torch.Tensor) -> None:
+        norms = output_norms(output) if relative else None
+        output.register_hook(partial(_add_gradient, total, norms))
 
-        def hook(module: nn.Module, inputs: tuple[torch.Tensor, ...], output: torch.Tensor) -> None:
-            norms = output_norms(output) if relative else None
-            output.register_hook(partial(_add_gradient, total, norms))
-
-        return hook
-
-    def watchers(layer: int):
-        return {units[index].output.module: watch(index) for index in units_of_layer(units, layer)}
+    def watchers(layer: int) -> dict[nn.Module, Callable[..., None]]:
+        return {units[index].output.module: partial(watch, sum_of(index)) for index in units_of_layer(units, layer)}
 
     def finish(layer: int) -> None:
         for index in units_of_layer(units, layer):
