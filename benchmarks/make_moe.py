@@ -91,7 +91,7 @@ def main() -> None:
     student.model.layers = trained
     record["layers"], tokens = measure(student), layerwise.counter.tokens
     if args.model_passes:
-        trained = train_model(student, teacher, data, data.calibration.start_token, config)
+        trained = train_model(student, teacher, data, config)
         student, tokens = trained.model, tokens + trained.tokens
         record["model"] = measure(student)
     record |= {"tokens": round(tokens), "shares": shares(student, data.search.tokens)}
@@ -133,7 +133,7 @@ def train_layers(
     layerwise: LayerwiseModel, student: MixtralForCausalLM, data: DataSplits, config: FFPConfig
 ) -> nn.ModuleList:
     """Divides every FFN into experts, in place, and returns trained copies of the layers."""
-    training, trained = LayerwiseTraining(layerwise, data, data.calibration.start_token, config), nn.ModuleList()
+    training, trained = LayerwiseTraining(layerwise, data, config), nn.ModuleList()
     stride = max(1, training.dense.states[0][..., 0].numel() // ROUTED_TOKENS)
     for index, (layer, mixture) in enumerate(zip(layerwise.layers, student.model.layers)):
         with sampled_inputs(layer.mlp, stride) as hidden:

@@ -336,7 +336,7 @@ class FFPPruner:
         if config.reports_searched:
             evaluated["searched"] = test_losses("searched")
         with meter.stage("calibration"):
-            task = CalibrationTask(sorted_model, policy, measured.data, measured.start_token, config, journal)
+            task = CalibrationTask(sorted_model, policy, measured.data, config, journal)
             calibration = find_choice("calibration", config.calibration).calibrate(task)
         if config.calibration != "none":
             evaluated["calibrated"] = test_losses("calibrated", weights=calibration.weights)

@@ -366,7 +366,7 @@ def learn(
         search_dtype="model",
     )
     data = DataSplits(calibration, search=held_out, held_out=held_out, tests=())
-    task = CalibrationTask(sorted_model, policy, data, start_token, config, journal or Journal())
+    task = CalibrationTask(sorted_model, policy, data, config, journal or Journal())
     return distill(task, ridge.calibrate(task).weights)
 
 

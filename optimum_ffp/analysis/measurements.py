@@ -21,7 +21,6 @@ from ..data import (
     DataRequest,
     DataSplits,
     check_calibration_tokens,
-    find_start_token,
     load_windows,
     window_length,
     with_window_length,
@@ -177,12 +176,6 @@ class Measurements:
         return digest.hexdigest()
 
     @property
-    def start_token(self) -> bool:
-        """Whether every text begins with a start token: the tokenizer adds one, and calibration windows have it."""
-        added = find_start_token(self.tokenizer, self.config.start_token) is not None
-        return added and self.data.calibration.start_token
-
-    @property
     def model_units(self) -> Sequence[ModelUnit]:
         """Attention and FFN of every layer, with their projections."""
         return self.unit_variants[0] if len(self.unit_variants) == 1 else self.prepared.sorted_model.model_units
@@ -272,8 +265,7 @@ class Measurements:
             self.layerwise,
             variants=self.unit_variants,
             config=self.config,
-            windows=self.data.calibration.tokens,
-            start_token=self.start_token,
+            windows=self.data.calibration,
             meter=self.meter,
             journal=self.journal,
         )

@@ -11,7 +11,7 @@ from ..allocation.mappings.curves import CurveMapping
 from ..compression.ridge import PrefixRidge
 from ..compression.sorted_model import SortedModel
 from ..config import FFPConfig
-from ..data import with_first_tokens
+from ..data import Windows, with_first_tokens
 from ..engine import HiddenStates, LayerwiseModel
 from ..errors import FFPError
 from ..modeling.families import ModelUnit, units_of_layer
@@ -51,8 +51,7 @@ def prepare(
     layerwise: LayerwiseModel,
     variants: Sequence[Sequence[ModelUnit]],
     config: FFPConfig,
-    windows: torch.Tensor,
-    start_token: bool,
+    windows: Windows,
     meter: StageMeter,
     journal: Journal,
 ) -> Prepared:
@@ -62,8 +61,7 @@ def prepare(
         layerwise: The dense model. Its heads and channels are reordered.
         variants: The units, as `find_unit_variants` returns them. Of two variants the better is chosen per layer.
         config: Criterion, mapping, calibration.
-        windows: Calibration windows, token ids of shape `[windows, window length]`.
-        start_token: Whether every text begins with a start token.
+        windows: Calibration windows.
         meter: Measures time and peak memory of every stage.
         journal: Saves the measurements.
     """
@@ -72,7 +70,7 @@ def prepare(
             "the heads and channels of this model were sorted by a prune that did not finish; load it again in a new "
             "FFPPruner"
         )
-    channels, tokens = max(unit.width for unit in variants[0]), windows.numel()
+    channels, tokens = max(unit.width for unit in variants[0]), windows.tokens.numel()
     if channels > tokens:
         logger.warning(
             f"units have more channels (up to {channels:,}) than there are calibration tokens ({tokens:,}), too few "
@@ -80,10 +78,10 @@ def prepare(
         )
     if layerwise.family.experts:
         with meter.stage("statistics"):
-            orders, rare = order_experts(layerwise, variants[0], config, windows, journal)
+            orders, rare = order_experts(layerwise, variants[0], config, windows.tokens, journal)
         layerwise.is_sorted = True
         return Prepared(SortedModel(layerwise, variants[0], orders), curves=None, rare_experts=rare)
-    preparation = _Preparation(layerwise, variants, config, windows, start_token, meter, journal)
+    preparation = _Preparation(layerwise, variants, config, windows, meter, journal)
     if config.needs_fishers:
         with meter.stage("fisher"):
             preparation.collect_fishers()
@@ -111,8 +109,7 @@ class _Preparation:
     layerwise: LayerwiseModel
     variants: Sequence[Sequence[ModelUnit]]
     config: FFPConfig
-    windows: torch.Tensor
-    start_token: bool
+    windows: Windows
     meter: StageMeter
     journal: Journal
 
@@ -139,7 +136,7 @@ class _Preparation:
             self.fishers = collect_fisher(
                 self.layerwise,
                 units,
-                self.windows[: self.config.fisher_samples],
+                self.windows.tokens[: self.config.fisher_samples],
                 seed=self.config.seed,
                 dtype=self.dtype,
                 relative=self.relative,
@@ -158,15 +155,15 @@ class _Preparation:
         """Run the windows through all layers up to the last missing one, and return the units of the missing ones."""
         units = {}
         with self.meter.stage("statistics"):
-            share = self.windows[processes.share(len(self.windows))]
-            sequences = with_first_tokens(share, self.config.first_tokens, self.start_token)
+            share = self.windows.tokens[processes.share(len(self.windows))]
+            sequences = with_first_tokens(share, self.config.first_tokens, self.windows.start_token)
             states = HiddenStates(self.layerwise, sequences, self.dtype)
         with progress_bar(len(self.layers), "Statistics", "layer") as bar:
             for index, layer in self.layerwise.iter_layers():
                 members = units_of_layer(self.variants[0], index) if index in missing else []
                 with self.meter.stage("statistics"):
                     statistics = collect_statistics(
-                        partial(states.advance, layer, index, batch_size * self.windows.shape[1]),
+                        partial(states.advance, layer, index, batch_size * self.windows.length),
                         [self.variants[0][member] for member in members],
                         self.relative,
                     )

@@ -43,7 +43,6 @@ class CalibrationTask:
         sorted_model: The sorted model, with its ridge factors.
         policy: Number of groups to keep per unit.
         data: Windows of all roles.
-        start_token: Whether every text begins with a start token.
         config: Options.
         journal: Saves finished work.
     """
@@ -51,7 +50,6 @@ class CalibrationTask:
     sorted_model: SortedModel
     policy: PruningPolicy
     data: DataSplits
-    start_token: bool
     config: FFPConfig
     journal: Journal
 

@@ -1,6 +1,5 @@
 """Loading of text from files, the Hub or the model itself as windows of tokens."""
 
-from .cutting import find_start_token
 from .loading import load_windows
 from .request import DataRequest, check_calibration_tokens, window_length, with_window_length
 from .rows import check_text

@@ -7,6 +7,7 @@ from optimum_ffp import FFPConfig
 from optimum_ffp.allocation.policy import Unit
 from optimum_ffp.analysis.attention import find_unit_variants, mean_losses
 from optimum_ffp.analysis.prepare import prepare
+from optimum_ffp.data import Windows
 from optimum_ffp.modeling.families import find_family
 from optimum_ffp.utils.profiling import StageMeter
 from optimum_ffp.utils.resume import Journal
@@ -69,7 +70,7 @@ def test_every_layer_prunes_the_group_that_costs_less(windows):
     columns[:, 0, 1:3] = columns[:, 1, 2:] = 0
     layerwise, config = layerwise_of(model), FFPConfig(fisher_samples=2)
     variants = find_unit_variants(model, layerwise.family, config)
-    prepared = prepare(layerwise, variants, config, windows, False, StageMeter(), Journal())
+    prepared = prepare(layerwise, variants, config, Windows(windows, "", ""), StageMeter(), Journal())
     units, curves = prepared.sorted_model.units, prepared.curves.curves
     assert [unit.group for unit in units if unit.layer < 2] == ["kv_group", "channel", "query_head", "channel"]
     assert [len(curve) - 1 for curve in curves] == [unit.groups for unit in units]

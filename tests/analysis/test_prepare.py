@@ -5,6 +5,7 @@ import torch
 from optimum_ffp import FFPConfig
 from optimum_ffp.analysis.attention import find_unit_variants
 from optimum_ffp.analysis.prepare import prepare
+from optimum_ffp.data import Windows
 from optimum_ffp.modeling.families import find_family, find_units
 from optimum_ffp.utils.profiling import StageMeter
 from optimum_ffp.utils.resume import Journal
@@ -24,7 +25,8 @@ def prepared_with(windows):
         layerwise, meter = layerwise_of(make_tiny_model()), StageMeter()
         config = FFPConfig(fisher_samples=2, **options)
         variants = find_unit_variants(layerwise.model, layerwise.family, config)
-        return prepare(layerwise, variants, config, windows, start_token, meter, journal or Journal()), meter
+        calibration = Windows(windows, "", "", start_token)
+        return prepare(layerwise, variants, config, calibration, meter, journal or Journal()), meter
 
     return call
 

@@ -7,6 +7,7 @@ from torch import nn
 from optimum_ffp.allocation.policy import PruningPolicy
 from optimum_ffp.compression.calibrations.layers import Distilled
 from optimum_ffp.compression.training.layer import split_windows
+from optimum_ffp.data import Windows
 from optimum_ffp.utils.resume import Journal
 from tests.helpers import FIRST_TOKENS, applied, learn, make_sorted_model, make_tiny_model, random_policy, tokens_read
 
@@ -154,12 +155,12 @@ def test_an_interrupted_distillation_ends_with_the_same_weights(windows, tmp_pat
 
 def test_windows_are_split_into_parts_that_begin_with_the_start_token():
     windows = torch.arange(22).view(2, 11)
-    assert torch.equal(split_windows(windows, 1), windows)
+    assert torch.equal(split_windows(Windows(windows, "", ""), 1), windows)
     expected = [[0, 1, 2], [3, 4, 5], [6, 7, 8], [11, 12, 13], [14, 15, 16], [17, 18, 19]]
-    assert split_windows(windows, 3).tolist() == expected
+    assert split_windows(Windows(windows, "", ""), 3).tolist() == expected
     windows[:, 0] = 99
     expected = [[99, *part[1:]] for part in expected]
-    assert split_windows(windows, 3, start_token=True).tolist() == expected
+    assert split_windows(Windows(windows, "", "", start_token=True), 3).tolist() == expected
 
 
 @pytest.mark.slow

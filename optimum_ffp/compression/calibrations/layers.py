@@ -62,7 +62,7 @@ def distill(task: CalibrationTask, weights: Mapping[str, torch.Tensor]) -> Disti
         The fits of all layers and of the last norm.
     """
     sorted_model, policy, layerwise, fits = task.sorted_model, task.policy, task.sorted_model.layerwise, []
-    training = LayerwiseTraining(layerwise, task.data, task.start_token, task.config)
+    training = LayerwiseTraining(layerwise, task.data, task.config)
 
     def saved(name: str, fit: Callable[[], Fit]) -> Fit:
         return Fit.unpack(layerwise.counter.tensors(task.journal, name, lambda: fit().pack()))

@@ -35,7 +35,7 @@ def calibrate(task: CalibrationTask) -> Calibration:
 
     def train() -> dict[str, torch.Tensor]:
         student = sorted_model.materialize(task.policy, before.weights)
-        trained = train_model(student, teacher, task.data, task.start_token, config, journal.checkpoints)
+        trained = train_model(student, teacher, task.data, config, journal.checkpoints)
         layerwise.counter.add(trained.tokens // processes.count())
         return weights_of(trained.model, sorted_model.model, task.policy)
 
@@ -48,14 +48,13 @@ def train_model(
     student: PreTrainedModel,
     teacher: PreTrainedModel,
     data: DataSplits,
-    start_token: bool,
     config: FFPConfig,
     checkpoints: Path | None = None,
 ) -> TrainingOutput:
     """Train a model on the calibration windows in a random order, resuming from `checkpoints`. It keeps its dtype."""
     bf16 = trains_in_bfloat16(teacher.device, teacher.dtype, config)
     computed = torch.bfloat16 if bf16 else compute_dtype(teacher.device, teacher.dtype)
-    windows = split_windows(data.calibration.tokens, config.distillation_parts, start_token)
+    windows = split_windows(data.calibration, config.distillation_parts)
     generator = torch.Generator().manual_seed(config.seed)
     order = torch.cat([torch.randperm(len(windows), generator=generator) for _ in range(config.model_passes)])
     options = training_options(config, len(order) * windows.shape[1], processes.count())

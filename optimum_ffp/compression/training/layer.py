@@ -12,7 +12,7 @@ from torch.optim import Adam
 from torch.optim.lr_scheduler import LambdaLR
 
 from ...config import FFPConfig
-from ...data import DataSplits, with_first_tokens
+from ...data import DataSplits, Windows, with_first_tokens
 from ...engine import HiddenStates, LayerRunner, LayerwiseModel
 from ...utils import processes
 from ...utils.precision import autocast_dtype
@@ -174,20 +174,19 @@ def _rate(step: int, steps: int) -> float:
     return min(1.0, (step + 1) / WARM_UP_STEPS) * (1 + math.cos(math.pi * step / steps)) / 2
 
 
-def split_windows(windows: torch.Tensor, parts: int, start_token: bool = False) -> torch.Tensor:
+def split_windows(windows: Windows, parts: int) -> torch.Tensor:
     """Split windows into parts of equal length; a few last tokens may be left out.
 
-    Args:
-        windows: Token ids, shape `[windows, window length]`.
-        parts: Number of parts per window.
-        start_token: Whether windows begin with the start token. It takes the place of the first token of every part.
+    If windows begin with the start token, it takes the place of the first token of every part.
 
     Returns:
-        Shape `[parts * windows, window length // parts]`.
+        Token ids, shape `[parts * windows, window length // parts]`.
     """
-    length = windows.shape[1] // parts
-    split = windows[:, : parts * length].reshape(-1, length)
-    return torch.cat([windows[:, :1].repeat_interleave(parts, 0), split[:, 1:]], 1) if start_token else split
+    length = windows.length // parts
+    split = windows.tokens[:, : parts * length].reshape(-1, length)
+    if not windows.start_token:
+        return split
+    return torch.cat([windows.tokens[:, :1].repeat_interleave(parts, 0), split[:, 1:]], 1)
 
 
 class LayerwiseTraining:
@@ -209,7 +208,6 @@ class LayerwiseTraining:
     Args:
         layerwise: The dense model.
         data: Calibration windows, on which layers are trained, and held-out windows, by which a pass is chosen.
-        start_token: Whether every text begins with a start token.
         config: Options.
 
     Attributes:
@@ -219,10 +217,9 @@ class LayerwiseTraining:
         dtype: Autocast dtype.
     """
 
-    def __init__(self, layerwise: LayerwiseModel, data: DataSplits, start_token: bool, config: FFPConfig):
+    def __init__(self, layerwise: LayerwiseModel, data: DataSplits, config: FFPConfig):
         windows, held_out = (
-            split_windows(part.tokens, config.distillation_parts, start_token)
-            for part in (data.calibration, data.held_out)
+            split_windows(part, config.distillation_parts) for part in (data.calibration, data.held_out)
         )
         self.layerwise, self.dtype = layerwise, autocast_dtype(layerwise.model, config.search_dtype)
         self.trainer = WeightTrainer(
@@ -234,7 +231,7 @@ class LayerwiseTraining:
             seed=config.seed,
         )
         share = torch.cat([windows, held_out])[self.trainer.windows]
-        sequences = with_first_tokens(share, config.first_tokens, start_token)
+        sequences = with_first_tokens(share, config.first_tokens, data.calibration.start_token)
         self.dense = HiddenStates(layerwise, sequences, self.dtype, dtype=self.dtype, copies=2)
         self.trained = self.dense.clone()
 
