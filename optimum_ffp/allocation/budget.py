@@ -167,7 +167,9 @@ class Budget:
             lower = "lower" if limit.rises else "raise"
             bound = f"with max_retention {self.max_retention:g} " if self.max_retention < 1 else ""
             value = limit.describe(cost, higher=False)
-            raise FFPError(f"{limit} leaves nothing to remove: {bound}it is {value} already; {lower} {limit.option}")
+            raise FFPError(
+                f"{limit} leaves nothing to remove: {bound}the model has {value} already; {lower} {limit.option}"
+            )
 
     @property
     def sparsity(self) -> float:

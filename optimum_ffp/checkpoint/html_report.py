@@ -72,7 +72,7 @@ def _layers(units: list[dict[str, Any]]) -> dict[int, dict[str, Any]]:
 
 def _show(value: Any) -> str:
     if value is None:
-        return "automatic"
+        return "not set"
     if isinstance(value, bool):
         return "yes" if value else "no"
     return ", ".join(map(str, value)) if isinstance(value, list) else str(value)

@@ -200,14 +200,15 @@ def read_file(path: str | os.PathLike) -> dict[str, Any]:
     """Read a JSON object from a file.
 
     Raises:
-        FFPError: If it can't be read or holds no object.
+        OSError: If it can't be read.
+        FFPError: If it holds no object.
     """
     try:
         record = json.loads(Path(os.path.expanduser(path)).read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise FFPError(f"{path} can't be read as a config: {error}") from None
+    except ValueError as error:
+        raise FFPError(f"{path} is not valid JSON: {error}") from None
     if not isinstance(record, dict):
-        raise FFPError(f"{path} must hold a JSON object of options, found {type(record).__name__}")
+        raise FFPError(f"{path} must hold a JSON object, found {type(record).__name__}")
     return record
 
 

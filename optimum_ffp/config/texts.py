@@ -166,7 +166,7 @@ class Text:
         if reason.startswith("Config name is missing"):
             # The second line lists the names.
             reason = f"{one_line(str(error).partition(chr(10))[2], token)}, as {self.name}:NAME"
-        return f"dataset {self.name!r} can't be read from the Hub ({reason}); {ALTERNATIVES}, or self to prune"
+        return f"dataset {self.name!r} can't be read from the Hub ({reason}); {ALTERNATIVES}"
 
 
 def mark_local_paths(dataset: str) -> str:

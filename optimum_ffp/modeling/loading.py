@@ -130,8 +130,8 @@ def find_dense(model_id: str, options: LoadOptions) -> tuple[str, LoadOptions, l
     # Records name local models without folder; another model may have the same name.
     if not (revision or "/" in name):
         raise FFPError(
-            f"the dense model of {model_id} is not on the Hub according to its record; specify it with --base-model "
-            "(base_model; --teacher of ffp recover): a Hub id, folder or .gguf file"
+            f"the dense model of {model_id} is not on the Hub according to its record; pass its Hub id, folder or "
+            ".gguf file with --base-model (base_model), or with --teacher (teacher) to recover"
         )
     return name, replace(options, revision=revision), rows
 

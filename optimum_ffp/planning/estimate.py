@@ -119,8 +119,8 @@ class Estimate:
 
 
 def format_bytes(size: int) -> str:
-    """Format a number of bytes in GiB, or in MiB if it is less than 0.1 GiB."""
-    return f"{size / 2**30:.2f} GiB" if size >= 0.1 * 2**30 else f"{size / 2**20:.1f} MiB"
+    """Format a number of bytes in GiB, or in MiB if it is less than 1 GiB."""
+    return f"{size / 2**30:.2f} GiB" if size >= 2**30 else f"{size / 2**20:.1f} MiB"
 
 
 def estimate_prune(

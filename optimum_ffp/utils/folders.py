@@ -107,7 +107,7 @@ def check_output_is_not_input(output: str | os.PathLike, sources: Iterable[str |
     for source in sources:
         resolved = resolve(source)
         if resolved.exists() and resolved.is_relative_to(path):
-            raise FFPError(f"{output} is or contains {source}, an input of this command; choose another output")
+            raise FFPError(f"{output} would replace {source}, an input of this command; choose another output")
 
 
 def check_output(directory: str | os.PathLike, overwrite: bool = False) -> Path:

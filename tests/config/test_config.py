@@ -202,7 +202,7 @@ def test_what_is_given_beside_a_file_is_checked(tmp_path):
     path = save({"seed": 3}, tmp_path)
     with pytest.raises(FFPError, match="did you mean sparsity"):
         FFPConfig.from_file(path, sparsty=0.3)
-    with pytest.raises(FFPError, match="can't be read as a config"):
+    with pytest.raises(FileNotFoundError, match="no-such-user"):
         FFPConfig.from_file("~no-such-user/options.json")
 
 

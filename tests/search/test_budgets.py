@@ -107,7 +107,7 @@ def test_what_cannot_be_reached_is_said():
     model = make_tiny_model("llama")
     for options, message in (
         ({"params": "10k"}, "params 10k can't be met: with min_retention 0.2 the minimum is 13.6k"),
-        ({"params": "1M"}, "params 1M leaves nothing to remove: it is 31.456k already"),
+        ({"params": "1M"}, "params 1M leaves nothing to remove: the model has 31.456k already"),
         ({"memory": "100KiB"}, "memory 100KiB can't be met"),
         ({"kv_cache": 0.9, "params": "10k"}, "params 10k can't be met"),
         ({"speedup": 9, "costs": COSTS}, "speedup 9 can't be met: with min_retention 0.2 the maximum is 3.0303"),
