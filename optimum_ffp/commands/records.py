@@ -78,8 +78,7 @@ def prune_records(result: PruningResult, folder: str) -> list[Record]:
     notes = {"budget": describe_limits(result.search.budget), "search": result.search.note}
     notes["removed_whole"] = removed_whole(result.policy.to_dict()["units"])
     if result.experts:
-        kept = f"{result.policy.sizes[0]} of {result.policy.units[0].groups} in every layer that has some"
-        notes["experts"] = f"{kept}; {describe_routing(result.experts)}"
+        notes["experts"] = f"{_kept_experts(result.policy.to_dict())}; {describe_routing(result.experts)}"
     pruned |= {name: note for name, note in notes.items() if note}
     for stage in result.calibration.get("stages", ()):
         pruned |= {f"held_out_{name}/{stage['stage']}": stage[key] for name, key in HELD_OUT.items()}
@@ -107,6 +106,8 @@ def recovery_records(recovery: FFPRecovery, folder: str, meter: StageMeter) -> l
     for record, held_out in zip(records, (result.kept, result.curve[0])):
         record |= {"sparsity": prune["policy"]["sparsity"], "model_sparsity": prune["provenance"]["model_sparsity"]}
         record |= {f"held_out_{name}": held_out[key] for name, key in HELD_OUT.items()}
+    if "experts" in prune["provenance"]:
+        records[0]["experts"] = _kept_experts(prune["policy"])
     records[0] |= {"tokens": result.all_tokens, "trained_tokens": result.tokens} | _cost(meter)
     records[-1]["role"] = "dense" if result.dense_teacher else "teacher"
     return records
@@ -130,6 +131,11 @@ def evaluation_records(evaluation: Evaluation, meter: StageMeter) -> list[Record
         records.append(record)
     records[0] |= _cost(meter)
     return records
+
+
+def _kept_experts(policy: dict[str, Any]) -> str:
+    first = policy["units"][0]
+    return f"{first['kept']} of {first['items']} in every layer that has some"
 
 
 def _model(command: str, role: str, model: str, parameters: int, dtype: torch.dtype) -> Record:

@@ -112,8 +112,8 @@ def _stages(record: Record) -> list[list[str]]:
         for one in stages
     ]
     kept, closest = record["calibration"], min(stages, key=lambda one: record[f"held_out_divergence/{one}"])
-    note = f", although the divergence is lowest after {closest}" if closest != kept else ""
-    return [["calibration", f"held-out perplexity (and divergence) after {', '.join(texts)}; {kept} was kept{note}"]]
+    note = f", although the divergence is lowest with {closest}" if closest != kept else ""
+    return [["calibration", f"held-out perplexity (and divergence): {', '.join(texts)}; kept: {kept}{note}"]]
 
 
 def sweep_table(records: Sequence[Record]) -> str:

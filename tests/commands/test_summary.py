@@ -37,6 +37,16 @@ def test_the_size_before_is_that_of_the_dense_model_with_another_teacher():
     assert "2,000,000 -> 1,500,000" in size and "4.0 -> 3.0 MiB" in weights
 
 
+def test_a_recovered_mixture_lost_experts_and_stages_are_listed():
+    stages = {"none": (9.0, 0.5), "ridge": (8.0, 0.6)}
+    figures = {f"held_out_perplexity/{stage}": perplexity for stage, (perplexity, _) in stages.items()}
+    figures |= {f"held_out_divergence/{stage}": divergence for stage, (_, divergence) in stages.items()}
+    record = pruned("better", 1.1, role="recovered", experts="6 of 8", calibration="ridge", **figures)
+    _, size, _, experts, _, calibration, *_ = summarize([record, DENSE], "ffp push").splitlines()
+    assert "30.0 % of the experts" in size and "6 of 8" in experts
+    assert "none 9.00 (0.5000), ridge 8.00 (0.6000); kept: ridge" in calibration and "with none" in calibration
+
+
 def test_a_sweep_is_one_table():
     header, dense, *rows = sweep_table([pruned("a", 1.25), pruned("b", 1.5), DENSE]).strip().splitlines()
     assert "c4" in header and "wikitext2" in header and "20.00" in dense
