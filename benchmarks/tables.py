@@ -631,7 +631,7 @@ def draw(path: Path) -> None:
     for percent, size in sizes.items():
         axes.text(size, 66, f"{percent} % of the blocks", ha="center", va="top", fontsize=9)
     axes.set(
-        yscale="log", xlim=(92, 122), ylim=(18.5, 68), yticks=(ticks := (20, 25, 30, 40, 50, 60)), yticklabels=ticks
+        yscale="log", xlim=(92, 125), ylim=(18.5, 68), yticks=(ticks := (20, 25, 30, 40, 50, 60)), yticklabels=ticks
     )
     axes.set(xlabel="parameters of the whole model, millions", ylabel="perplexity, WikiText-2")
     axes.set(title="SmolLM2-135M-Instruct; filled: weights trained on the calibration text")
