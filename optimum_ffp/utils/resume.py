@@ -236,8 +236,8 @@ def _read_run(folder: Path) -> dict[str, Any]:
 def _reading(path: Path) -> Iterator[None]:
     try:
         yield
-    # Invalid JSON and invalid UTF-8 raise ValueError.
-    except (OSError, SafetensorError, ValueError) as error:
+    # Invalid JSON and invalid UTF-8 raise ValueError, and JSON that is nested too deep raises RecursionError.
+    except (OSError, SafetensorError, ValueError, RecursionError) as error:
         raise FFPError(f"{path} is corrupt: {error}; delete it and resume") from None
 
 

@@ -16,7 +16,7 @@ from tests.helpers import SMOLLM2, linear_costs, sparsity_budget
 def test_infeasible_sparsity_names_the_feasible_range():
     with pytest.raises(FFPError, match=r"the maximum is 0.7"):
         sparsity_budget(SMOLLM2, 0.9, 0.2)
-    with pytest.raises(FFPError, match=r"0.5417 already"):
+    with pytest.raises(FFPError, match=r"the model has 0.5417 already"):
         sparsity_budget(SMOLLM2, 0.2, 0.2, 0.5)
 
 

@@ -109,7 +109,7 @@ def test_the_state_of_another_run_is_refused(tmp_path):
         Journal.open(tmp_path / "w", other, resume=True)
 
 
-@pytest.mark.parametrize("content", [b"", b"damaged", b"[0.1, 0.", b"\xff\xfe"])
+@pytest.mark.parametrize("content", [b"", b"damaged", b"[0.1, 0.", b"\xff\xfe", b"[" * 10**5])
 def test_damaged_entries_are_named(tmp_path, content):
     for kind, read in (("json", Journal(tmp_path).value), ("safetensors", Journal(tmp_path).tensors)):
         (tmp_path / f"x.entry.{kind}").write_bytes(content)

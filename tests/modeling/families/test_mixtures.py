@@ -253,7 +253,7 @@ def test_a_prune_reads_no_more_tokens_than_estimated(data_folder, options):
         ({"attention": "kv-groups"}, "leave out attention"),
         ({"speedup": 1.5}, "leave out speedup"),
         ({"experts": 1}, "the minimum is 2; raise experts"),
-        ({"experts": 8}, "has 8 already; lower experts"),
+        ({"experts": 8}, "the model has 8 already; lower experts"),
         ({"sparsity": 0.9}, "the maximum is 0.75; lower sparsity"),
     ],
 )
