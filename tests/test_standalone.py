@@ -70,7 +70,7 @@ def folders(tmp_path_factory) -> dict[str, Path]:
                 policy = next(
                     policy
                     for policy in homogeneous_policies(sparsity_budget(sorted_model.units, 0.3))
-                    if is_homogeneous(sorted_model.model, sorted_model.family, policy)
+                    if is_homogeneous(sorted_model.model, policy)
                 )
             pruned = sorted_model.materialize(policy, homogeneous=ALIKE in case)
         found[case] = tmp_path_factory.mktemp("pruned") / case

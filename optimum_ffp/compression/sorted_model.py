@@ -244,11 +244,9 @@ class SortedModel:
                 layer_weights = journal.mapped(f"pruned-{index}", partial(self._copy_weights, layer, removed))
                 state |= {prefix + name: tensor for name, tensor in layer_weights.items()}
         if homogeneous or self.family.experts:
-            model_class = type(self.model)
-            config = homogeneous_config(model_class, self.model.config, self.family, policy)
+            model_class, config = type(self.model), homogeneous_config(self.model, policy)
         else:
-            model_class = pruned_model_class(self.family)
-            config = pruned_config(self.model.config, self.family, policy)
+            model_class, config = pruned_model_class(self.family), pruned_config(self.model.config, policy)
         options = {"dtype": self.layerwise.stored_dtype} | attention_of(config)
         pruned = model_class.from_pretrained(None, config=config, state_dict=state, **options)
         if self.family.experts:

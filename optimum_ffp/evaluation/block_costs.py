@@ -99,7 +99,7 @@ def _time_policies(
 
 def _sized(model: PreTrainedModel, policy: PruningPolicy) -> PreTrainedModel:
     """Return a model of the sizes of a policy in the memory of the dense one, as speed doesn't depend on weights."""
-    sized = empty_model(pruned_config(model.config, find_family(model.config), policy), model.dtype)
+    sized = empty_model(pruned_config(model.config, policy), model.dtype)
     memory = dict(model.named_parameters()) | dict(model.named_buffers())
     for name, tensor in [*sized.named_parameters(), *sized.named_buffers()]:
         view = memory[name].data.flatten()[: tensor.numel()].view(tensor.shape)

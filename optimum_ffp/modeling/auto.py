@@ -5,7 +5,6 @@ import importlib
 import logging
 import os
 import re
-from collections.abc import Sequence
 from types import ModuleType
 from typing import Any
 
@@ -38,14 +37,14 @@ def pruned_model_class(family: Family, auto_class: str = "AutoModelForCausalLM")
     return getattr(_modeling(family), family.classes[auto_class])
 
 
-def pruned_config(dense_config: PretrainedConfig, family: Family, policy: PruningPolicy) -> PretrainedConfig:
+def pruned_config(dense_config: PretrainedConfig, policy: PruningPolicy) -> PretrainedConfig:
     """Return the config of a pruned model: the dense config with the sizes of every layer and an `auto_map`.
 
     Global sizes are those of the dense model. `head_dim` is always set, since some families derive it from the number
     of heads. Without an `AutoModel` entry in `auto_map`, `AutoModel.from_config` would silently build the dense model.
     """
-    config = _with_layers(dense_config, policy.kept_layers(dense_config.num_hidden_layers))
-    overrides = _layer_overrides(dense_config, family, policy)
+    config, family = _with_layers(dense_config, policy), find_family(dense_config)
+    overrides = _layer_overrides(dense_config, policy)
     config.head_dim = family.heads(dense_config)[2]
     setattr(config, family.width_attribute, family.width(dense_config))
     config.allow_global_per_layer_attribute_access = True
@@ -55,35 +54,28 @@ def pruned_config(dense_config: PretrainedConfig, family: Family, policy: Prunin
     return config
 
 
-def homogeneous_config(
-    model_class: type[PreTrainedModel], dense_config: PretrainedConfig, family: Family, policy: PruningPolicy
-) -> PretrainedConfig | None:
+def homogeneous_config(model: PreTrainedModel, policy: PruningPolicy) -> PretrainedConfig | None:
     """Return the config of a pruned model for the dense model's class, or `None` if that doesn't support its sizes.
 
     All layers must have the same sizes, and the class must accept these as global sizes: some families derive the head
     dimension from the number of heads, or require it to divide the hidden size.
-
-    Args:
-        model_class: Class of the dense model.
-        dense_config: Its config.
-        family: The family record.
-        policy: The policy of the pruned model.
     """
+    model_class, dense_config, family = type(model), model.config, find_family(model.config)
     if family.experts:
-        return _mixture_config(model_class, dense_config, family.experts, policy)
-    first, *rest = _layer_overrides(dense_config, family, policy)
+        return _mixture_config(model, family.experts, policy)
+    first, *rest = _layer_overrides(dense_config, policy)
     if "skip" in first or any(overrides != first for overrides in rest):
         return None
-    pruned = pruned_config(dense_config, family, policy)
-    sliced = _with_layers(dense_config, policy.kept_layers(dense_config.num_hidden_layers))
+    pruned = pruned_config(dense_config, policy)
+    sliced = _with_layers(dense_config, policy)
     dense_values = {name: value for name, value in sliced.to_dict().items() if name != "auto_map"}
     sizes = {"head_dim": pruned.head_dim, "architectures": [model_class.__name__]} | first
     try:
         config = type(dense_config).from_dict(dense_values | sizes)
         with torch.device("meta"):
             shapes, pruned_shapes = (
-                {name: weight.shape for name, weight in model.named_parameters()}
-                for model in (model_class(config), pruned_model_class(family)(pruned))
+                {name: weight.shape for name, weight in built.named_parameters()}
+                for built in (model_class(config), pruned_model_class(family)(pruned))
             )
     except (ValueError, RuntimeError, StrictDataclassError):
         return None
@@ -97,26 +89,24 @@ def homogeneous_config(
     return config
 
 
-def _mixture_config(
-    model_class: type[PreTrainedModel], dense_config: PretrainedConfig, experts: Experts, policy: PruningPolicy
-) -> PretrainedConfig:
-    config = copy.deepcopy(dense_config)
+def _mixture_config(model: PreTrainedModel, experts: Experts, policy: PruningPolicy) -> PretrainedConfig:
+    config = copy.deepcopy(model.config)
     vars(config).pop("auto_map", None)
-    config.architectures = [model_class.__name__]
+    config.architectures = [type(model).__name__]
     setattr(config, experts.count, policy.sizes[0])
     # Transformers 5 saves some of these under another name, which earlier releases and other software don't read.
     vars(config)[experts.count] = policy.sizes[0]
     return config
 
 
-def is_homogeneous(model: PreTrainedModel, family: Family, policy: PruningPolicy) -> bool:
+def is_homogeneous(model: PreTrainedModel, policy: PruningPolicy) -> bool:
     """Return whether all layers of a policy have the same sizes, and the class of the dense model supports them."""
-    return homogeneous_config(type(model), model.config, family, policy) is not None
+    return homogeneous_config(model, policy) is not None
 
 
-def _with_layers(dense_config: PretrainedConfig, layers: Sequence[int]) -> PretrainedConfig:
-    """Return a copy of the config of a model that keeps only these layers, which are renumbered."""
-    config = copy.deepcopy(dense_config)
+def _with_layers(dense_config: PretrainedConfig, policy: PruningPolicy) -> PretrainedConfig:
+    """Return a copy of the config of a model with the layers that a policy keeps, which are renumbered."""
+    config, layers = copy.deepcopy(dense_config), policy.kept_layers(dense_config.num_hidden_layers)
     config.num_hidden_layers = len(layers)
     vars(config).pop("pruned_units", None)
     for name in PER_LAYER_LISTS:
@@ -125,9 +115,9 @@ def _with_layers(dense_config: PretrainedConfig, layers: Sequence[int]) -> Pretr
     return config
 
 
-def _layer_overrides(dense_config: PretrainedConfig, family: Family, policy: PruningPolicy) -> list[dict[str, Any]]:
+def _layer_overrides(dense_config: PretrainedConfig, policy: PruningPolicy) -> list[dict[str, Any]]:
     """Return the overrides of every kept layer."""
-    kept = policy.kept_layers(dense_config.num_hidden_layers)
+    family, kept = find_family(dense_config), policy.kept_layers(dense_config.num_hidden_layers)
     sizes: dict[int, dict[Group, int]] = {layer: {} for layer in kept}
     for unit, size in zip(policy.units, policy.sizes):
         if unit.layer in sizes:

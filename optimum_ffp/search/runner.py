@@ -24,7 +24,7 @@ from ..errors import FFPError
 from ..evaluation.block_costs import measure_speedup
 from ..hub.naming import short_name
 from ..modeling import is_homogeneous
-from ..modeling.families import ModelUnit, find_family
+from ..modeling.families import ModelUnit
 from ..modeling.limits import find_limits, speedup_limit
 from ..utils import processes
 from ..utils.precision import autocast_dtype
@@ -63,7 +63,7 @@ def check_budget(model: PreTrainedModel, variants: Iterable[Sequence[ModelUnit]]
             if config.method == "uniform" or config.mapping != "curves":
                 budget.linear()
             if config.method == "homogeneous":
-                homogeneous_policies(budget, partial(is_homogeneous, model, find_family(model.config)))
+                homogeneous_policies(budget, partial(is_homogeneous, model))
             feasible += [name for name, group in GROUPS.items() if group == units[0].group]
         except FFPError as error:
             # KV groups come first, with which more can be removed.
@@ -164,7 +164,7 @@ class PolicySearch:
                 evaluate=self.evaluator,
                 steps=config.search_steps,
                 max_samples=len(self.measured.data.search),
-                is_homogeneous=partial(is_homogeneous, self.measured.model, self.measured.layerwise.family),
+                is_homogeneous=partial(is_homogeneous, self.measured.model),
                 curves=self.curves,
                 baselines=baselines,
                 fall_back=searches and config.fall_back,

@@ -15,7 +15,7 @@ from tests.helpers import applied, make_sorted_model, make_tiny_model, prune_by_
 def test_every_layer_of_the_class_has_the_sizes_of_its_policy(tiny_model):
     family = find_family(tiny_model.config)
     _, policy = prune_by_hand(tiny_model)
-    config = pruned_config(tiny_model.config, family, policy)
+    config = pruned_config(tiny_model.config, policy)
     built = pruned_model_class(family)(config)
     removed = tiny_model.num_parameters() - built.num_parameters()
     assert removed == sum(unit.parameters for unit in policy.units) - policy.kept_parameters
@@ -56,7 +56,7 @@ def test_homogeneous_layers_give_a_model_of_the_dense_class(name, heads, windows
     policy = alike(sorted_model.units, heads)
     with applied(sorted_model, policy) as changed_model, torch.no_grad():
         expected = changed_model(windows).logits
-    is_plain = is_homogeneous(sorted_model.model, sorted_model.family, policy)
+    is_plain = is_homogeneous(sorted_model.model, policy)
     pruned = sorted_model.materialize(policy, homogeneous=is_plain)
     assert is_plain == (type(pruned) is type(model))
     whole = all(size == unit.groups for unit, size in zip(policy.units[::2], policy.sizes[::2]))
