@@ -12,7 +12,7 @@ from safetensors.torch import save_file
 
 from optimum_ffp.allocation.homogeneous import homogeneous_policies
 from optimum_ffp.checkpoint.saving import save_tokenizer
-from optimum_ffp.modeling import is_homogeneous
+from optimum_ffp.modeling.auto import is_homogeneous
 from tests.helpers import (
     CONFIGS,
     GROUPINGS,

@@ -12,7 +12,7 @@ from transformers import PreTrainedModel
 from ..allocation.policy import PruningPolicy
 from ..engine import LayerwiseModel
 from ..engine.layerwise_model import Change
-from ..modeling import attention_of, homogeneous_config, pruned_config, pruned_model_class
+from ..modeling.auto import attention_of, homogeneous_config, pruned_config, pruned_model_class
 from ..modeling.families import ModelUnit, Slice, TransposedLinear, units_of_layer
 from ..utils.device_memory import free_device_memory
 from ..utils.lm_head import replaced_forward

@@ -23,7 +23,7 @@ from ..engine.token_counter import total_tokens
 from ..errors import FFPError
 from ..evaluation.block_costs import measure_speedup
 from ..hub.naming import short_name
-from ..modeling import is_homogeneous
+from ..modeling.auto import is_homogeneous
 from ..modeling.families import ModelUnit
 from ..modeling.limits import find_limits, speedup_limit
 from ..utils import processes

@@ -6,8 +6,7 @@ from transformers import AutoConfig, AutoModelForCausalLM
 
 from optimum_ffp import FFPError, FFPModelForCausalLM
 from optimum_ffp.allocation.policy import PruningPolicy
-from optimum_ffp.modeling import is_homogeneous, pruned_config, pruned_model_class
-from optimum_ffp.modeling.auto import is_pruned, load_strictly
+from optimum_ffp.modeling.auto import is_homogeneous, is_pruned, load_strictly, pruned_config, pruned_model_class
 from optimum_ffp.modeling.families import find_family
 from tests.helpers import applied, make_sorted_model, make_tiny_model, prune_by_hand
 

@@ -7,7 +7,7 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_N
 from optimum_ffp import FFPConfig, FFPModelForCausalLM, FFPPruner
 from optimum_ffp.analysis.attention import find_unit_variants
 from optimum_ffp.errors import FFPError
-from optimum_ffp.modeling import pruned_model_class
+from optimum_ffp.modeling.auto import pruned_model_class
 from optimum_ffp.modeling.families import FAMILIES, find_family, find_units
 from optimum_ffp.modeling.families.units import quantizable_multiple
 from optimum_ffp.search.runner import find_budget
