@@ -187,9 +187,8 @@ def save_tokenizer(tokenizer: PreTrainedTokenizerBase, folder: Path) -> None:
         config["additional_special_tokens"] = config.pop("extra_special_tokens")
     if config.get("tokenizer_class", "").startswith(ADD_START_TOKEN):
         tokens = tokenizer("a").input_ids
-        for name, added in (("bos", tokens[:1]), ("eos", tokens[-1:])):
-            index = getattr(tokenizer, f"{name}_token_id")
-            config[f"add_{name}_token"] = index is not None and added == [index]
+        config["add_bos_token"] = tokens[:1] == [tokenizer.bos_token_id]
+        config["add_eos_token"] = tokens[-1:] == [tokenizer.eos_token_id]
     path.write_text(json.dumps(config, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
 
 

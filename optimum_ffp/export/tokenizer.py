@@ -60,8 +60,8 @@ def write_tokenizer(writer: "GGUFWriter", tokenizer: PreTrainedTokenizerBase, vo
         if index is not None and index < vocabulary:
             getattr(writer, f"add_{name}_token_id")(index)
     encoded = tokenizer("a").input_ids
-    writer.add_add_bos_token(tokenizer.bos_token_id is not None and encoded[:1] == [tokenizer.bos_token_id])
-    writer.add_add_eos_token(tokenizer.eos_token_id is not None and encoded[-1:] == [tokenizer.eos_token_id])
+    writer.add_add_bos_token(encoded[:1] == [tokenizer.bos_token_id])
+    writer.add_add_eos_token(encoded[-1:] == [tokenizer.eos_token_id])
     template = tokenizer.chat_template
     if isinstance(template, dict):
         template = [{"name": name, "template": text} for name, text in template.items()]
