@@ -92,11 +92,6 @@ class RecoveryRecord:
         """Description of the test windows of each text, with perplexities by model, as in `losses`."""
         return [*zip(self.tests, perplexities_by_text(self.losses))]
 
-    @property
-    def perplexities(self) -> dict[str, dict[str, float]]:
-        """Perplexities by text, and by model as in `losses`."""
-        return {test["dataset"]: figures for test, figures in self.figures}
-
     def to_dict(self) -> dict[str, Any]:
         """Return the JSON-ready record for `ffp_config.json`."""
         record = asdict(self)
