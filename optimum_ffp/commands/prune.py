@@ -9,7 +9,7 @@ from ..config import FFPConfig
 from ..config.budgets import LIMITS
 from ..config.prune import OFFLOADS
 from ..errors import FFPError
-from ..utils.folders import expand
+from ..utils.folders import expand, read_record
 from . import arguments
 from .launching import Command
 
@@ -72,7 +72,6 @@ class FFPPruneCommand(Command):
         from ..planning.preflight import find_problems
         from ..pruner import FFPPruner
         from ..utils import processes
-        from ..utils.folders import read_record
         from ..utils.resume import work_folder_of
         from ..utils.tracking import check_trackers
         from .records import BEGINNING, check_json, prune_records, save_records, write_records
