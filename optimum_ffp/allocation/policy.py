@@ -167,7 +167,7 @@ class PruningPolicy:
                 for row in data["units"]
             ]
             sizes = tuple(row["kept"] for row in data["units"])
-        except (AttributeError, KeyError, TypeError) as error:
+        except (KeyError, TypeError) as error:
             raise FFPError(f"not a saved policy: expected a list of units, found {error!r}") from None
         if shapes != [(unit.layer, unit.kind, unit.groups, unit.group) for unit in units]:
             raise FFPError(

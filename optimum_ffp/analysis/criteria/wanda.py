@@ -7,5 +7,5 @@ from ..gram import Statistics
 
 def score(weight: torch.Tensor, statistics: Statistics, block: int) -> torch.Tensor:
     """Return the paper's scores, Wanda (Sun et al. 2024): `Σ_out |W| · ‖X‖₂`, summed over the columns of a group."""
-    norms = statistics.gram.diagonal().clamp_min(0).sqrt().to(weight.device)
+    norms = statistics.gram.diagonal().sqrt().to(weight.device)
     return (weight.float().abs().sum(0) * norms).view(-1, block).sum(1)

@@ -55,7 +55,7 @@ def search(task: SearchTask, config: FFPConfig, warm_start: AgentState | None = 
     evaluations = task.steps - task.finalists
     # Advantages need two candidates per update. Evaluations left after the last update are spent on finalists.
     candidates = max(2, min(config.candidates, evaluations))
-    updates = max(0, evaluations // candidates)
+    updates = evaluations // candidates
     max_samples = min(config.update_samples, task.max_samples)
     schedule = ProgressiveSchedule(updates * candidates, task.sparsity, max_samples, start=config.alpha_start)
     environment = PruningEnvironment(task, schedule, candidates)
