@@ -2,6 +2,5 @@
 
 from .backward import UNKNOWN, backward_passes, free_graphs
 from .hidden_states import HiddenStates
-from .layer_runner import Arguments, LayerRunner
+from .layer_runner import LayerRunner
 from .layerwise_model import LayerwiseModel
-from .token_counter import TokenCounter

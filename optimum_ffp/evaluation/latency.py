@@ -52,7 +52,7 @@ def measure_speed(
 
 
 def time_models(
-    models: Mapping[Any, PreTrainedModel], prompt_tokens: int, new_tokens: int, batch_size: int, repeats: int = 5
+    models: Mapping[Any, PreTrainedModel], prompt_tokens: int, new_tokens: int, batch_size: int, repeats: int
 ) -> dict[Any, list[tuple[float, float]]]:
     """Time generation of the models in turns: A, B, A, B, ... The first round is a warmup.
 

@@ -94,5 +94,5 @@ def _divergence(measured: Mapping[str, Any]) -> str:
     return _number(measured["divergence"], float(values.std() / len(values) ** 0.5) if len(values) > 1 else None)
 
 
-def _number(value: float, error: float | None = None) -> str:
+def _number(value: float, error: float | None) -> str:
     return f"{value:,.4f}" + ("" if error is None else f" ± {error:.4f}")
