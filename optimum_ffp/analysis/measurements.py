@@ -177,12 +177,12 @@ class Measurements:
 
     @property
     def model_units(self) -> Sequence[ModelUnit]:
-        """Attention and FFN of every layer, with their projections."""
+        """Units of the model, with their projections."""
         return self.unit_variants[0] if len(self.unit_variants) == 1 else self.prepared.sorted_model.model_units
 
     @property
     def units(self) -> tuple[Unit, ...]:
-        """Attention and FFN of every layer."""
+        """Units of the model."""
         return tuple(unit.unit for unit in self.model_units)
 
     def resolved(self, config: FFPConfig) -> FFPConfig:
@@ -330,7 +330,6 @@ class Measurements:
         The policy runs on views of the dense model, so that only one model is in memory. The journal saves the losses
         under the name, and the time is added to `meter`, or else to that of the measurements.
         """
-
         experts = [unit for unit in self.model_units if unit.unit.kind == "experts"]
 
         def measure() -> Evaluation:

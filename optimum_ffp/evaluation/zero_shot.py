@@ -73,9 +73,8 @@ class TaskSuite:
 
         Returns:
             One record per task and group: `task`, `samples`, `fewshot`, `version`, `metrics` by name, their standard
-            errors as `stderr`, and the version of `lm_eval`. With `with_samples`, records of
-            tasks also have `per_sample`, lists of scores by metric, and the correct `answers`, as formatted by
-            `lm_eval`.
+            errors as `stderr`, and the version of `lm_eval`. With `with_samples`, records of tasks also have
+            `per_sample`, lists of scores by metric, and the correct `answers`, as formatted by lm-eval.
 
         Raises:
             FFPError: If a task can't be run.

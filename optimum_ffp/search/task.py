@@ -22,8 +22,6 @@ from .evaluator import CandidateEvaluator
 AgentState = Mapping[str, np.ndarray]
 # Name of the array with the parameters of every unit of the model, saved with those of an agent.
 UNIT_PARAMETERS = "unit_parameters"
-
-
 # Numbers of windows after which the worse half of the finalists drops out, if there are more.
 ROUNDS = (4, 8)
 
