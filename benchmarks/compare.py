@@ -99,9 +99,11 @@ def run(args: argparse.Namespace, group: str, rows: list[tuple[str, float | None
     pruner = FFPPruner.from_pretrained(args.model, config, work)
     pruner.open_journal(resume=work is not None)
     for method, sparsity, changes in rows:
+        is_trained = method in args.distilled and group != "paper"
+        # Without a search, the policy depends on whether weights are trained.
+        changes = changes if is_trained else changes | {"calibration": "ridge"}
         found = pruner.search(sparsity, config=replace(config, **changes))
         asked = sparsity or round(found.policy.sparsity, 2)
-        is_trained = method in args.distilled and group != "paper"
         calibrations = ["ridge", *([found.config.calibration] if is_trained else [])]
         for calibration in calibrations:
             result = pruner.finish(found, replace(found.config, calibration=calibration))

@@ -420,14 +420,19 @@ class FFPConfig(TextConfig):
         """Whether Gram matrices of all units are factored for ridge regression."""
         return self.calibration != "none" or self.reward != "pruned" or self.mapping == "curves"
 
+    @property
+    def trains(self) -> bool:
+        """Whether calibration trains weights, as it does by default."""
+        return self.calibration not in ("none", "ridge")
+
     def with_method(self, removed: float) -> "FFPConfig":
         """Return the config; unless a method is given, without a search if training makes up for what it would gain.
 
         Args:
             removed: Fraction that the budget removes (`Budget.sparsity`).
         """
-        trains, is_default = self.calibration not in ("none", "ridge"), self.preset != "paper" and not self.agent
-        skips = self.method is None and trains and is_default and removed >= TRAINING_SUFFICES
+        is_default = self.preset != "paper" and not self.agent
+        skips = self.method is None and self.trains and is_default and removed >= TRAINING_SUFFICES
         return replace(self, method="no-search") if skips else self
 
     def for_experts(self) -> "FFPConfig":

@@ -93,6 +93,8 @@ class PolicySearch:
             journal=measured.journal,
         )
         self.curves = measured.prepared.curves
+        if self.curves and self.config.method == "no-search" and self.config.trains:
+            self.curves = self.curves.tilted(measured.units)
         self.budget = find_budget(measured.model, measured.units, self.config)
         # Those of policies without a search.
         self.equal_scores = np.zeros(len(measured.units))

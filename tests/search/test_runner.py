@@ -118,8 +118,21 @@ def test_baselines_are_the_uniform_policy_and_that_of_equal_scores(search):
     counter = search.measured.layerwise.counter
     for name, policy in expected.items():
         before = counter.tokens
-        alone = PolicySearch(search.measured, replace(search.config, method=name)).run()
+        alone = PolicySearch(search.measured, replace(search.config, method=name, calibration="ridge")).run()
         assert alone.policy == policy and not alone.log and counter.tokens == before
+
+
+def test_without_a_search_training_moves_what_is_removed_to_earlier_layers(search):
+    def later_share(method, calibration):
+        config = replace(search.config, method=method, calibration=calibration)
+        policy = PolicySearch(search.measured, config).run().policy
+        removed = [(unit.groups - size) * unit.group_parameters for unit, size in zip(policy.units, policy.sizes)]
+        half = len(removed) // 2
+        return sum(removed[half:]) / sum(removed)
+
+    closed_form, layers, model = (later_share("no-search", one) for one in ("ridge", "layers", "model"))
+    assert layers == model < closed_form
+    assert later_share("uniform", "model") == later_share("uniform", "ridge")
 
 
 @pytest.mark.parametrize(("preset", "method"), [("default", "random"), ("default", "ffp"), ("paper", "ffp")])

@@ -6,11 +6,13 @@ import numpy as np
 
 from ..budget import Budget
 from ..knapsack import minimize_loss
-from ..policy import PruningPolicy
+from ..policy import PruningPolicy, Unit
 
 
 # Larger scores have no effect: units are then at their bounds.
 SCORE_LIMIT = 20.0
+# Logarithm of the multiplier of the last layer when weights are trained; that of the first layer is its negative.
+DEPTH_TILT = 0.4
 
 
 class CurveMapping:
@@ -38,6 +40,15 @@ class CurveMapping:
             multiplier * curve[sizes] for multiplier, curve, sizes in zip(multipliers, self.curves, budget.sizes)
         ]
         return minimize_loss(losses, budget)
+
+    def tilted(self, units: Sequence[Unit]) -> "CurveMapping":
+        """Return curves that remove more from earlier layers, whose errors later layers can be trained to compensate.
+
+        The curves of layer `l` of `0, ..., L` are multiplied by `exp(DEPTH_TILT · (2l / L - 1))`.
+        """
+        depth = np.array([unit.layer for unit in units]) / max(1, units[-1].layer)
+        multipliers = np.exp(DEPTH_TILT * (2 * depth - 1))
+        return CurveMapping([multiplier * curve for multiplier, curve in zip(multipliers, self.curves)])
 
     def predict(self, policy: PruningPolicy) -> np.ndarray:
         """Return the loss of every unit of a policy as estimated by the curves, in nats, shape `[units]`."""

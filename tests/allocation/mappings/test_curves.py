@@ -54,6 +54,14 @@ def test_a_curve_with_a_large_multiplier_gets_more():
     assert sizes[0] < sizes[1] < sizes[2]
 
 
+@given(st.integers(0, 100), st.floats(0.1, 0.6))
+def test_tilted_curves_keep_more_of_later_layers(seed, sparsity):
+    units = [Unit(layer, "ffn", 100, 10) for layer in range(4)]
+    mapping = CurveMapping([falling_curve(100, seed, 0.97)] * 4).tilted(units)
+    sizes = mapping(np.zeros(4), sparsity_budget(units, sparsity)).sizes
+    assert list(sizes) == sorted(sizes) and sizes[0] < sizes[-1]
+
+
 def test_parts_with_large_multipliers_are_kept():
     units = [Unit(layer, "ffn", 12, 10) for layer in range(3)]
     mapping = CurveMapping([np.linspace(1.0, 0.0, 13)] * 3)
