@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import contextmanager
 from functools import cached_property
 
 import torch
@@ -70,9 +70,14 @@ class LayerWeights:
                     del copies
                     yield index, layer
 
-    def loaded(self, index: int) -> AbstractContextManager[nn.Module]:
-        """Return a context in which the weights of one layer, which aren't resident, are on the device."""
-        return self._on_device(index, self._copy(index))
+    @contextmanager
+    def loaded(self, index: int) -> Iterator[nn.Module]:
+        """Keep the weights of one layer on the device for the duration of the context."""
+        if self.resident:
+            yield self.layers[index]
+            return
+        with self._on_device(index, self._copy(index)) as layer:
+            yield layer
 
     def _background(self) -> ThreadPoolExecutor:
         """Return a thread for copies, on this process's GPU: by default threads create a context on the first one."""
