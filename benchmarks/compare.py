@@ -10,11 +10,11 @@ paired standard error over windows (mean over seeds). Tokens are counted in forw
 the prune without the evaluation on test windows. Methods other than `paper` share the default preset's statistics,
 importance, curves and evaluator, so that only the search differs. All are compared after ridge regression, as
 candidates of the search are; those in `--distilled` also with the calibration of a prune, the default or that in
-`--options`. The file is updated after every prune. `--options` sets other options of `FFPConfig` for the methods
-of the default preset. With `--work` an interrupted run resumes when it is started again, also with more methods;
-the recorded seconds are those of the last process. `--policies` adds rows for policies of files, such as those of
-`flap.py`, by the name of a method. They share measurements of their own, since layers may lose other groups of
-attention, all of them the same.
+`--options`, and the same policy. The file is updated after every prune. `--options` sets other options of
+`FFPConfig` for the methods of the default preset. With `--work` an interrupted run resumes when it is started again,
+also with more methods; the recorded seconds are those of the last process. `--policies` adds rows for policies of
+files, such as those of `flap.py`, by the name of a method. They share measurements of their own, since layers may
+lose other groups of attention, all of them the same.
 """
 
 import argparse
