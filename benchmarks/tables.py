@@ -230,11 +230,12 @@ def times_as_fast(model: str) -> Column:
     return cell
 
 
-def trained_or_not(rows: dict[str, list[Wanted]]) -> list[Row]:
-    """Return rows of the dense model, of models after ridge regression, and of the same models distilled."""
+def trained_or_not(rows: dict[str, list[Wanted]], trained: str = "layers") -> list[Row]:
+    """Return rows of the dense model, of models after ridge regression, and of the same models trained."""
     groups: list[Row] = [("dense", [{"of": "dense"}])]
-    for head, calibration in ((NOT_TRAINED, RIDGE), (TRAINED, LAYERS)):
-        groups.append((head, []))
+    for name in ("ridge", trained):
+        calibration = {"calibration": name}
+        groups.append((HEADS[name], []))
         groups += [(label, [one | calibration for one in models]) for label, models in rows.items()]
     return groups
 
@@ -268,8 +269,12 @@ def by_sparsity(columns: dict[str, Column], percents: tuple[int, ...] = (20, 30)
     }
 
 
-NOT_TRAINED = "**Closed form alone (ridge regression), nothing trained**"
-TRAINED = "**Layers and last norm trained on the calibration text (`--calibration layers`)**"
+# By calibration.
+HEADS = {
+    "ridge": "**Closed form alone (ridge regression), nothing trained**",
+    "layers": "**Layers and last norm trained on the calibration text (`--calibration layers`)**",
+    "model": "**The whole model trained too (`--calibration model`)**",
+}
 SIZES = "20 / 30 % of the blocks = 15.8 / 23.7 % of the model"
 RIDGE, LAYERS, MODEL = ({"calibration": calibration} for calibration in ("ridge", "layers", "model"))
 UNIFORM, NO_SEARCH, FFP = ({"method": method, "seed": 0} for method in ("uniform", "no-search", "ffp"))
@@ -320,12 +325,12 @@ TABLES = {
             ("`--method uniform --calibration ridge`", [UNIFORM | RIDGE]),
             ("`--preset paper`, 64 of its 1000 evaluations", [{"method": "paper"}]),
             *((name, list(figures)) for name, figures in OTHERS.items()),
-            (TRAINED, []),
+            (HEADS["layers"], []),
             ("`--method ffp`", [FFP | LAYERS]),
             ("the same, seeds 1, 2", [FFP | LAYERS | {"seed": seed} for seed in (1, 2)]),
             ("`--method no-search`", [NO_SEARCH | LAYERS]),
             ("`--method uniform`", [UNIFORM | LAYERS]),
-            ("**The whole model trained too (`--calibration model`)**", []),
+            (HEADS["model"], []),
             (
                 "**the default**: `--method ffp` at 20 %, `no-search` at 30 %",
                 [ask | DEFAULT for ask in (FFP, NO_SEARCH)],
@@ -543,6 +548,16 @@ TABLES = {
             "against ridge": against(5, 14, calibration="ridge"),
         },
         trained_or_not({"`--method no-search`": [NO_SEARCH], "`--method ffp`": [FFP]}),
+    ),
+    "python": Table(
+        "20 % of the blocks = 11.4 % of the model",
+        ("qwen2.5-coder-0.5b-python",),
+        {
+            "perplexity": perplexity(1, 40),
+            "against uniform": against(1, 40, method="uniform"),
+            "against ridge": against(1, 40, calibration="ridge"),
+        },
+        trained_or_not({"`--method uniform`": [UNIFORM], "`--method ffp`": [FFP]}, "model"),
     ),
     "depth": Table(
         "20 / 40 % of the blocks = 11.4 / 22.7 % of the model",
