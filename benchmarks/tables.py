@@ -279,7 +279,7 @@ SIZES = "20 / 30 % of the blocks = 15.8 / 23.7 % of the model"
 RIDGE, LAYERS, MODEL = ({"calibration": calibration} for calibration in ("ridge", "layers", "model"))
 UNIFORM, NO_SEARCH, FFP = ({"method": method, "seed": 0} for method in ("uniform", "no-search", "ffp"))
 DEFAULT = MODEL | {"preset": "default", "distillation_passes": None, "model_rate": None}
-LESS_TEXT = NO_SEARCH | {"num_samples": 32}
+LESS_TEXT = NO_SEARCH | {"num_samples": 32, "preset": "default"}
 WHOLE_MODEL = NO_SEARCH | MODEL | {"num_samples": 100, "distillation_passes": 0}
 DENSE = {"model": "SmolLM2-135M-Instruct.Q4_1.gguf"}
 # Prunes have no `numbers` of windows. Records of `divergence.py` have, and measure in bfloat16.
