@@ -251,6 +251,7 @@ def rows_of_presets() -> list[Row]:
             ("`--preset fast`", NO_SEARCH | MODEL | {"preset": "fast"}, "fast"),
             ("no search, layers not trained by themselves", WHOLE_MODEL, f"whole-model-{percent}"),
             ("**the default**", method | DEFAULT, "default"),
+            *[("the same with `--method no-search`", NO_SEARCH | DEFAULT, "no-search")] * (method != NO_SEARCH),
             ("`--preset best`", method | MODEL | {"preset": "best"}, "best"),
         ):
             model = f"{prune['method']}-{percent}-seed0"
@@ -339,7 +340,7 @@ TABLES = {
     ),
     "presets": Table(
         SIZES,
-        (*FRONTIER, *ALL_WINDOWS, *DIVERGENCE),
+        (*FRONTIER, "smollm2-no-search-20", *ALL_WINDOWS, *DIVERGENCE),
         {
             "1-10": at(perplexity(1, 10), **PRUNES),
             "82-148": perplexity(82, 148),
