@@ -261,6 +261,15 @@ def rows_of_presets() -> list[Row]:
     return rows
 
 
+def against_method_and_ridge(first: int, last: int, method: str) -> dict[str, Column]:
+    """Return columns of perplexity, and of its differences from another method and from ridge regression alone."""
+    return {
+        "perplexity": perplexity(first, last),
+        f"against {method.replace('-', ' ')}": against(first, last, method=method),
+        "against ridge": against(first, last, calibration="ridge"),
+    }
+
+
 def by_sparsity(columns: dict[str, Column], percents: tuple[int, ...] = (20, 30)) -> dict[str, Column]:
     """Return the columns for one sparsity and then for the next."""
     return {
@@ -543,21 +552,13 @@ TABLES = {
     "qwen": Table(
         "20 % of the blocks = 11.4 % of the model",
         ("qwen2.5-coder-0.5b",),
-        {
-            "perplexity": perplexity(5, 14),
-            "against no search": against(5, 14, method="no-search"),
-            "against ridge": against(5, 14, calibration="ridge"),
-        },
+        against_method_and_ridge(5, 14, "no-search"),
         trained_or_not({"`--method no-search`": [NO_SEARCH], "`--method ffp`": [FFP]}),
     ),
     "python": Table(
         "20 % of the blocks = 11.4 % of the model",
         ("qwen2.5-coder-0.5b-python",),
-        {
-            "perplexity": perplexity(1, 40),
-            "against uniform": against(1, 40, method="uniform"),
-            "against ridge": against(1, 40, calibration="ridge"),
-        },
+        against_method_and_ridge(1, 40, "uniform"),
         trained_or_not({"`--method uniform`": [UNIFORM], "`--method ffp`": [FFP]}, "model"),
     ),
     "depth": Table(

@@ -26,7 +26,7 @@ WORKLOAD = "512+32"
 # after its layers were trained; and of adapters, which start at zero, whatever the size of the weights.
 WEIGHT_RATE, TRAINED_RATE, ADAPTER_RATE = 7.8e-4, 5.2e-4, 5e-4
 LORA_RANK = 32
-# Sparsity from which training makes up for what a search gains: at 30 % nothing is left of it, at 20 % 0.8 %.
+# Sparsity from which training makes up for what a search gains: at 20 %, divergence is still 1.9 % lower after one.
 TRAINING_SUFFICES = 0.25
 
 # Options without a meaning for mixtures of experts, and what some of them are then.
