@@ -12,6 +12,9 @@ EXAMPLES = """examples:
   optimum-cli ffp evaluate -m out --tasks boolq piqa arc_easy --limit 200 --json out.json
   optimum-cli ffp evaluate -m model.gguf --dataset my_texts --no-speed
 """
+# Options that `evaluate` has too.
+OPTIONS = ("tasks", "eval_samples", "seq_len", "text_column", "limit", "num_fewshot", "prompt_tokens", "new_tokens")
+OPTIONS += ("batch_size", "device", "dtype", "revision", "trust_remote_code")
 
 
 class FFPEvaluateCommand(Command):
@@ -119,20 +122,8 @@ class FFPEvaluateCommand(Command):
                 args.model,
                 args.baseline,
                 dataset=None if args.no_perplexity else args.dataset,
-                tasks=args.tasks,
                 speed=not args.no_speed,
-                eval_samples=args.eval_samples,
-                seq_len=args.seq_len,
-                text_column=args.text_column,
-                limit=args.limit,
-                num_fewshot=args.num_fewshot,
-                prompt_tokens=args.prompt_tokens,
-                new_tokens=args.new_tokens,
-                batch_size=args.batch_size,
-                device=args.device,
-                dtype=args.dtype,
-                revision=args.revision,
-                trust_remote_code=args.trust_remote_code,
+                **{name: getattr(args, name) for name in OPTIONS},
             )
         print(figures)
         write_records(args.json, evaluation_records(figures, meter))

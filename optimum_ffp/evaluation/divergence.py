@@ -6,10 +6,11 @@ from dataclasses import replace
 from typing import Any
 
 import torch
+from torch.nn.functional import kl_div
 from transformers import PreTrainedModel
 from transformers.modeling_outputs import ModelOutput
 
-from ..utils.lm_head import chunked_logits, decoder_of, kl_divergence
+from ..utils.lm_head import chunked_logits, decoder_of
 
 
 class Predictions:
@@ -87,7 +88,8 @@ class Comparison:
             expected = next(chunks).to(logits.device)
             agreement = logits.argmax(-1) == expected.argmax(-1)
             expected, predicted = (one.float().log_softmax(-1) for one in (expected, logits))
-            self._batches[-1].append(torch.stack([kl_divergence(expected, predicted), agreement], -1))
+            divergence = kl_div(predicted, expected, reduction="none", log_target=True).sum(-1)
+            self._batches[-1].append(torch.stack([divergence, agreement], -1))
 
         return compare
 

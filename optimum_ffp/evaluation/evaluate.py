@@ -105,7 +105,8 @@ def evaluate(
     # Fail on unreadable inputs before anything is measured.
     suite = TaskSuite(tasks, tasks_path, num_fewshot) if tasks or tasks_path else None
     configs = [candidate.config() for candidate in candidates.values()]
-    records = [record for record in map(_Candidate.prune_record, candidates.values()) if record]
+    pruned = {role: candidate.prune_record() for role, candidate in candidates.items()}
+    records = [*filter(None, pruned.values())]
     recorded = next(filter(None, map(recorded_length, records)), None)
     request = DataRequest(
         texts=texts,
@@ -130,7 +131,7 @@ def evaluate(
     for role in sorted(figures, key=lambda role: role != "baseline"):
         candidate, record = candidates.pop(role), figures[role]
         loaded_model = candidate.load()
-        record |= size_record(loaded_model, candidate.source, **candidate.options.hub())
+        record |= size_record(loaded_model, candidate.source, pruned[role], **candidate.options.hub())
         if dataset:
             tests[role] = load_windows(candidate.tokenizer, loaded_model, request).tests
         with in_compute_dtype(loaded_model):
@@ -139,8 +140,11 @@ def evaluate(
                 measured = _perplexities(loaded_model, tests[role], role, predictions, batch_size)
                 record["perplexity"], *record["other_texts"] = measured
             if suite:
-                score = partial(suite.score, loaded_model, candidate.tokenizer, limit)
-                record["tasks"] = with_halving_batches(score, batch_size)
+                record["tasks"] = with_halving_batches(
+                    partial(suite.score, loaded_model, candidate.tokenizer, limit), batch_size
+                )
+        # Free the model before the next one is loaded.
+        del candidate, loaded_model
     compare_records(figures, tests)
     return figures
 

@@ -7,7 +7,6 @@ import torch
 from transformers import PreTrainedModel
 
 from ..data import Windows
-from ..hub.record import prune_record
 from ..modeling.loading import empty_model
 from ..utils.precision import dtype_name, is_quantized
 from ..utils.progress import progress_bar
@@ -16,8 +15,17 @@ from .perplexity import describe_losses, window_losses
 from .size import kv_cache_bytes, projection_parameters, weight_bytes
 
 
-def size_record(model: PreTrainedModel, source: str | None = None, **hub: Any) -> dict[str, Any]:
-    """Return the type and sizes of a model, and the sparsity in the `ffp_config.json` of its source, if it has any."""
+def size_record(
+    model: PreTrainedModel, source: str | None = None, pruned: Mapping[str, Any] | None = None, **hub: Any
+) -> dict[str, Any]:
+    """Return the type and sizes of a model, and its sparsity if it was pruned.
+
+    Args:
+        model: The model.
+        source: Hub id or folder that it was loaded from, whose weights are counted; `None` for a model in memory.
+        pruned: The `ffp_config.json` of a pruned model.
+        hub: Hub options such as `revision` and `token`.
+    """
     # Quantized models have scales, and several weights in a number.
     unquantized = empty_model(model.config) if is_quantized(model.config) else model
     record = {
@@ -31,10 +39,10 @@ def size_record(model: PreTrainedModel, source: str | None = None, **hub: Any) -
     }
     if source:
         record["weight_bytes"] = weight_bytes(model, source, **hub)
-        if pruned := prune_record(source, **hub):
-            record["sparsity"] = pruned["policy"]["sparsity"]
-            record["model_sparsity"] = pruned["provenance"]["model_sparsity"]
-            record["sparsity_source"] = "ffp_config.json"
+    if pruned:
+        record["sparsity"] = pruned["policy"]["sparsity"]
+        record["model_sparsity"] = pruned["provenance"]["model_sparsity"]
+        record["sparsity_source"] = "ffp_config.json"
     return record
 
 

@@ -88,7 +88,7 @@ class TaskSuite:
                 tasks=self.names,
                 task_manager=self.manager,
                 num_fewshot=self.num_fewshot,
-                limit=int(limit) if limit is not None and limit >= 1 else limit,
+                limit=limit,
                 log_samples=with_samples,
             )
         return [

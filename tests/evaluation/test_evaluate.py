@@ -1,7 +1,10 @@
+import gc
 import json
 import math
 import re
 import shutil
+import sys
+import weakref
 
 import pytest
 import torch
@@ -192,6 +195,21 @@ def test_perplexities_of_other_tokens_are_not_compared(places, tmp_path):
     found = evaluate(places[1], other, dataset=str(places[2]), eval_samples=3, **QUICK)
     assert "ratio_error" not in found["model"]["perplexity"] and "divergence" not in found["model"]["perplexity"]
     assert "tokenizers differ" in str(found)
+
+
+def test_without_speed_only_one_model_is_in_memory(places, monkeypatch):
+    loaded = []
+
+    def load(*arguments):
+        gc.collect()
+        assert not any(reference() for reference in loaded)
+        model, tokenizer = load_any(*arguments)
+        loaded.append(weakref.ref(model))
+        return model, tokenizer
+
+    monkeypatch.setattr(sys.modules[evaluate.__module__], "load_any", load)
+    evaluate(places[0], [places[1], places[0]], dataset=str(places[2]), eval_samples=2, **QUICK)
+    assert len(loaded) == 3
 
 
 def test_fewer_windows_than_requested_are_a_warning(places, caplog):
