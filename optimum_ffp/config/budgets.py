@@ -65,7 +65,7 @@ def format_value(option: str, value: float, rounding: Callable[[float], int] = r
 
 
 def describe_limits(limits: Iterable[Mapping[str, Any]]) -> str:
-    """Describe the limits of a record but the sparsity, such as `params 5.999B (6B asked for, dense 8B)`."""
+    """Describe all limits of a record except the sparsity, such as `params 5.999B (6B asked for, dense 8B)`."""
     texts = []
     for limit in limits:
         reached, asked, dense = (format_value(limit["option"], limit[name]) for name in ("reached", "asked", "dense"))

@@ -54,7 +54,7 @@ def option(
         stage: First stage that depends on the option: `measured` (of the dense model), `search` or `calibration`.
         default_text: Description of the default, if the value doesn't say enough.
         cli: Additional arguments of `add_argument`.
-        presets: Values by preset, such as `paper=32`, where they differ from the default.
+        presets: Values by preset, such as `paper=32`; `from_file` with a preset resets these options.
     """
     metadata = {"help": help, "group": group, "choices": choices, "low": low, "high": high, "when": when}
     metadata |= {"stage": stage, "default_text": default_text, "cli": cli or {}, "presets": presets}
@@ -196,6 +196,11 @@ class Config:
         return config
 
 
+def expand(path: str | os.PathLike) -> Path:
+    """Return the path with `~` expanded. Unlike `Path.expanduser`, leave `~` of unknown users as it is."""
+    return Path(os.path.expanduser(path))
+
+
 def read_file(path: str | os.PathLike) -> dict[str, Any]:
     """Read a JSON object from a file.
 
@@ -204,7 +209,7 @@ def read_file(path: str | os.PathLike) -> dict[str, Any]:
         FFPError: If it holds no object.
     """
     try:
-        record = json.loads(Path(os.path.expanduser(path)).read_text(encoding="utf-8"))
+        record = json.loads(expand(path).read_text(encoding="utf-8"))
     except ValueError as error:
         raise FFPError(f"{path} is not valid JSON: {error}") from None
     if not isinstance(record, dict):

@@ -11,7 +11,7 @@ from typing import Any
 from ..errors import FFPError
 from ..version import __version__
 from .budgets import LIMITS, format_value, parse_workload
-from .fields import named_options, option, read_file
+from .fields import expand, named_options, option, read_file
 from .texts import HUB_NAME, TextConfig
 
 
@@ -458,14 +458,14 @@ class FFPConfig(TextConfig):
 
     @property
     def cost_table(self) -> dict[str, Any] | None:
-        """The measured times, as of `measure_costs`; `None` if there are none yet.
+        """The measured times, as returned by `measure_costs`; `None` if there are none yet.
 
         Raises:
             FFPError: If the file has none.
         """
         if isinstance(self.costs, dict):
             return self.costs
-        if self.costs is None or not os.path.exists(os.path.expanduser(self.costs)):
+        if self.costs is None or not os.path.exists(expand(self.costs)):
             return None
         record = read_file(self.costs)
         if "units" not in (table := record.get("costs") or record):
@@ -526,9 +526,9 @@ class FFPConfig(TextConfig):
             if (value := getattr(self, name)) is not None and not 0 < value < 1:
                 hint = f"; for {value:g} % pass {value / 100:g}" if 1 < value < 100 else ""
                 raise FFPError(f"{name} must be a number between 0 and 1, found {value!r}{hint}")
-        if self.policy and self.limits.keys() - {"sparsity"}:
-            raise FFPError("the policy determines the sizes; leave out params, memory, kv_cache and speedup")
-        if self.base_model and not (HUB_NAME.fullmatch(self.base_model) or os.path.exists(self.base_model)):
+        if self.policy and (given := self.limits.keys() - {"sparsity"}):
+            raise FFPError(f"the policy determines the sizes; leave out {' and '.join(sorted(given))}")
+        if self.base_model and not (HUB_NAME.fullmatch(self.base_model) or os.path.exists(expand(self.base_model))):
             raise FFPError(f"base_model must be a Hub id such as Qwen/Qwen3-0.6B, found {self.base_model!r}")
         names = self.texts.names
         if min(self.num_samples, self.search_samples) < len(names):
@@ -573,7 +573,7 @@ class FFPConfig(TextConfig):
 
     @classmethod
     def options_from_record(cls, record: dict[str, Any], path: str | os.PathLike) -> dict[str, Any]:
-        """Return the options in a record, with its policy if that was given to it."""
+        """Return the options in a record, which is itself the `policy` if its prune was given one."""
         options = dict(record)
         if isinstance(options.get("policy"), dict):
             options["policy"] = os.fspath(path) if options.get("method") == "given" else None

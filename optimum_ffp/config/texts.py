@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ..errors import FFPError, convert_errors, named_line, one_line
-from .fields import Config
+from .fields import Config, expand
 
 
 if TYPE_CHECKING:
@@ -56,8 +56,7 @@ class Text:
     @property
     def path(self) -> Path:
         """Path of a local text."""
-        # Unlike `Path.expanduser`, this leaves `~` of unknown users as it is.
-        return Path(os.path.expanduser(self.name))
+        return expand(self.name)
 
     @property
     def exists(self) -> bool:

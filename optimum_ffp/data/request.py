@@ -1,7 +1,7 @@
 """Texts, and number and length of the windows to read of them."""
 
 import math
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 
 from transformers import PretrainedConfig
 
@@ -43,7 +43,7 @@ class DataRequest:
     held_out: int = 0
     text_column: str | None = None
     start_token: str = "auto"
-    token: str | None = field(default=None, repr=False, compare=False)
+    token: str | None = None
 
     @classmethod
     def of(

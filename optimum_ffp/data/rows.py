@@ -98,7 +98,7 @@ def choose_columns(head: Sequence[Mapping[str, Any]], text: Text, text_column: s
     if not head:
         raise FFPError(f"{text.name} contains no text: it has no rows")
     names = list(dict.fromkeys(name for row in head for name in row))
-    candidates = [(text_column,)] if text_column and text.name not in NAMED else KNOWN_COLUMNS
+    candidates = [(text_column,)] if text_column and text.name.partition(":")[0] not in NAMED else KNOWN_COLUMNS
     for columns in candidates:
         if any(_join([row.get(name) for name in columns]) for row in head):
             return columns

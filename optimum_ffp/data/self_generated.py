@@ -65,7 +65,7 @@ def sample_from_model(
 
 
 def lacks_chats(tokens: torch.Tensor, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> bool:
-    """Return whether there is a chat template, and none of the special tokens that it begins a chat with in a text.
+    """Return whether the model has a chat template, but a text has none of the tokens that it begins a chat with.
 
     A start token doesn't count, which begins other texts too. A template without special tokens can't be recognized.
     """

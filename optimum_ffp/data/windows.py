@@ -18,7 +18,7 @@ class Windows:
         dataset: Dataset or mix, as named by the user.
         split: Split of the dataset, or a description of the part.
         start_token: Whether every window begins with the start token.
-        sha256: First 12 digits of the SHA-256 of each local text, as of `Text.sha256`, by its name for records.
+        sha256: What `Text.sha256` returns for each local text, by its name for records.
     """
 
     tokens: torch.Tensor

@@ -1,6 +1,5 @@
 """Validation of a checkpoint before loading: its JSON files may only reference files in its folder, and no code."""
 
-import json
 import os
 from pathlib import PurePosixPath
 from typing import Any
@@ -9,6 +8,7 @@ from huggingface_hub import HfApi, constants, try_to_load_from_cache
 from huggingface_hub.errors import HfHubHTTPError
 from transformers.utils import cached_file
 
+from ..config.fields import read_file
 from ..errors import FFPError, one_line
 
 
@@ -90,16 +90,7 @@ def check_checkpoint(source: str | os.PathLike, **hub: Any) -> None:
 def _read(source: str | os.PathLike, name: str, hub: dict[str, Any]) -> dict[str, Any]:
     """Read a JSON object from a file of a checkpoint; empty if there is no such file."""
     path = cached_file(os.fspath(source), name, **hub, **LENIENT)
-    if path is None:
-        return {}
-    try:
-        with open(path, encoding="utf-8") as file:
-            content = json.load(file)
-    except ValueError as error:
-        raise FFPError(f"{name} of {source} is not valid JSON: {error}") from None
-    if not isinstance(content, dict):
-        raise FFPError(f"{name} of {source} must contain a JSON object, found {type(content).__name__}")
-    return content
+    return read_file(path) if path else {}
 
 
 def _check_name(source: str | os.PathLike, where: str, name: Any, suffixes: tuple[str, ...]) -> None:

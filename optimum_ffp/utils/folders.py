@@ -13,6 +13,7 @@ from typing import Any
 
 from huggingface_hub.utils import WeakFileLock
 
+from ..config.fields import expand
 from ..errors import FFPError
 
 
@@ -36,11 +37,6 @@ LEGACY_FILES = (
     *("vocab.json", "vocab.txt", "merges.txt", "spiece.model", "sentencepiece.bpe.model", "tokenization_*.py"),
     *("chat_template.jinja", "chat_template.json", "additional_chat_templates/*.jinja"),
 )
-
-
-def expand(path: str | os.PathLike) -> Path:
-    """Return the path with `~` expanded. Unlike `Path.expanduser`, leave `~` of unknown users as it is."""
-    return Path(os.path.expanduser(path))
 
 
 def resolve(path: str | os.PathLike) -> Path:
