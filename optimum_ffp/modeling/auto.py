@@ -142,8 +142,8 @@ def attention_of(config: PretrainedConfig) -> dict[str, str]:
 
     Some versions of transformers select SDPA anyway.
     """
-    family = FAMILIES.get(config.model_type)
-    return {"attn_implementation": "eager"} if family and family.eager_attention else {}
+    is_capped = getattr(config, "attn_logit_softcapping", None) is not None
+    return {"attn_implementation": "eager"} if is_capped else {}
 
 
 def mark_untied(model: PreTrainedModel) -> None:
@@ -227,28 +227,23 @@ class FFPModelForCausalLM:
         check_checkpoint(model_id, **hub)
         with convert_errors(lambda error: f"{model_id} can't be loaded: {one_line(error)}"):
             config = kwargs.pop("config", None) or AutoConfig.from_pretrained(model_id, trust_remote_code=False, **hub)
-        if is_pruned(config):
-            family = find_family(config)
-            model_class, auto_map = pruned_model_class(family), _auto_map(family)
-            cls._check_code(model_id, config, auto_map)
-            config.auto_map = auto_map
-        elif prune_record(model_id, **hub):
-            model_class = AutoModelForCausalLM
-            cls._check_code(model_id, config, {})
-            kwargs = attention_of(config) | kwargs
-        else:
-            raise FFPError(f"{model_id} was not pruned by optimum-ffp; load it with AutoModelForCausalLM")
-        with convert_errors(lambda error: f"{model_id} can't be loaded: {one_line(error)}"):
+            if is_pruned(config):
+                family = find_family(config)
+                model_class, auto_map = pruned_model_class(family), _auto_map(family)
+            elif prune_record(model_id, **hub):
+                model_class, auto_map = AutoModelForCausalLM, {}
+                kwargs = attention_of(config) | kwargs
+            else:
+                raise FFPError(f"{model_id} was not pruned by optimum-ffp; load it with AutoModelForCausalLM")
+            # This code does not run here, but would if the saved model is loaded elsewhere.
+            for auto, entry in (getattr(config, "auto_map", None) or {}).items():
+                if str(entry).removeprefix(f"{os.fspath(model_id)}--") != auto_map.get(auto):
+                    raise FFPError(
+                        f"auto_map in config.json of {model_id} names code that optimum-ffp doesn't write: {auto} "
+                        f"{entry!r}, expected {auto_map.get(auto)!r}; don't trust this checkpoint"
+                    )
+            if auto_map:
+                config.auto_map = auto_map
             # Override the caller: remote code is not needed, and pickled weights can run code.
             kwargs |= hub | {"trust_remote_code": False, "use_safetensors": True}
             return load_strictly(model_class, model_id, config=config, **kwargs)
-
-    @staticmethod
-    def _check_code(model_id: str | os.PathLike, config: PretrainedConfig, expected: dict[str, str]) -> None:
-        """Check `auto_map`: its code does not run here, but would if the saved model is loaded elsewhere."""
-        for auto, entry in (getattr(config, "auto_map", None) or {}).items():
-            if str(entry).removeprefix(f"{os.fspath(model_id)}--") != expected.get(auto):
-                raise FFPError(
-                    f"auto_map in config.json of {model_id} names code that optimum-ffp doesn't write: {auto} "
-                    f"{entry!r}, expected {expected.get(auto)!r}; don't trust this checkpoint"
-                )

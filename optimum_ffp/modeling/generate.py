@@ -39,7 +39,6 @@ def render(family: Family) -> str:
     template = TEMPLATES.select_template([f"{family.model_type}.py.jinja", "base.py.jinja"])
     return template.render(
         family=family,
-        title=family.title or family.class_prefix,
         prefix=family.class_prefix,
         module=causal.__module__,
         causal=causal.__name__,
@@ -47,6 +46,7 @@ def render(family: Family) -> str:
         layer=next(iter(causal._no_split_modules)),
         base=causal.base_model_prefix,
         rotary=hasattr(config_class(), "rope_parameters"),
+        softcap=getattr(config_class(), "attn_logit_softcapping", None),
     )
 
 

@@ -1,7 +1,7 @@
-"""Cohere 2 with different numbers of heads and FFN widths per layer. Part of checkpoints pruned by optimum-ffp.
+"""Cohere2 with different numbers of heads and FFN widths per layer. Part of checkpoints pruned by optimum-ffp.
 
 The sizes of every layer are in `config.json` under `per_layer_config`, the schema of transformers. Weight names are
-those of Cohere 2.
+those of Cohere2.
 """
 
 import copy

@@ -1,7 +1,7 @@
-"""ERNIE 4.5 with different numbers of heads and FFN widths per layer. Part of checkpoints pruned by optimum-ffp.
+"""Ernie4_5 with different numbers of heads and FFN widths per layer. Part of checkpoints pruned by optimum-ffp.
 
 The sizes of every layer are in `config.json` under `per_layer_config`, the schema of transformers. Weight names are
-those of ERNIE 4.5.
+those of Ernie4_5.
 """
 
 import copy

@@ -1,7 +1,7 @@
-"""Gemma 3 with different numbers of heads and FFN widths per layer. Part of checkpoints pruned by optimum-ffp.
+"""Gemma3 with different numbers of heads and FFN widths per layer. Part of checkpoints pruned by optimum-ffp.
 
 The sizes of every layer are in `config.json` under `per_layer_config`, the schema of transformers. Weight names are
-those of Gemma 3.
+those of Gemma3.
 """
 
 import copy

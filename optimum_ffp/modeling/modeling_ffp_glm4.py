@@ -1,7 +1,7 @@
-"""GLM-4 with different numbers of heads and FFN widths per layer. Part of checkpoints pruned by optimum-ffp.
+"""Glm4 with different numbers of heads and FFN widths per layer. Part of checkpoints pruned by optimum-ffp.
 
 The sizes of every layer are in `config.json` under `per_layer_config`, the schema of transformers. Weight names are
-those of GLM-4.
+those of Glm4.
 """
 
 import copy

@@ -1,7 +1,7 @@
-"""GPT-2 with different numbers of heads and FFN widths per layer. Part of checkpoints pruned by optimum-ffp.
+"""GPT2 with different numbers of heads and FFN widths per layer. Part of checkpoints pruned by optimum-ffp.
 
 The sizes of every layer are in `config.json` under `per_layer_config`, the schema of transformers. Weight names are
-those of GPT-2.
+those of GPT2.
 """
 
 import copy

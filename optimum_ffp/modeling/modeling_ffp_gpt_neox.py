@@ -1,7 +1,7 @@
-"""GPT-NeoX with different numbers of heads and FFN widths per layer. Part of checkpoints pruned by optimum-ffp.
+"""GPTNeoX with different numbers of heads and FFN widths per layer. Part of checkpoints pruned by optimum-ffp.
 
 The sizes of every layer are in `config.json` under `per_layer_config`, the schema of transformers. Weight names are
-those of GPT-NeoX.
+those of GPTNeoX.
 """
 
 import copy

@@ -1,7 +1,7 @@
-"""HunYuan with different numbers of heads and FFN widths per layer. Part of checkpoints pruned by optimum-ffp.
+"""HunYuanDenseV1 with different numbers of heads and FFN widths per layer. Part of checkpoints pruned by optimum-ffp.
 
 The sizes of every layer are in `config.json` under `per_layer_config`, the schema of transformers. Weight names are
-those of HunYuan.
+those of HunYuanDenseV1.
 """
 
 import copy

@@ -1,7 +1,7 @@
-"""Ministral 3 with different numbers of heads and FFN widths per layer. Part of checkpoints pruned by optimum-ffp.
+"""Ministral3 with different numbers of heads and FFN widths per layer. Part of checkpoints pruned by optimum-ffp.
 
 The sizes of every layer are in `config.json` under `per_layer_config`, the schema of transformers. Weight names are
-those of Ministral 3.
+those of Ministral3.
 """
 
 import copy

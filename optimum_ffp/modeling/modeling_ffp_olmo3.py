@@ -1,7 +1,7 @@
-"""OLMo 3 with different numbers of heads and FFN widths per layer. Part of checkpoints pruned by optimum-ffp.
+"""Olmo3 with different numbers of heads and FFN widths per layer. Part of checkpoints pruned by optimum-ffp.
 
 The sizes of every layer are in `config.json` under `per_layer_config`, the schema of transformers. Weight names are
-those of OLMo 3.
+those of Olmo3.
 """
 
 import copy

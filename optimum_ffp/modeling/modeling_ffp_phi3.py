@@ -1,7 +1,7 @@
-"""Phi-3 with different numbers of heads and FFN widths per layer. Part of checkpoints pruned by optimum-ffp.
+"""Phi3 with different numbers of heads and FFN widths per layer. Part of checkpoints pruned by optimum-ffp.
 
 The sizes of every layer are in `config.json` under `per_layer_config`, the schema of transformers. Weight names are
-those of Phi-3.
+those of Phi3.
 """
 
 import copy

@@ -1,7 +1,7 @@
-"""Seed-OSS with different numbers of heads and FFN widths per layer. Part of checkpoints pruned by optimum-ffp.
+"""SeedOss with different numbers of heads and FFN widths per layer. Part of checkpoints pruned by optimum-ffp.
 
 The sizes of every layer are in `config.json` under `per_layer_config`, the schema of transformers. Weight names are
-those of Seed-OSS.
+those of SeedOss.
 """
 
 import copy

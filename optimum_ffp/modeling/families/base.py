@@ -33,7 +33,10 @@ class Experts:
         return config.n_group if self.grouped else 1
 
     def required(self, config: PretrainedConfig) -> int:
-        """Return the smallest number of experts: those of a token, and of every group two, by which it is compared."""
+        """Return the smallest number of experts: as many as a token is routed to.
+
+        Groups need at least two each, since the router ranks them by their two best.
+        """
         top_k = config.num_experts_per_tok
         if not self.grouped:
             return top_k
@@ -55,20 +58,16 @@ class Family:
         attention_output: Projection whose columns belong to query heads.
         ffn_inputs: Projections whose rows are FFN channels (gate and up, or `fc1`).
         ffn_output: Projection whose columns are FFN channels.
-        heads_attribute, kv_heads_attribute, width_attribute: Config attributes of the sizes. `kv_heads_attribute` is
-            `None` for families without grouped-query attention.
+        width_attribute: Config attribute of the number of FFN channels.
         attention_modules, ffn_modules: Modules of a layer that go when its attention or its FFN is removed. The first
             then yields zeros, and the others are the identity. Norms stay if both blocks or the residual need them.
-        default_width: FFN channels as a multiple of the hidden size if the config's width is `None`.
         head_counters: Attributes of a layer that depend on the number of heads: the attribute's path, and the quantity
             it holds (`"heads"`, `"kv_heads"`, `"heads_per_kv_head"`, or `"features"`, which is query heads times head
             dimension). The default is what transformers' grouped-query attention has.
         prunes_attention: Whether attention heads can be removed.
         normalized_outputs: Whether the output projections of attention and FFN are followed by a norm, so that errors
             count relative to the norm of the output.
-        eager_attention: Whether SDPA would ignore the softcap of its attention.
         prepare: Idempotent function to apply to a loaded dense model before its units are determined.
-        title: Name of the family in the generated modeling code; the prefix of its classes if `None`.
         modeling: Full name of the module with the modeling code, for a family of another package.
         experts: Where the experts are, of a mixture: only these are removed, the same number in every layer, and the
             names of other projections and sizes are not read.
@@ -83,18 +82,13 @@ class Family:
     attention_output: str = "self_attn.o_proj"
     ffn_inputs: tuple[str, ...] = ("mlp.gate_proj", "mlp.up_proj")
     ffn_output: str = "mlp.down_proj"
-    heads_attribute: str = "num_attention_heads"
-    kv_heads_attribute: str | None = "num_key_value_heads"
     width_attribute: str = "intermediate_size"
     attention_modules: tuple[str, ...] = ("self_attn", "input_layernorm")
     ffn_modules: tuple[str, ...] = ("mlp", "post_attention_layernorm")
-    default_width: int | None = None
     head_counters: tuple[tuple[str, str], ...] = (("self_attn.num_key_value_groups", "heads_per_kv_head"),)
     prunes_attention: bool = True
     normalized_outputs: bool = False
-    eager_attention: bool = False
     prepare: Callable[[PreTrainedModel], None] | None = None
-    title: str | None = None
     modeling: str | None = None
     experts: Experts | None = None
 
@@ -117,11 +111,8 @@ class Family:
 
     def heads(self, config: PretrainedConfig) -> tuple[int, int, int]:
         """Return the numbers of query heads and KV heads, and the head dimension, of the dense model."""
-        heads = getattr(config, self.heads_attribute)
-        kv_heads = heads
-        if self.kv_heads_attribute is not None:
-            kv_heads = getattr(config, self.kv_heads_attribute) or heads
-        return heads, kv_heads, head_dimension(config)
+        heads = config.num_attention_heads
+        return heads, getattr(config, "num_key_value_heads", None) or heads, head_dimension(config)
 
     def attention_groups(self, config: PretrainedConfig) -> tuple[Group, ...]:
         """Return the kinds of groups that can be removed from attention of a dense model, KV groups first.
@@ -136,9 +127,8 @@ class Family:
         return ("kv_group", "query_head") if kv_heads > 1 else ("query_head",)
 
     def width(self, config: PretrainedConfig) -> int:
-        """Return the number of FFN channels of the dense model."""
-        width = getattr(config, self.width_attribute)
-        return self.default_width * config.hidden_size if width is None else width
+        """Return the number of FFN channels of the dense model, which GPT-2's config may leave out."""
+        return getattr(config, self.width_attribute) or 4 * config.hidden_size
 
     def layer_overrides(self, config: PretrainedConfig, sizes: dict[Group, int]) -> dict[str, Any]:
         """Return a layer's entry of `per_layer_config` for the numbers of groups to keep; others are unchanged.
@@ -149,11 +139,11 @@ class Family:
         kept_kv_heads = sizes.get("kv_group", kv_heads)
         kept_heads = kept_kv_heads * sizes.get("query_head", heads // kv_heads)
         rows = (
-            (self.heads_attribute, kept_heads, heads),
-            (self.kv_heads_attribute, kept_kv_heads, kv_heads),
+            ("num_attention_heads", kept_heads, heads),
+            ("num_key_value_heads", kept_kv_heads, kv_heads),
             (self.width_attribute, sizes["channel"], self.width(config)),
         )
-        kept = {name: size for name, size, dense in rows if name is not None and size not in (0, dense)}
+        kept = {name: size for name, size, dense in rows if hasattr(config, name) and size not in (0, dense)}
         skip = ["mlp" if group == "channel" else "attention" for group, size in sizes.items() if size == 0]
         return kept | ({"skip": skip} if skip else {})
 

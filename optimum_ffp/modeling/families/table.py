@@ -54,33 +54,32 @@ FAMILIES: dict[str, Family] = {
         Family("llama"),
         Family("mistral"),
         # Queries are scaled by their position, which pruning doesn't change.
-        Family("ministral3", title="Ministral 3"),
+        Family("ministral3"),
         # Biases of the query, key and value projections are pruned with their heads.
         Family("qwen2"),
         # Query and key norms have the size of one head and are shared by all heads, so pruning doesn't change them.
         Family("qwen3"),
-        Family("hunyuan_v1_dense", title="HunYuan"),
+        Family("hunyuan_v1_dense"),
         # Norms after attention and FFN act on the outputs of the output projections, whose size pruning doesn't
         # change.
-        Family("gemma2", title="Gemma 2", eager_attention=True, **BETWEEN_NORMS),
-        Family("gemma3_text", title="Gemma 3", **BETWEEN_NORMS),
-        Family("exaone4", title="EXAONE 4", **BEFORE_NORMS),
+        Family("gemma2", **BETWEEN_NORMS),
+        Family("gemma3_text", **BETWEEN_NORMS),
+        Family("exaone4", **BEFORE_NORMS),
         # Query and key norms run across all heads, so that removing one would change those that stay.
-        Family("olmo2", prunes_attention=False, title="OLMo 2", **BEFORE_NORMS),
-        Family("olmo3", prunes_attention=False, title="OLMo 3", **BEFORE_NORMS),
+        Family("olmo2", prunes_attention=False, **BEFORE_NORMS),
+        Family("olmo3", prunes_attention=False, **BEFORE_NORMS),
         Family("gemma"),
         Family("granite"),
         Family("smollm3"),
-        Family("ernie4_5", title="ERNIE 4.5"),
-        Family("seed_oss", title="Seed-OSS"),
+        Family("ernie4_5"),
+        Family("seed_oss"),
         # Attention and FFN share their input, and its norm.
-        Family("cohere2", title="Cohere 2", attention_modules=("self_attn",), ffn_modules=("mlp",)),
+        Family("cohere2", attention_modules=("self_attn",), ffn_modules=("mlp",)),
         # The FFN has no gate.
         Family("arcee", ffn_inputs=("mlp.up_proj",)),
         # Fused projections.
         Family(
             "phi3",
-            title="Phi-3",
             query="self_attn.qkv_proj",
             key="self_attn.qkv_proj",
             value="self_attn.qkv_proj",
@@ -94,7 +93,6 @@ FAMILIES: dict[str, Family] = {
         ),
         Family(
             "glm4",
-            title="GLM-4",
             ffn_inputs=("mlp.gate_up_proj", "mlp.gate_up_proj"),
             attention_modules=("self_attn", "input_layernorm", "post_self_attn_layernorm"),
             ffn_modules=("mlp", "post_attention_layernorm", "post_mlp_layernorm"),
@@ -103,19 +101,16 @@ FAMILIES: dict[str, Family] = {
         # Attention and FFN may share their input (parallel residual), which makes no difference for pruning.
         Family(
             "gpt_neox",
-            title="GPT-NeoX",
             query="attention.query_key_value",
             fused_by_head=True,
             attention_output="attention.dense",
             ffn_inputs=("mlp.dense_h_to_4h",),
             ffn_output="mlp.dense_4h_to_h",
             attention_modules=("attention", "input_layernorm"),
-            kv_heads_attribute=None,
         ),
         # Fused and stored transposed.
         Family(
             "gpt2",
-            title="GPT-2",
             layers="h",
             query="attn.c_attn",
             key="attn.c_attn",
@@ -125,9 +120,7 @@ FAMILIES: dict[str, Family] = {
             ffn_output="mlp.c_proj",
             attention_modules=("attn", "ln_1"),
             ffn_modules=("mlp", "ln_2"),
-            kv_heads_attribute=None,
             width_attribute="n_inner",
-            default_width=4,
             head_counters=(("attn.num_heads", "heads"), ("attn.split_size", "features")),
             prepare=_transpose_projections,
         ),
@@ -141,7 +134,6 @@ FAMILIES: dict[str, Family] = {
             # The norms of OPT-350m follow the residual.
             attention_modules=("self_attn",),
             ffn_modules=("fc1", "fc2"),
-            kv_heads_attribute=None,
             width_attribute="ffn_dim",
             # OPT's attention reshapes by this count; other families infer it from the width of the projection.
             head_counters=(("self_attn.num_heads", "heads"),),
