@@ -52,7 +52,7 @@ def add_gram(total: torch.Tensor, rows: torch.Tensor) -> None:
         total: Float32, shape `[features, features]`; may be on another device than the rows.
         rows: Shape `[..., features]`.
     """
-    with float32_products(rows.detach().flatten(0, -2)) as (flat,):
+    with float32_products(rows.detach().flatten(0, -2)) as flat:
         for start in range(0, len(total), BLOCK):
             block, columns = total[start : start + BLOCK, start:], flat[:, start:]
             if flat.device == total.device:

@@ -42,5 +42,5 @@ def root(matrix: torch.Tensor) -> torch.Tensor:
     It is the transposed Cholesky factor: scores only depend on `Rᵀ R`, and an eigendecomposition, which would give the
     symmetric root, takes ten times as long. Directions with no loss get one the size of a rounding error.
     """
-    factor, _ = factorize(matrix, ridge_damping(matrix, 0.0))
+    factor = factorize(matrix, ridge_damping(matrix, 0.0))
     return factor.T.float()

@@ -84,7 +84,7 @@ def policy_losses(
 
     def measure(size: int) -> torch.Tensor:
         layers = len(layerwise.layers) * math.ceil(len(share) / layerwise.chunk_size(share, len(changes)))
-        with progress_bar(layers, description or "", "layer", description is not None) as bar:
+        with progress_bar(layers, description, "layer") as bar:
             return layerwise.losses(share, changes, dtype=dtype, batch_size=size, on_layer=bar.update)
 
     no_losses = torch.empty(len(changes), 0, dtype=torch.float64)
@@ -247,7 +247,7 @@ class Measurements:
 
     @cached_property
     def block_costs(self) -> dict[str, Any]:
-        """Seconds of attention and FFN by size, as of `measure_costs`.
+        """Seconds of attention and FFN by size, as returned by `measure_costs`.
 
         Raises:
             FFPError: If weights are offloaded, or the model hasn't enough positions for the workload.

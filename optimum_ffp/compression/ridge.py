@@ -36,7 +36,7 @@ class PrefixRidge:
             order: Columns from most to least important, shape `[features]`; `None` if `H` is in the sorted order.
         """
         # Factored in float64, stored in float32: the size of the Gram matrix, and accurate enough for a solve.
-        factor, _ = factorize(gram, ridge_damping(gram, ridge_lambda, relative), order)
+        factor = factorize(gram, ridge_damping(gram, ridge_lambda, relative), order)
         # Contiguous, as if read from a file: products depend on the memory layout in the last digits.
         return cls(factor.to(torch.float32, memory_format=torch.contiguous_format))
 

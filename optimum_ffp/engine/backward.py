@@ -61,7 +61,7 @@ def backward_passes(
     copies = len(layerwise.layers) + 2
     chunks = windows.split(layerwise.chunk_size(windows, copies))
     total = 2 * len(layerwise.layers) * len(chunks)
-    with progress_bar(total, description or "", "layer", description is not None) as bar:
+    with progress_bar(total, description, "layer") as bar:
         for chunk in chunks:
             states, arguments = layerwise.embed(chunk, copies=copies)
             inputs = []

@@ -58,7 +58,7 @@ def ridge_damping(gram: torch.Tensor, ridge_lambda: float, relative: bool = True
     return max(ridge_lambda * (mean if relative else 1.0), ROUNDING * (mean if mean > NO_INPUT else 1.0))
 
 
-def factorize(gram: torch.Tensor, damping: float, order: torch.Tensor | None = None) -> tuple[torch.Tensor, float]:
+def factorize(gram: torch.Tensor, damping: float, order: torch.Tensor | None = None) -> torch.Tensor:
     """Return the Cholesky factor of `H + d I`.
 
     The factorization is in place on a copy, since a float64 matrix takes 1 GB for the largest unit of a 7B model.
@@ -69,7 +69,7 @@ def factorize(gram: torch.Tensor, damping: float, order: torch.Tensor | None = N
         order: Order of rows and columns to factor `H` in, shape `[features]`; its own if `None`.
 
     Returns:
-        The factor, float64, column-major, shape `[features, features]`, and the `d` that was used.
+        The factor, float64, column-major, shape `[features, features]`.
 
     Raises:
         FFPError: If the matrix can't be factored because it is not finite.
@@ -81,7 +81,7 @@ def factorize(gram: torch.Tensor, damping: float, order: torch.Tensor | None = N
         factor.diagonal().add_(damping * 10**attempt)
         torch.linalg.cholesky_ex(factor, out=(factor, failed))
         if not failed:
-            return factor, damping * 10**attempt
+            return factor
     raise FFPError("a Gram matrix can't be factored: it holds values that are not finite")
 
 

@@ -80,16 +80,6 @@ def chunked_losses(
     return torch.cat(losses, 1).cpu().double().mean(1)
 
 
-def kl_divergence(
-    expected: torch.Tensor, predicted: torch.Tensor, probabilities: torch.Tensor | None = None
-) -> torch.Tensor:
-    """Return `KL(expected ‖ predicted)` in nats, of log-probabilities of shape `[..., vocabulary]`, as `[...]`.
-
-    `probabilities` are those of `expected`, if they were computed already.
-    """
-    return ((expected.exp() if probabilities is None else probabilities) * (expected - predicted)).sum(-1)
-
-
 @contextmanager
 def replaced_forward(module: nn.Module, forward: Callable[..., Any]) -> Iterator[None]:
     """Replace a module's `forward` for the duration of the context.

@@ -105,7 +105,7 @@ def in_compute_dtype(model: PreTrainedModel) -> Iterator[None]:
 @cache
 @torch.no_grad()
 def _cpu_has_fast_matmul(dtype: torch.dtype) -> bool:
-    """Measure it in some milliseconds, since instructions don't tell.
+    """Measure it, which takes a few milliseconds, since the instruction set doesn't tell.
 
     With AVX-512 for bfloat16, products take a quarter of the time of float32 on a Zen 5, but twice the time on an
     Emerald Rapids without AMX.
@@ -130,18 +130,17 @@ def computing_in(device: torch.device, dtype: torch.dtype | None) -> torch.autoc
 
 
 @contextmanager
-def float32_products(*factors: torch.Tensor) -> Iterator[tuple[torch.Tensor, ...]]:
-    """Yield the factors of matrix products in float32, with autocast disabled.
+def float32_products(factor: torch.Tensor) -> Iterator[torch.Tensor]:
+    """Yield a factor of matrix products in float32, with autocast disabled.
 
-    If all factors are bfloat16, hardware that is faster at it may multiply them in bfloat16, and float16 factors in
-    TF32, which has as many digits: accumulation is in float32, so nothing is lost, at a fraction of the cost.
+    Hardware that is faster at it may multiply a bfloat16 factor in bfloat16, and a float16 one in TF32, which has as
+    many digits: accumulation is in float32, so nothing is lost, at a fraction of the cost.
     """
-    device, dtypes = factors[0].device, {factor.dtype for factor in factors}
-    precision = "high" if dtypes <= {*SHORT_DTYPES} else "highest"
-    if dtypes == {torch.bfloat16} and has_fast_matmul(device, torch.bfloat16):
+    precision = "high" if factor.dtype in SHORT_DTYPES else "highest"
+    if factor.dtype == torch.bfloat16 and has_fast_matmul(factor.device, torch.bfloat16):
         precision = "medium"
-    with _multiplying_float32(precision), computing_in(device, None):
-        yield tuple(factor.float() for factor in factors)
+    with _multiplying_float32(precision), computing_in(factor.device, None):
+        yield factor.float()
 
 
 @contextmanager

@@ -16,12 +16,13 @@ logger = logging.getLogger(__name__)
 
 
 @contextmanager
-def progress_bar(total: int | None, description: str, unit: str, shown: bool = True) -> Iterator[tqdm]:
+def progress_bar(total: int | None, description: str | None, unit: str) -> Iterator[tqdm]:
     """Show a bar for a stage on a terminal or in a notebook; elsewhere, log a line with its time at the end.
 
+    Show neither without a description.
     `TQDM_DISABLE` and `transformers.utils.logging.disable_progress_bar` replace the bar by that line too.
     """
-    shown = shown and is_main()
+    shown = description is not None and is_main()
     enabled = shown and is_progress_bar_enabled() and not os.environ.get("TQDM_DISABLE")
     start = time.perf_counter()
     # With `None`, tqdm finds out whether standard error is a terminal.

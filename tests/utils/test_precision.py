@@ -89,8 +89,8 @@ def test_products_in_float32_inside_of_autocast(monkeypatch, dtype, old):
     factors = [torch.randn(40, 40, generator=generator).to(dtype) for _ in range(2)]
     exact = factors[0].double() @ factors[1].double()
     before = torch.get_float32_matmul_precision()
-    with computing_in(CPU, torch.bfloat16), float32_products(*factors) as (left, right):
-        found = left @ right
+    with computing_in(CPU, torch.bfloat16), float32_products(factors[0]) as left:
+        found = left @ factors[1].float()
         if old:
             assert torch.get_float32_matmul_precision() == lossless
         else:
@@ -118,7 +118,7 @@ def test_a_precision_that_is_set_for_cards_alone_stays(monkeypatch, chosen):
     torch.backends.cuda.matmul.fp32_precision = chosen
     try:
         chosen_by_backend = precisions()
-        with float32_products(torch.eye(2, dtype=torch.bfloat16)) as (factor,):
+        with float32_products(torch.eye(2, dtype=torch.bfloat16)) as factor:
             assert torch.equal(factor @ factor, torch.eye(2)) and precisions() == ["tf32", "bf16"]
         assert precisions() == chosen_by_backend == [chosen, before[1]]
     finally:

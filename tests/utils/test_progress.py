@@ -18,10 +18,10 @@ class Terminal(io.StringIO):
 def show(monkeypatch, caplog):
     """Returns what a stage of three updates draws and logs."""
 
-    def show(stream: io.StringIO, **options: bool) -> tuple[str, list[str]]:
+    def show(stream: io.StringIO, description: str | None = "Search") -> tuple[str, list[str]]:
         monkeypatch.setattr("sys.stderr", stream)
         caplog.set_level(logging.INFO, "optimum_ffp")
-        with progress_bar(3, "Search", "step", **options) as bar:
+        with progress_bar(3, description, "step") as bar:
             for _ in range(3):
                 bar.update()
         return stream.getvalue(), caplog.messages
@@ -41,7 +41,7 @@ def test_a_terminal_shows_a_bar_and_no_line(show):
 def test_a_file_gets_one_line_with_the_time(show):
     drawn, (line,) = show(io.StringIO())
     assert not drawn and line.startswith("Search: ") and line.endswith(" s")
-    assert len(show(io.StringIO(), shown=False)[1]) == 1
+    assert len(show(io.StringIO(), None)[1]) == 1
 
 
 @pytest.mark.parametrize("switch", ["tqdm", "transformers"])

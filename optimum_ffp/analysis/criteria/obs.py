@@ -23,18 +23,19 @@ def score(weight: torch.Tensor, statistics: Statistics, block: int) -> torch.Ten
     """
     weight = weight.float()
     gram = statistics.gram.to(weight.device)
-    factor, _ = factorize(gram, ridge_damping(gram, DAMPING))
+    factor = factorize(gram, ridge_damping(gram, DAMPING))
     inverse = torch.cholesky_inverse(factor, out=factor).mT.float()
     del factor
     left = torch.arange(len(gram) // block, device=weight.device)
     scores = torch.zeros(len(left), device=weight.device)
     portion = math.ceil(len(left) / PORTIONS)
-    while len(left) > portion:
-        losses = _removal_losses(weight, inverse, block)
-        ranking = losses.argsort()
+    while True:
+        ranking = _removal_losses(weight, inverse, block).argsort()
         removed, retained = ranking[:portion], ranking[portion:].sort().values
         # Groups of one portion are ranked by their losses, without recomputing them in between.
-        scores[left[removed]] = torch.arange(portion, device=scores.device) + len(scores) - len(left) + 0.0
+        scores[left[removed]] = torch.arange(len(removed), device=scores.device) + len(scores) - len(left) + 0.0
+        if not len(retained):
+            return scores
         columns = torch.arange(len(inverse), device=inverse.device).view(-1, block)
         pruned, remaining = columns[removed].flatten(), columns[retained].flatten()
         solution = torch.linalg.solve(inverse[pruned][:, pruned], inverse[pruned][:, remaining])
@@ -42,10 +43,6 @@ def score(weight: torch.Tensor, statistics: Statistics, block: int) -> torch.Ten
         cross = inverse[:, pruned][remaining]
         inverse = _compact(inverse, remaining).addmm_(cross, solution, alpha=-1)
         left = left[retained]
-    scores[left[_removal_losses(weight, inverse, block).argsort()]] = (
-        torch.arange(len(left), device=scores.device) + len(scores) - len(left) + 0.0
-    )
-    return scores
 
 
 def _compact(matrix: torch.Tensor, indices: torch.Tensor) -> torch.Tensor:
