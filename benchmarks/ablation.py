@@ -86,7 +86,7 @@ def main() -> None:
         args.output.write_text(json.dumps(records, indent=2) + "\n")
         search, figures = result.search, result.tests[0][1]
         before, after = (f"{figures[stage]:.2f}" if stage in figures else "" for stage in ("searched", "calibrated"))
-        counts = f"{search.candidate_evaluations} | {search.tokens_evaluated:,}"
+        counts = f"{len(search.log)} | {search.tokens_evaluated:,}"
         print(f"| {name} | {before} | {after} | {counts} |", flush=True)
 
 

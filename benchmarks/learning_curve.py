@@ -151,7 +151,7 @@ def measure(
     search = PolicySearch(pruner.measured, config)
     updates = sorted({*range(0, len(scores), every), len(scores) - 1})
     mean_actions = [search.mapping(scores[update], search.budget) for update in updates]
-    equal = uniform(scores[0], search.budget)
+    equal = uniform(search.budget)
     policies = [PruningPolicy.dense(pruner.measured.units), equal, *(found.policy for found in searches.values())]
     # Most updates change the scores, but not their order.
     policies = [*dict.fromkeys([*policies, *mean_actions])]
@@ -166,7 +166,7 @@ def measure(
     return {
         name: {
             "tokens": found.tokens_evaluated,
-            "evaluations": found.candidate_evaluations,
+            "evaluations": len(found.log),
             "best_on_search": found.dense_perplexity / found.best_perplexity,
             "held_out": rewards[found.policy],
             "samples": [[entry["samples"], entry["target_sparsity"], entry["reward"]] for entry in found.log],

@@ -1,4 +1,4 @@
-"""Functions shared by the mappings from raw scores to policies, and the uniform mapping. Depends only on numpy."""
+"""The uniform policy, and functions that it shares with the mappings. Depends only on numpy."""
 
 import numpy as np
 
@@ -6,19 +6,8 @@ from .budget import Budget
 from .policy import PruningPolicy
 
 
-def retention_scores(scores: np.ndarray, budget: Budget) -> tuple[np.ndarray, np.ndarray]:
-    """Return `A''` in `[a_min, a_max]` and the order of preference (lines 1, 2 and 5 of Algorithm 1).
-
-    The paper prints `tanh(A + 1)/2`, which clips half of all scores to 0; this uses `(tanh(A) + 1)/2`.
-    """
-    scores = np.asarray(scores, dtype=np.float64)
-    squashed = np.clip((np.tanh(scores) + 1) / 2, 0, 1)
-    squashed = squashed * (budget.max_retention - budget.min_retention) + budget.min_retention
-    return squashed, np.argsort(-scores, kind="stable")
-
-
-def uniform(scores: np.ndarray, budget: Budget) -> PruningPolicy:
-    """Return the policy with the same retention for every unit that has a cost, regardless of the scores.
+def uniform(budget: Budget) -> PruningPolicy:
+    """Return the policy with the same retention for every unit that has a cost.
 
     Attention sizes are rounded up to whole steps (as in Wanda-sp: 80 % of 3 KV groups are 3), and all FFNs are reduced
     equally to meet the budget: no two of a kind differ by more than one step.

@@ -3,7 +3,7 @@
 import platform
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from importlib.metadata import PackageNotFoundError, version
+from importlib.metadata import version
 from typing import Any
 
 import numpy as np
@@ -16,6 +16,7 @@ from ..data import Windows
 from ..utils import processes
 from ..utils.precision import dtype_name
 from ..utils.profiling import StageMeter
+from ..version import __version__
 
 
 @dataclass
@@ -31,9 +32,7 @@ class SearchResult:
         agent: State of the agent for policy transfer, if the method has one.
         config: Options, with the budget.
         dense_perplexity: Perplexity of the dense model on the search windows, if policies were compared.
-        candidate_evaluations: Number of policies evaluated.
         tokens_evaluated: Tokens in forward passes for these evaluations.
-        non_finite: Number of candidates whose loss is not finite.
         windows: Description of the search windows, if policies were compared.
         calibrated_on: Description of the calibration windows.
         warm_start: Checkpoint whose agent the search started from.
@@ -49,9 +48,7 @@ class SearchResult:
     agent: Mapping[str, np.ndarray] | None = None
     config: FFPConfig | None = None
     dense_perplexity: float | None = None
-    candidate_evaluations: int = 0
     tokens_evaluated: int = 0
-    non_finite: int = 0
     windows: dict[str, Any] = field(default_factory=dict)
     calibrated_on: dict[str, Any] = field(default_factory=dict)
     warm_start: str | None = None
@@ -64,9 +61,9 @@ class SearchResult:
         record = {
             "method": self.config.method,
             "seed": self.config.seed,
-            "candidate_evaluations": self.candidate_evaluations,
+            "candidate_evaluations": len(self.log),
             "tokens_evaluated": self.tokens_evaluated,
-            "non_finite": self.non_finite,
+            "non_finite": sum(entry["perplexity"] is None for entry in self.log),
             "calibrated_on": self.calibrated_on,
             "warm_start": self.warm_start,
             "note": self.note,
@@ -140,7 +137,7 @@ class PruningResult:
                 f"  perplexity on {text}: " + ", ".join(f"{name} {value:.3f}" for name, value in figures.items())
                 for text, figures in self.perplexities.items()
             ),
-            f"  search: {self.config.method}, {self.search.candidate_evaluations} candidates",
+            f"  search: {self.config.method}, {len(self.search.log)} candidates",
             f"  calibration: {self.config.calibration}",
         ]
         return "\n".join(lines)
@@ -247,10 +244,5 @@ def final(perplexities: Mapping[str, float]) -> float:
 
 def package_versions(*more: str) -> dict[str, str]:
     """Return the versions of Python and of the packages that all results depend on, and of more packages."""
-    versions = {"python": platform.python_version()}
-    for package in ("optimum-ffp", "transformers", "optimum", "torch", *more):
-        try:
-            versions[package] = version(package)
-        except PackageNotFoundError:
-            continue
-    return versions
+    installed = {package: version(package) for package in ("transformers", "optimum", "torch", *more)}
+    return {"python": platform.python_version(), "optimum-ffp": __version__} | installed

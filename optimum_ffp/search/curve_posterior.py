@@ -147,7 +147,7 @@ class MultiplierRegression:
         expected = {name: (count, *rows.shape[1:]) for name, rows in self.equations.items()}
         if shapes != expected or not np.array_equal(state.get("units"), [len(self.units)]):
             raise FFPError(
-                f"the warm-start agent has no size gradients of {len(self.units)} units; warm-start from a "
+                f"the warm-start agent has no size gradients for {len(self.units)} units; warm-start from a "
                 "checkpoint of the same model that was searched with the same agent"
             )
         equations = {name: state[name] for name in self.equations}

@@ -74,27 +74,24 @@ def remove_whole(
     share_of = {part: share for part in parts_of(units, depth) if (share := sum(shares[index] for index in part)) > 0}
     increases, measured = dict.fromkeys(share_of, 0.0), [*share_of]
     removed, loss = (), loss_without(())
-    chosen, best, waited, problem = None, math.inf, 0, None
+    chosen, best, waited = None, math.inf, 0
     while True:
         try:
             rest = budget.without(removed)
-        except FFPError as error:
-            problem = error
+        except FFPError:
+            if not measured:
+                raise
         else:
             policy = policy_of(rest)
             pruned, waited = loss_of(policy), waited + 1
             if chosen is None or pruned < best:
                 chosen, best, waited = rest, pruned, 0
-            if waited == PATIENCE or all(size in (0, unit.remaining) for unit, size in zip(units, policy.sizes)):
+            is_whole = all(size in (0, unit.remaining) for unit, size in zip(units, policy.sizes))
+            if waited == PATIENCE or is_whole or not measured:
                 return chosen
-        if not measured:
-            break
         losses = {part: loss_without(removed + part) for part in measured}
         increases |= {part: (losses[part] - loss) / share_of[part] for part in measured}
         part = min(measured, key=increases.get)
         removed, loss = removed + part, losses[part]
         del increases[part]
         measured = sorted(increases, key=increases.get)[:REPEATED]
-    if chosen is None:
-        raise problem
-    return chosen

@@ -128,9 +128,7 @@ class PolicySearch:
         result.config, result.budget = config, self.budget.record(result.policy)
         if config.costs:
             self._check_speed(result)
-        result.candidate_evaluations = len(result.log)
         result.tokens_evaluated = total_tokens(counter.tokens - read_before)
-        result.non_finite = sum(entry["perplexity"] is None for entry in result.log)
         if config.compares_policies:
             result.dense_perplexity = float(np.exp(self.evaluator.dense_losses.mean()))
             result.windows = data.search.describe()
@@ -148,7 +146,8 @@ class PolicySearch:
         baselines = self._baselines() if searches else {}
         # The better half of the finalists counts again in the next round.
         total = config.search_steps + finalist_count(config.search_steps) + 2 * len(baselines) if searches else None
-        with progress_bar(total, f"Search, {self.budget}", "evaluation", shown=config.compares_policies) as bar:
+        description = f"Search, {self.budget}" if config.compares_policies else None
+        with progress_bar(total, description, "evaluation") as bar:
             rewards: list[float] = []
 
             def show(entries: list[dict[str, Any]]) -> None:
@@ -188,7 +187,7 @@ class PolicySearch:
         """Compare policies without a search that remove more and more units whole; return the budget of the best."""
         config, windows = self.config, np.arange(len(self.measured.data.search))[:WINDOWS]
         is_uniform = config.method in ("uniform", "homogeneous") and self.budget.is_linear
-        mapping = partial(uniform if is_uniform else self.mapping, self.equal_scores)
+        mapping = uniform if is_uniform else partial(self.mapping, self.equal_scores)
 
         def loss_of(policy: PruningPolicy) -> float:
             return float(np.nan_to_num(self.evaluator([policy], windows).mean(), nan=np.inf))
@@ -225,7 +224,7 @@ class PolicySearch:
                 row["measured"] = self._measured_speed(policy)
 
     def _baselines(self) -> dict[str, PruningPolicy]:
-        policies = {"uniform": uniform(self.equal_scores, self.budget)} if self.budget.is_linear else {}
+        policies = {"uniform": uniform(self.budget)} if self.budget.is_linear else {}
         return policies | {"no-search": self.mapping(self.equal_scores, self.budget)}
 
 

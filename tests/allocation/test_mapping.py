@@ -15,6 +15,7 @@ from tests.helpers import SMOLLM2, sparsity_budget, step_parameters
 
 
 greedy, water_filling = (find_choice("mapping", name).map_scores for name in ("greedy", "water-filling"))
+MAPPINGS = greedy, water_filling, lambda scores, budget: uniform(budget)
 units_strategy = st.lists(
     st.builds(
         Unit,
@@ -36,7 +37,7 @@ units_strategy = st.lists(
     sparsity=st.floats(0.001, 0.999),
     bounds=st.tuples(st.floats(0, 1), st.floats(0, 1)).map(sorted),
     precision=st.sampled_from([None, 0.01, 0.1]),
-    mapping=st.sampled_from([greedy, water_filling, uniform]),
+    mapping=st.sampled_from(MAPPINGS),
 )
 def test_budget_holds_for_any_input(units, data, sparsity, bounds, precision, mapping):
     scores = np.array(data.draw(st.lists(st.floats(-50, 50), min_size=len(units), max_size=len(units))))
@@ -80,7 +81,7 @@ def check_infeasible(units, sparsity, bounds):
     assert target < least + max(step_parameters(unit) for unit in units) * len(units) * 1e-3 + 1 or target > most
 
 
-@pytest.mark.parametrize("mapping", [greedy, water_filling, uniform])
+@pytest.mark.parametrize("mapping", MAPPINGS)
 @pytest.mark.parametrize("sparsity", [0.1, 0.2, 0.3, 0.5])
 def test_real_shape_is_within_one_channel_of_the_target(mapping, sparsity):
     for seed in range(20):
@@ -105,7 +106,7 @@ COARSER = [replace(unit, multiple=32 if unit.kind == "ffn" else 1) for unit in S
 @pytest.mark.parametrize("sparsity", [0.1, 0.2, 0.3, 0.5])
 @pytest.mark.parametrize("precision", [None, 0.01])
 def test_uniform_differs_by_one_step_at_most(units, spread, sparsity, precision):
-    policy = uniform(np.zeros(len(units)), sparsity_budget(units, sparsity, 0.2, precision=precision))
+    policy = uniform(sparsity_budget(units, sparsity, 0.2, precision=precision))
     widths = [size for unit, size in zip(policy.units, policy.sizes) if unit.kind == "ffn"]
     assert max(widths) - min(widths) <= spread
     heads = {}
@@ -119,5 +120,5 @@ def test_uniform_differs_by_one_step_at_most(units, spread, sparsity, precision)
 
 
 def test_uniform_rounds_attention_up():
-    policy = uniform(np.zeros(60), sparsity_budget(SMOLLM2, 0.2, 0.2))
+    policy = uniform(sparsity_budget(SMOLLM2, 0.2, 0.2))
     assert {size for unit, size in zip(policy.units, policy.sizes) if unit.kind == "attention"} == {3}

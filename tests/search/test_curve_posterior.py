@@ -132,7 +132,7 @@ def test_what_was_measured_elsewhere_is_taken_over_with_larger_errors():
     other.restore(regression.state())
     assert np.abs(other.solve() - 1).mean() < np.abs(regression.solve() - 1).mean()
     assert np.corrcoef(other.solve()[:, 5], regression.solve()[:, 5])[0, 1] > 0.9
-    with pytest.raises(FFPError, match="no size gradients of 10 units; warm-start from a checkpoint of"):
+    with pytest.raises(FFPError, match="no size gradients for 10 units; warm-start from a checkpoint of"):
         MultiplierRegression(UNITS[:10]).restore(regression.state())
 
 

@@ -3,7 +3,6 @@
 import numpy as np
 
 from ..budget import Budget
-from ..mapping import retention_scores
 from ..policy import PruningPolicy
 
 
@@ -13,7 +12,7 @@ def map_scores(scores: np.ndarray, budget: Budget) -> PruningPolicy:
     Policies depend only on the order of the scores and on the budget: before rounding, all units but one are at
     `a_min` or `a_max`.
     """
-    _, preference = retention_scores(scores, budget)
+    preference = np.argsort(-scores, kind="stable")
     costs, remaining = budget.linear()
     low, high, weights = budget.smallest / budget.groups, budget.largest / budget.groups, budget.groups * costs
     # Units without a cost stay whole.

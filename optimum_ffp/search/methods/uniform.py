@@ -1,7 +1,5 @@
 """No search: the same retention for every unit."""
 
-import numpy as np
-
 from ...allocation.mapping import uniform
 from ...checkpoint.result import SearchResult
 from ...config import FFPConfig
@@ -13,4 +11,4 @@ IS_BASELINE = True
 
 def search(task: SearchTask, config: FFPConfig, warm_start: AgentState | None = None) -> SearchResult:
     """Return the uniform policy."""
-    return SearchResult(uniform(np.zeros(task.actions), task.budget))
+    return SearchResult(uniform(task.budget))

@@ -2,8 +2,8 @@ import numpy as np
 from hypothesis import assume, given
 from hypothesis import strategies as st
 
-from optimum_ffp.allocation.mapping import retention_scores
 from optimum_ffp.allocation.mappings.water_filling import map_scores as water_filling
+from optimum_ffp.allocation.mappings.water_filling import retention_scores
 from optimum_ffp.allocation.policy import Unit
 from tests.helpers import SMOLLM2, sparsity_budget
 
@@ -18,7 +18,7 @@ def test_rates_are_rounded_to_the_grid_but_for_the_corrected_unit():
 def test_water_filling_keeps_differences_between_units_inside_the_bounds(scores, sparsity):
     budget = sparsity_budget(SMOLLM2, sparsity, 0.2)
     policy = water_filling(np.array(scores), budget)
-    squashed, _ = retention_scores(np.array(scores), budget)
+    squashed = retention_scores(np.array(scores), budget)
     ffns = [
         (rate, score)
         for unit, rate, score in zip(policy.units, policy.retentions, squashed)
