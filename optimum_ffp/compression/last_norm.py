@@ -6,10 +6,11 @@ from contextlib import contextmanager
 from dataclasses import replace
 
 import torch
+from torch.nn.functional import kl_div
 from transformers.modeling_outputs import ModelOutput
 
 from ..engine import LayerwiseModel, free_graphs
-from ..utils.lm_head import POSITIONS, chunked_logits, head_in_autocast_dtype, kl_divergence
+from ..utils.lm_head import POSITIONS, chunked_logits, head_in_autocast_dtype
 from ..utils.precision import computing_in
 
 
@@ -66,7 +67,7 @@ class PredictionLoss:
             # At most `POSITIONS` positions are a single piece.
             ((_, target),) = chunked_logits(self.layerwise.model, replace(self._decoded, last_hidden_state=states))
         predicted, target = (one.float().log_softmax(-1) for one in (logits, target))
-        return kl_divergence(target, predicted).mean()
+        return kl_div(predicted, target, reduction="none", log_target=True).sum(-1).mean()
 
     @contextmanager
     def ready(self) -> Iterator[None]:

@@ -235,7 +235,7 @@ class SortedModel:
         kept = policy.kept_layers(layers)
         journal = journal or Journal()
         with change(layers):
-            state = journal.mapped("pruned-outer", self._copy_outer_weights)
+            state = journal.mapped("pruned-outer", partial(self._copy_weights, self.model, tuple(self.prefixes)))
         for index, layer in self.layerwise.iter_layers():
             if index not in kept:
                 continue
@@ -262,23 +262,16 @@ class SortedModel:
             pruned = pruned.to(device)
         return pruned.eval()
 
-    def _copy_outer_weights(self) -> dict[str, torch.Tensor]:
+    def _copy_weights(self, module: nn.Module, excluded: tuple[str, ...]) -> dict[str, torch.Tensor]:
+        """Copy weights to host memory, except those with the given prefixes, in the checkpoint's layout and dtype."""
         # Views share storage with the dense weights; the checkpoint must hold only the kept ones.
-        return {
-            name: tensor.detach().to("cpu", self.stored_dtype(tensor), copy=True)
-            for name, tensor in self.model.state_dict().items()
-            if self._belongs_to(len(self.prefixes), name)
-        }
-
-    def _copy_weights(self, layer: nn.Module, removed: tuple[str, ...]) -> dict[str, torch.Tensor]:
-        """Copy the weights of a layer that stay to host memory, in the layout and dtype of the checkpoint."""
         state = {
             name: tensor.detach().to("cpu", self.stored_dtype(tensor), copy=True)
-            for name, tensor in layer.state_dict().items()
-            if not name.startswith(removed)
+            for name, tensor in module.state_dict().items()
+            if not name.startswith(excluded)
         }
-        for name, module in layer.named_modules():
-            if isinstance(module, TransposedLinear) and f"{name}.weight" in state:
+        for name, part in module.named_modules():
+            if isinstance(part, TransposedLinear) and f"{name}.weight" in state:
                 state[f"{name}.weight"] = state[f"{name}.weight"].t().contiguous()
         return state
 

@@ -104,7 +104,7 @@ def test_weights_are_restored_after_a_failure(windows, monkeypatch):
         raise torch.OutOfMemoryError("no memory")
 
     # Only after the graph of the predictions is there.
-    monkeypatch.setattr("optimum_ffp.compression.last_norm.kl_divergence", fails)
+    monkeypatch.setattr("optimum_ffp.compression.last_norm.kl_div", fails)
     loss = PredictionLoss(layerwise, states, states, [0], None)
     with pytest.raises(torch.OutOfMemoryError), loss.ready():
         weights = {name: one.clone().requires_grad_() for name, one in last_norm_parameters(layerwise).items()}

@@ -12,7 +12,7 @@ from torch import nn
 from transformers import PreTrainedModel
 from transformers.modeling_outputs import ModelOutput
 
-from ...utils.lm_head import POSITIONS, decode, head_logits, kl_divergence, replaced_forward
+from ...utils.lm_head import POSITIONS, decode, head_logits, replaced_forward
 
 
 # Number of positions whose log-probabilities are computed at once: they should fit into the cache of a CPU.
@@ -35,7 +35,6 @@ class DistillationLoss:
         teacher: The dense model. It is not trained.
         temperature: τ.
         label_share: m, the share of the language-model loss.
-        positions: Number of positions per chunk.
     """
 
     def __init__(
@@ -44,10 +43,9 @@ class DistillationLoss:
         teacher: PreTrainedModel,
         temperature: float = 1.0,
         label_share: float = 0.0,
-        positions: int = POSITIONS,
     ):
         self.student, self.teacher = student, teacher
-        self.temperature, self.label_share, self.positions = temperature, label_share, positions
+        self.temperature, self.label_share = temperature, label_share
         self._forward = MethodType(type(student).forward, student)
 
     def __call__(self, input_ids: torch.Tensor, **options: Any) -> dict[str, torch.Tensor]:
@@ -86,7 +84,7 @@ class DistillationLoss:
         """Return `_losses` of all tokens, and the gradient of the loss's sum with respect to the hidden states."""
         head, losses, gradients = self.student.get_output_embeddings(), [], []
         rows = hidden, teacher.last_hidden_state[:, :-1].flatten(0, 1), tokens.flatten()
-        for states, teacher_states, targets in zip(*(tensor.split(self.positions) for tensor in rows)):
+        for states, teacher_states, targets in zip(*(tensor.split(POSITIONS) for tensor in rows)):
             with (
                 replaced_forward(self.student, self._forward),
                 _without_hooks(head),
@@ -113,7 +111,7 @@ class DistillationLoss:
         nll = -log_probs.gather(-1, tokens[:, None])[:, 0]
         scaled_log_probs = log_probs if scale == 1 else (log_probs / scale).log_softmax(-1)
         expected = teacher_log_probs.exp()
-        kl = kl_divergence(teacher_log_probs, scaled_log_probs, expected) * scale**2
+        kl = (expected * (teacher_log_probs - scaled_log_probs)).sum(-1) * scale**2
         slope = scaled_log_probs.exp().sub_(expected).mul_((1 - share) * scale)
         if share:
             slope += share * log_probs.exp()

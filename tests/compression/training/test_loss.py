@@ -20,6 +20,11 @@ def make_student(name="llama"):
     return student
 
 
+@pytest.fixture(autouse=True)
+def pieces(monkeypatch):
+    monkeypatch.setattr("optimum_ffp.compression.training.loss.POSITIONS", PIECE)
+
+
 @pytest.fixture
 def ids(windows) -> torch.Tensor:
     return windows[:2, :12]
@@ -37,7 +42,7 @@ def test_loss_and_gradients_are_those_of_whole_logits(name, temperature, label_s
     expected = (1 - label_share) * kl + label_share * nll
     gradients = torch.autograd.grad(expected, parameters)
 
-    student.forward = DistillationLoss(student, teacher, temperature, label_share, PIECE)
+    student.forward = DistillationLoss(student, teacher, temperature, label_share)
     found = student(input_ids=ids)
     assert found["loss"].item() == pytest.approx(expected.item(), rel=1e-5)
     assert found["measured"].mean(0).tolist() == pytest.approx([expected.item(), kl.item(), nll.item()], rel=1e-5)
@@ -58,7 +63,7 @@ def test_no_more_logits_than_those_of_a_piece(ids):
             sizes.append(tensor[..., 0].numel())
         return tensor
 
-    student.forward = DistillationLoss(student, teacher, positions=PIECE)
+    student.forward = DistillationLoss(student, teacher)
     for head in [model.get_output_embeddings() for model in (student, teacher)]:
         head.forward = lambda hidden, run=head.forward: note(run(hidden))
     with torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor):
@@ -72,7 +77,7 @@ def test_the_head_of_the_student_is_a_module_that_runs_once(ids):
     head = student.get_output_embeddings()
     head.register_forward_pre_hook(lambda module, inputs: calls.append(inputs[0].shape))
     head.register_forward_hook(lambda module, inputs, outputs: calls.append(outputs))
-    student.forward = DistillationLoss(student, teacher, positions=PIECE)
+    student.forward = DistillationLoss(student, teacher)
     student(input_ids=ids)["loss"].backward()
     shape, (total, _) = calls
     assert shape == (2, 12, student.config.hidden_size) and total.requires_grad
