@@ -50,8 +50,8 @@ from .utils.tracking import Tracker, check_trackers
 
 logger = logging.getLogger(__name__)
 NO_SEARCH = (
-    f"skipped, since from {100 * TRAINING_SUFFICES:g} % of the blocks on training makes up for what a search gains; "
-    "--method ffp searches"
+    f"skipped: when {100 * TRAINING_SUFFICES:g} % or more of the blocks are removed, training makes up for what a "
+    "search gains; --method ffp searches"
 )
 
 
@@ -60,8 +60,8 @@ class FFPPruner:
 
     Data, statistics and the sorted model (`measured`) are computed once, on first use, and shared by all calls of
     `prune`. Between calls `config` may change in options that are read later (`params`, `sparsity`, `method`,
-    `calibration`, ...); changing an option that `measured` depends on is an error. Several processes, as of
-    `accelerate launch`, share the work and all get the results; all of them must make the same calls.
+    `calibration`, ...); changing an option that `measured` depends on is an error. Several processes, such as those
+    of `accelerate launch`, share the work and all get the results; all of them must make the same calls.
 
     Args:
         model: The dense model, of a supported family. It is changed in place: `requires_grad` is turned off, and its
@@ -391,7 +391,7 @@ class FFPPruner:
             self.measured.journal = Journal()
 
     def push_to_hub(self, repo_id: str, **options: Any) -> str:
-        """Upload the last result to the Hub in one commit, and return its URL; of several processes the main one does.
+        """Upload the last result to the Hub in one commit, from the main process, and return its URL.
 
         Arguments are as for `checkpoint.pushing.push_checkpoint`. Raises `FFPError` if there is no result, or the
         upload fails.

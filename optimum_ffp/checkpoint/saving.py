@@ -215,7 +215,7 @@ def load_agent(
     if warm_start is None or isinstance(warm_start, SavedAgent):
         return warm_start
     if isinstance(warm_start, Mapping):
-        return SavedAgent(warm_start, "an agent in memory")
+        return SavedAgent(warm_start, "AGENT")
     folder, source = expand(warm_start), os.fspath(warm_start)
     path = folder / AGENT_FILE
     if not folder.is_dir():

@@ -11,6 +11,7 @@ from ..config.budgets import describe_limits
 from ..config.texts import TextMix
 from ..data.samples import NEW_TOKENS
 from ..hub.naming import model_name
+from ..hub.record import is_on_hub
 
 
 # Names of models in records of perplexities, from dense to final.
@@ -68,11 +69,6 @@ def view_record(record: Mapping[str, Any]) -> dict[str, Any]:
         "revision": revision,
         "recoveries": [_view_recovery(recovery, number, record) for number, recovery in enumerate(recoveries, 1)],
     }
-
-
-def is_on_hub(provenance: Mapping[str, Any]) -> bool:
-    """Return whether the dense model is on the Hub. Records name local models without their folders."""
-    return provenance["revision"] is not None or "/" in provenance["base_model"]
 
 
 def measured_on(step: Mapping[str, Any]) -> list[dict[str, Any]]:
@@ -136,7 +132,7 @@ def _local_texts(options: Mapping[str, Any]) -> Iterator[str]:
 
 
 def removed_whole(units: Sequence[Mapping[str, Any]]) -> str:
-    """Describe what the rows of a policy remove whole, such as `layers 3 and 4, the FFN of layer 7`; empty if nothing.
+    """Describe what rows of a policy remove entirely, such as `layers 3 and 4, the FFN of layer 7`; empty if nothing.
 
     Layers are numbered as in the dense model, from 0.
     """

@@ -162,7 +162,7 @@ def output_folders(args: Namespace, names: list[str]) -> list[str]:
     if args.output and len(names) == 1:
         return [arguments.output_name(args)]
     if args.policy:
-        return [f"{arguments.output_name(args)}-{expand(args.policy).stem}"]
+        return [f"{arguments.output_name(args)}-{expand(args.policy).name.removesuffix('.json')}"]
     folders = [f"{arguments.output_name(args)}-ffp-{name}" for name in names]
     if len({*folders}) < len(folders):
         raise FFPError(f"two budget values map to the same folder: {', '.join(folders)}; pass each only once")

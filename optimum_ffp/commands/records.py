@@ -135,7 +135,7 @@ def evaluation_records(evaluation: Evaluation, meter: StageMeter) -> list[Record
 
 def _kept_experts(policy: dict[str, Any]) -> str:
     first = policy["units"][0]
-    return f"{first['kept']} of {first['items']} in every layer that has some"
+    return f"{first['kept']} of {first['items']} in every layer with experts"
 
 
 def _model(command: str, role: str, model: str, parameters: int, dtype: torch.dtype) -> Record:

@@ -106,7 +106,10 @@ class FFPRecoverCommand(Command):
         if processes.is_main():
             records = recovery_records(recovery, folder, meter)
             tests = ",".join(test["dataset"] for test in record.tests)
-            baseline = ["--baseline", recovery.teacher_id, args.model, "--dataset", tests]
-            print(summarize(records, shlex.join(["optimum-cli", "ffp", "evaluate", "-m", folder, *baseline])))
+            words = ["optimum-cli", "ffp", "evaluate", "-m", folder, "--baseline", recovery.teacher_id, args.model]
+            words += ["--dataset", tests]
+            if config.text_column:
+                words += ["--text-column", config.text_column]
+            print(summarize(records, shlex.join(words)))
             write_records(args.json, records)
         upload([folder], uploads, args.private)

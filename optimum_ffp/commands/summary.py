@@ -24,9 +24,7 @@ HIGH_RATIO = 1.5
 NOTES = ("experts", "removed_whole", "budget", "search")
 
 
-def show_plan(
-    command: str, estimate: Estimate, folder: str, problems: Iterable[FFPError], file: str | None = None
-) -> None:
+def show_plan(command: str, estimate: Estimate, folder: str, problems: Iterable[FFPError], file: str | None) -> None:
     """Print required and available resources, also to `--json FILE`; exit with code 2 if there are problems."""
     problems = [*map(str, problems)]
     record = {"command": command, "role": "plan", "model": folder, "tokens": estimate.tokens}

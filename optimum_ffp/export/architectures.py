@@ -115,7 +115,7 @@ def check_exportable(config: PretrainedConfig) -> None:
         raise FFPError(f"model type {model_type!r} can't be exported to llama.cpp; supported are {', '.join(UNIFORM)}")
     check_unquantized("this model", config)
     architecture = UNIFORM[model_type]
-    activation = getattr(config, "hidden_activation", None) or getattr(config, "hidden_act", "silu")
+    activation = getattr(config, "hidden_activation", None) or config.hidden_act
     if activation != architecture.activation:
         raise FFPError(f"llama.cpp's {model_type} uses {architecture.activation} in its FFN, this model {activation}")
     kind = rotary_parameters(config).get("rope_type", "default")

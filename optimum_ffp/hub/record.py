@@ -30,6 +30,11 @@ def recorded_length(record: Mapping[str, Any]) -> int | None:
     return lengths[-1] if lengths else None
 
 
+def is_on_hub(provenance: Mapping[str, Any]) -> bool:
+    """Return whether the dense model is on the Hub. Records name local models without their folders."""
+    return provenance.get("revision") is not None or "/" in provenance.get("base_model", "")
+
+
 def prune_record(model_id: str | os.PathLike, **hub: Any) -> dict[str, Any]:
     """Read the `ffp_config.json` of a pruned model; empty for other models.
 
@@ -81,7 +86,7 @@ def policy_rows(source: str) -> list[dict[str, Any]]:
 
 @cache
 def _record_on_hub(model_id: str) -> dict[str, Any]:
-    """Return `prune_record`, which a prune reads several times, and so that all of it has the same policy."""
+    """Return `prune_record`, cached, since a prune reads it several times and must get the same policy each time."""
     return prune_record(model_id)
 
 

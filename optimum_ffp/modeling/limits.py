@@ -75,7 +75,7 @@ def speedup_limit(units: Sequence[Unit], table: dict[str, Any], speedup: float) 
 
     Args:
         units: The units of the model.
-        table: Measured times, as of `measure_costs`, with a `scale` that corrects them.
+        table: Measured times, as returned by `measure_costs`, with a `scale` that corrects them.
         speedup: Minimum speed as a multiple of the dense model's.
 
     Raises:

@@ -25,7 +25,7 @@ from transformers.utils.hub import cached_file, extract_commit_hash
 
 from ..allocation.policy import DEFAULT_GROUPS
 from ..errors import FFPError, convert_errors, one_line
-from ..hub.record import prune_record
+from ..hub.record import is_on_hub, prune_record
 from ..hub.validate_checkpoint import LENIENT, check_checkpoint, check_reachable
 from ..utils.folders import expand
 from ..utils.precision import is_quantized
@@ -126,14 +126,13 @@ def find_dense(model_id: str, options: LoadOptions) -> tuple[str, LoadOptions, l
     if options.base_model is not None:
         return options.base_model, replace(options, revision=None, base_model=None), rows
     provenance = record.get("provenance", {})
-    name, revision = provenance.get("base_model", ""), provenance.get("revision")
-    # Records name local models without folder; another model may have the same name.
-    if not (revision or "/" in name):
+    # Another model may have the same name.
+    if not is_on_hub(provenance):
         raise FFPError(
             f"the dense model of {model_id} is not on the Hub according to its record; pass its Hub id, folder or "
             ".gguf file with --base-model (base_model), or with --teacher (teacher) to recover"
         )
-    return name, replace(options, revision=revision), rows
+    return provenance["base_model"], replace(options, revision=provenance.get("revision")), rows
 
 
 def pin_commit(model_id: str, options: LoadOptions) -> LoadOptions:
@@ -242,7 +241,7 @@ def read_pruned_config(model_id: str, options: LoadOptions) -> PretrainedConfig:
 
 
 def read_model_config(model_id: str, options: LoadOptions) -> PretrainedConfig:
-    """Read the config of a dense model, or of that of a pruned model.
+    """Read the config of a dense model, or of a pruned model's dense model.
 
     Raises `FFPError` if there is no config, or the model can't be pruned.
     """

@@ -65,7 +65,7 @@ class Machine:
     accelerator: int | None = None
 
     @classmethod
-    def of(cls, device: str | None = None) -> "Machine":
+    def of(cls, device: str | None) -> "Machine":
         """Measure this machine; raise `FFPError` if there is no such device."""
         resolved = resolve_device(device)
         return cls(resolved, free_host_memory(), free_device_memory(resolved, used=True))
@@ -111,8 +111,8 @@ class Estimate:
     def warnings(self) -> list[str]:
         """One line per kind of memory that may not suffice."""
         return [
-            f"memory may not suffice: an estimate of {format_bytes(needed)} of {name}, and "
-            f"{format_bytes(available)} are free"
+            f"memory may not suffice: an estimated {format_bytes(needed)} of {name} is needed, and "
+            f"{format_bytes(available)} is free"
             for name, (needed, available) in self.memory.items()
             if needed > available
         ]
@@ -331,7 +331,7 @@ class _Prune:
             disk=len(self.budgets) * on_disk + work,
             offload=self.place,
             calibration=self.config.calibration,
-            lora=self.config.lora or 0,
+            lora=(self.config.lora or 0) * (self.config.calibration == "model"),
         )
 
 

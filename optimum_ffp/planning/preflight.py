@@ -28,8 +28,8 @@ def find_problems(
     disk: int,
     overwrite: bool,
     resume: bool,
+    repositories: Sequence[str],
     files: Mapping[str, bytes] | None = None,
-    repositories: Sequence[str] = (),
 ) -> Iterator[FFPError]:
     """Yield an error for every problem that would stop a prune or a recovery, cheap checks first.
 
@@ -55,11 +55,8 @@ def find_problems(
 
 
 def free_disk(folder: str | os.PathLike) -> int:
-    """Return the free bytes of the disk of a folder, which need not exist. Raises `FFPError` if there is no disk."""
-    try:
-        return shutil.disk_usage(first_existing(expand(folder).absolute())).free
-    except OSError as error:
-        raise FFPError(f"{folder} can't be written: {error}; choose another folder") from None
+    """Return the free bytes of the disk of a folder, which need not exist."""
+    return shutil.disk_usage(first_existing(expand(folder).absolute())).free
 
 
 def check_disk(folder: str | os.PathLike, needed: int, work_folder: Path) -> None:
