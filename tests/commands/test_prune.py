@@ -163,17 +163,17 @@ def test_a_policy_is_repeated_without_a_search(run, save_tiny_model, tmp_path, m
     options = ("--calibration", "ridge", "--seed", 1)
     assert run("-m", model, first, "--sparsity", 0.3, "--method", "random", *options)[0] == 0
     record = json.loads((first / "ffp_config.json").read_text())
-    sizes = tmp_path / "sizes.json"
+    sizes = tmp_path / "sizes-0.3.json"
     sizes.write_text(json.dumps(record["policy"]["units"]))
     monkeypatch.chdir(tmp_path)
     code, output, errors = run("-m", model, "--policy", sizes, *options)
     assert code == 0, errors
-    assert "the policy is that of sizes.json" in output and "--search-steps has no effect" in caplog.text
-    out = tmp_path / "tiny-llama-sizes"
+    assert "the policy is that of sizes-0.3.json" in output and "--search-steps has no effect" in caplog.text
+    out = tmp_path / "tiny-llama-sizes-0.3"
     again = json.loads((out / "ffp_config.json").read_text())
     assert again["policy"] == record["policy"] and again["search"]["candidate_evaluations"] == 0
     assert (out / "model.safetensors").read_bytes() == (first / "model.safetensors").read_bytes()
-    assert "the policy is that of sizes.json" in (out / "README.md").read_text()
+    assert "the policy is that of sizes-0.3.json" in (out / "README.md").read_text()
     assert str(tmp_path) not in json.dumps(again)
     # The record repeats it, without the file.
     sizes.unlink()

@@ -43,6 +43,12 @@ def test_the_deepest_calibration_that_memory_suffices_for_is_chosen(machine, cal
     assert (found.calibration, found.lora, found.offload, found.warnings) == (calibration, lora, "none", [])
 
 
+def test_no_adapters_are_planned_for_a_calibration_that_trains_none():
+    pytest.importorskip("peft")
+    found = estimate_prune(LLAMA_2_7B, FFPConfig(calibration="ridge", lora=8), AUTO, machine=card(140))
+    assert (found.calibration, found.lora) == ("ridge", 0)
+
+
 def test_what_is_trained_as_a_whole_is_not_offloaded():
     config = FFPConfig(calibration="model")
     found = estimate_prune(LLAMA_2_7B, config, AUTO, machine=card(24))
@@ -54,7 +60,7 @@ def test_what_is_trained_as_a_whole_is_not_offloaded():
 def test_a_model_that_writes_on_an_accelerator_is_not_offloaded():
     found = estimate_prune(LLAMA_2_7B, FFPConfig(dataset="self"), AUTO, machine=card(12))
     (warning,) = found.warnings
-    assert found.offload == "none" and "of memory of cuda" in warning and "12.00 GiB are free" in warning
+    assert found.offload == "none" and "of memory of cuda" in warning and "12.00 GiB is free" in warning
 
 
 @pytest.mark.parametrize(
