@@ -56,7 +56,7 @@ def _perplexities(view: Mapping[str, Any]) -> list[dict[str, Any]]:
         for test in view["tests"]
     ]
     if "perplexity" in search:
-        stage = "after ridge regression" if view["record"]["reward"] == "compensated" else "before calibration"
+        stage = view["search_stage"]
         figures = {"dense": search["perplexity"]["dense"], f"final policy, {stage}": search["perplexity"]["best"]}
         figures |= {f"policy “{name}”, {stage}": value for name, value in search.get("baselines", {}).items()}
         tests.append(("search windows", search["perplexity"], figures))

@@ -44,6 +44,8 @@ def view_record(record: Mapping[str, Any]) -> dict[str, Any]:
         "record": record,
         "policy": record["policy"],
         "search": record["search"],
+        # When candidates are evaluated.
+        "search_stage": "after ridge regression" if record["reward"] == "compensated" else "before calibration",
         "calibration": provenance["held_out"],
         "provenance": provenance,
         "model": record["model"],

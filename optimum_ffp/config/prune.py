@@ -139,7 +139,7 @@ class FFPConfig(TextConfig):
         None,
         "Dataset column with texts, or with conversations to render with the chat template.",
         "Data",
-        default_text="the first that exists of text, messages, conversations, content, document, or prompt with "
+        default_text="the first nonempty of text, messages, conversations, content, document, or prompt with "
         "completion",
         cli={"metavar": "NAME"},
     )
@@ -396,7 +396,7 @@ class FFPConfig(TextConfig):
     lora: int | None = model_option(
         None,
         "Train the whole model with LoRA adapters of this rank (32 if no number is given) and merge them; needs peft. "
-        "0 trains all weights.",
+        "0 trains the weights themselves.",
         "Calibration",
         default_text=f"0, or {LORA_RANK} if only that fits into memory",
         cli={"nargs": "?", "const": LORA_RANK},

@@ -104,7 +104,7 @@ class RecoveryConfig(TextConfig):
         "Train LoRA adapters of this rank (32 if no number is given) and merge them, instead of training all weights; "
         "needs peft.",
         "Training",
-        default_text="0, which trains all weights",
+        default_text="0, which trains the weights themselves",
         cli={"nargs": "?", "const": LORA_RANK},
     )
     batch_size: int = option(1, "Windows per forward pass and process.", "Resources", low=1)
