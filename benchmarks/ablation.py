@@ -11,13 +11,13 @@ it is started again.
 """
 
 import argparse
-import json
 from pathlib import Path
 
 from compare import describe, read_options
 
 from optimum_ffp import FFPConfig, FFPPruner
 from optimum_ffp.commands.errors import one_line_errors
+from optimum_ffp.utils.json import write_json
 
 
 VARIANTS = {
@@ -83,7 +83,7 @@ def main() -> None:
             found, searched = pruner.search(config=config), asked
         result = pruner.finish(found, config)
         records.append({"variant": name} | describe(result))
-        args.output.write_text(json.dumps(records, indent=2) + "\n")
+        write_json(args.output, records)
         search, figures = result.search, result.tests[0][1]
         before, after = (f"{figures[stage]:.2f}" if stage in figures else "" for stage in ("searched", "calibrated"))
         counts = f"{len(search.log)} | {search.tokens_evaluated:,}"

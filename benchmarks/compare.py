@@ -25,7 +25,7 @@ from pathlib import Path
 from statistics import median
 
 import numpy as np
-from tables import difference, markdown
+from tables import difference, markdown, prune_tokens
 
 from optimum_ffp import FFPConfig, FFPPruner
 from optimum_ffp.checkpoint.result import PruningResult, package_versions
@@ -33,6 +33,7 @@ from optimum_ffp.checkpoint.saving import save_checkpoint
 from optimum_ffp.commands.errors import one_line_errors
 from optimum_ffp.data import describe_windows
 from optimum_ffp.hub.naming import without_folders
+from optimum_ffp.utils.json import write_json
 
 
 # `paper` is a preset; all others are methods of the default preset.
@@ -48,7 +49,6 @@ def main() -> None:
     parser.add_argument("--methods", nargs="*", default=DEFAULTS, choices=METHODS)
     parser.add_argument("--sparsities", nargs="+", type=float, default=[0.2, 0.3])
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
-    parser.add_argument("--paper-steps", type=int, default=64, help="Candidate evaluations of the preset paper.")
     parser.add_argument("--eval-samples", type=int, help="Test windows. Default: those of a prune.")
     parser.add_argument("--head", type=int, default=10, help="Test windows that the method was developed on.")
     parser.add_argument("--against", default="no-search", help="Method to compare the others with.")
@@ -77,13 +77,13 @@ def main() -> None:
         for group, rows in groups.items():
             for record in run(args, group, rows, seed) if rows else ():
                 records.append(record)
-                args.output.write_text(json.dumps(records, indent=2) + "\n")
+                write_json(args.output, records)
     print(table(records, args.head, args.against))
 
 
 def run(args: argparse.Namespace, group: str, rows: list[tuple[str, float | None, dict]], seed: int):
     """Yields the records of one seed and group; all rows share a pruner and its measurements."""
-    options = {"search_steps": args.paper_steps} if group == "paper" else read_options(args.options)
+    options = {"search_steps": 64} if group == "paper" else read_options(args.options)
     data = {
         "dataset": args.dataset,
         "eval_dataset": args.eval_dataset,
@@ -171,11 +171,12 @@ def table(records: list[dict], head: int, against: str) -> str:
             if method != against and seed in reference
         ]
         best = [record["search"].get("perplexity", {}).get("best") for record in group.values()]
-        search, read = (next(iter(group.values()))[name] for name in ("search", "tokens"))
+        first = next(iter(group.values()))
+        search = first["search"]
         cells = [method, calibration, f"{asked:.0%}", *(spread([one[part] for one in losses]) for part in parts)]
         cells += [difference([pair[head:] for pair in pairs]), f"{median(best):.2f}" if best[0] else ""]
         cells += [str(search["candidate_evaluations"]), f"{search['tokens_evaluated']:,}"]
-        rows.append([*cells, f"{sum(read.values()) - read.get('evaluation', 0):,}"])
+        rows.append([*cells, f"{prune_tokens(first):,}"])
     test, dense = records[0]["test"], np.array(records[0]["losses"]["dense"][0])
     note = f"Dense: {' and '.join(spread([dense[part]]) for part in parts)}. {describe_windows(test)}."
     return f"{markdown(columns, rows)}\n\n{note}"

@@ -12,7 +12,6 @@ pruned model still writes code that runs, not which of two models writes better 
 """
 
 import argparse
-import json
 import re
 import subprocess
 import sys
@@ -26,6 +25,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from optimum_ffp.commands.errors import one_line_errors
 from optimum_ffp.hub.naming import short_name
 from optimum_ffp.modeling.loading import LoadOptions, load_any
+from optimum_ffp.utils.json import write_json
 
 
 # Signature, docstring and what must hold.
@@ -116,7 +116,7 @@ def main() -> None:
             functions[signature.partition("(")[0]] = {"passed": passed, "completion": written}
         dtype = str(model.dtype).removeprefix("torch.")
         records.append({"model": short_name(name), "dtype": dtype, "functions": functions})
-        args.output.write_text(json.dumps(records, indent=2) + "\n")
+        write_json(args.output, records)
     print(table(records))
 
 

@@ -10,7 +10,6 @@ part proportional to the number of layers. `--options` sets options of `FFPConfi
 
 import argparse
 import gc
-import json
 from pathlib import Path
 
 import torch
@@ -25,6 +24,7 @@ from optimum_ffp import FFPConfig, FFPPruner
 from optimum_ffp.commands.errors import one_line_errors
 from optimum_ffp.data import DataSplits, Windows, with_window_length
 from optimum_ffp.hub.naming import short_name
+from optimum_ffp.utils.json import write_json
 
 
 def main() -> None:
@@ -50,7 +50,7 @@ def main() -> None:
         "measured": runs,
         "stages": extrapolate(runs, shape.num_hidden_layers),
     }
-    args.output.write_text(json.dumps(record, indent=2) + "\n")
+    write_json(args.output, record)
     print(table(record, shape.num_hidden_layers))
 
 

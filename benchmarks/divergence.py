@@ -16,7 +16,6 @@ its hidden states is less than half of the dense model's.
 """
 
 import argparse
-import json
 from dataclasses import replace
 from pathlib import Path
 
@@ -34,6 +33,7 @@ from optimum_ffp.evaluation.record import perplexity_record
 from optimum_ffp.hub.naming import short_name, without_folders
 from optimum_ffp.hub.record import prune_record, recorded_length, recorded_start_token
 from optimum_ffp.modeling.loading import LoadOptions, load_any
+from optimum_ffp.utils.json import write_json
 from optimum_ffp.utils.precision import in_compute_dtype
 
 
@@ -89,7 +89,7 @@ def main() -> None:
         excess = np.subtract(measured["losses"], records[0]["losses"]).tolist()
         divergence = {"divergence": measured["divergences"], "agreement": measured["agreements"]}
         records.append(describe(source, measured, numbers) | divergence | {"excess_loss": excess} | lost)
-        args.output.write_text(json.dumps(records, indent=2) + "\n")
+        write_json(args.output, records)
     for windows in ranges:
         print(table(records, windows))
 

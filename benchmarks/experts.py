@@ -7,18 +7,15 @@
 `random` and `frequency` (the number of tokens that are routed to an expert) are not options of a prune; `reap` and
 `loss` are. Writes one JSON record per prune, as `compare.py`, after every prune, and prints a table: perplexity per
 text (median over seeds), and its difference from `reap` without calibration, in percent of perplexity, with its paired
-standard error over windows (mean over seeds). Prunes share what is the same: the dense model's losses, those without
-calibration, and the training of layers, whose tokens are in the record of the first calibration that has it. On a CPU,
-`--experts-implementation eager` is faster than the default of transformers.
+standard error over windows (mean over seeds). On a CPU, `--experts-implementation eager` is faster than the default of
+transformers.
 """
 
 import argparse
-import json
 from collections import defaultdict
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 from unittest.mock import patch
 
 import numpy as np
@@ -28,12 +25,9 @@ from tables import difference, markdown
 from torch import nn
 
 from optimum_ffp import FFPConfig, FFPPruner
-from optimum_ffp.allocation.policy import PruningPolicy
 from optimum_ffp.analysis import experts
-from optimum_ffp.analysis.measurements import Measurements
 from optimum_ffp.commands.errors import one_line_errors
-from optimum_ffp.compression.calibration import Calibration, CalibrationTask
-from optimum_ffp.compression.calibrations import layers
+from optimum_ffp.utils.json import write_json
 
 
 def count(totals: torch.Tensor, module: nn.Module, inputs: tuple[torch.Tensor, ...]) -> None:
@@ -67,17 +61,17 @@ def main() -> None:
     parser.add_argument("--output", type=Path, default=Path("experts.json"))
     args = parser.parse_args()
 
-    records, dense = [], {}
+    records = []
     for seed in args.seeds:
         for criterion in args.criteria:
-            for record in run(args, criterion, seed, dense):
+            for record in run(args, criterion, seed):
                 records.append(record)
-                args.output.write_text(json.dumps(records, indent=2) + "\n")
+                write_json(args.output, records)
     print(table(records))
 
 
-def run(args: argparse.Namespace, criterion: str, seed: int, dense: dict) -> Iterator[dict]:
-    """Yields the records of one criterion and seed, which share the measurements; `dense` is as for `remember`."""
+def run(args: argparse.Namespace, criterion: str, seed: int) -> Iterator[dict]:
+    """Yields the records of one criterion and seed, which share the measurements."""
     config = FFPConfig(
         dataset=args.dataset,
         eval_dataset=args.eval_dataset,
@@ -92,49 +86,12 @@ def run(args: argparse.Namespace, criterion: str, seed: int, dense: dict) -> Ite
     if args.experts_implementation:
         pruner.model.set_experts_implementation(args.experts_implementation)
     torch.manual_seed(seed)
-    trained = cache_by_sizes(layers.calibrate)
-    with (
-        patch.object(experts, "add_contributions", CRITERIA[criterion]),
-        patch.object(layers, "calibrate", trained),
-        patch.object(Measurements, "test_losses", remember(Measurements.test_losses, dense)),
-    ):
+    with patch.object(experts, "add_contributions", CRITERIA[criterion]):
         for sparsity in args.sparsities:
             for calibration in args.calibrations:
                 changed = replace(config, sparsity=sparsity, calibration=calibration)
                 result = pruner.finish(pruner.search(config=changed))
                 yield {"method": criterion, "calibration": calibration, "asked": sparsity} | describe(result)
-
-
-def remember(test_losses: Callable, dense: dict) -> Callable:
-    """Returns `Measurements.test_losses` of one pruner that measures a policy without calibration once.
-
-    Args:
-        test_losses: The method.
-        dense: Where the losses of the dense model are kept, which all pruners share.
-    """
-    pruned: dict = {}
-
-    def remembered(measured: Measurements, policy: PruningPolicy | None, name: str, **options: Any):
-        if options.get("weights") is not None:
-            return test_losses(measured, policy, name, **options)
-        found, key = (dense, name) if policy is None else (pruned, tuple(policy.sizes))
-        if key not in found:
-            found[key] = test_losses(measured, policy, name, **options)
-        return found[key]
-
-    return remembered
-
-
-def cache_by_sizes(calibrate: Callable[[CalibrationTask], Calibration]) -> Callable[[CalibrationTask], Calibration]:
-    """Returns a calibration that runs once per policy, for tasks that are otherwise the same."""
-    finished: dict[tuple[int, ...], Calibration] = {}
-
-    def calibrate_once(task: CalibrationTask) -> Calibration:
-        if (sizes := tuple(task.policy.sizes)) not in finished:
-            finished[sizes] = calibrate(task)
-        return finished[sizes]
-
-    return calibrate_once
 
 
 def table(records: list[dict]) -> str:

@@ -12,7 +12,6 @@ calibration windows of a prune with the same options.
 """
 
 import argparse
-import json
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
@@ -27,6 +26,7 @@ from optimum_ffp.analysis.criteria import flap
 from optimum_ffp.analysis.gram import Statistics, collect_statistics
 from optimum_ffp.commands.errors import one_line_errors
 from optimum_ffp.modeling.families import ModelUnit
+from optimum_ffp.utils.json import write_json
 
 
 def main() -> None:
@@ -52,7 +52,7 @@ def main() -> None:
         scores += [score(unit, found) for unit, found in zip(members, statistics)]
     policy = allocate([unit.unit for unit in units], scores, args.sparsity)
     output = args.output or Path(f"flap-{100 * args.sparsity:g}.json")
-    output.write_text(json.dumps(policy.to_dict()["units"], indent=2) + "\n")
+    write_json(output, policy.to_dict()["units"])
     kept = {kind: np.mean(policy.retentions[start::2]) for start, kind in enumerate(("attention", "FFN"))}
     print(f"{output}: " + ", ".join(f"{share:.0%} of {kind}" for kind, share in kept.items()) + " kept on average")
 

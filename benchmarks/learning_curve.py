@@ -12,7 +12,6 @@ ridge regression, for `optimum-cli ffp evaluate` at another window length.
 """
 
 import argparse
-import json
 from dataclasses import replace
 from functools import partialmethod
 from pathlib import Path
@@ -36,6 +35,7 @@ from optimum_ffp.commands.errors import one_line_errors
 from optimum_ffp.hub.naming import without_folders
 from optimum_ffp.search.runner import PolicySearch
 from optimum_ffp.search.task import finalist_count, finalist_windows
+from optimum_ffp.utils.json import write_json
 from optimum_ffp.utils.precision import autocast_dtype
 
 
@@ -94,7 +94,7 @@ def main() -> None:
             records[-1][name]["prune"] = describe(result)
             if args.save:
                 save_checkpoint(result, args.save / f"{name}-{100 * sparsity:g}", overwrite=True)
-        args.output.write_text(json.dumps(records, indent=2) + "\n")
+        write_json(args.output, records)
         draw(records, args.output.with_suffix(".png"))
         print(table(records[-1]), flush=True)
 

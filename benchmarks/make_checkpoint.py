@@ -9,23 +9,19 @@ embeddings are normally distributed with `initializer_range`, norms are 1 and bi
 """
 
 import argparse
-import json
 import re
-import shutil
 from collections import defaultdict
 from pathlib import Path
 
 import torch
 from safetensors.torch import save_file
-from transformers import AutoConfig, AutoModelForCausalLM, PretrainedConfig
+from transformers import AutoConfig, AutoTokenizer, PretrainedConfig
 from transformers.core_model_loading import revert_weight_conversion
 
 from optimum_ffp.commands.errors import one_line_errors
-
-
-# Options of a config with a value per layer.
-PER_LAYER = ("layer_types", "no_rope_layers")
-TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "tokenizer.model")
+from optimum_ffp.modeling.auto import PER_LAYER_LISTS
+from optimum_ffp.modeling.loading import empty_model
+from optimum_ffp.utils.json import write_json
 
 
 def main() -> None:
@@ -42,8 +38,7 @@ def main() -> None:
     if args.layers:
         config = with_layers(config, args.layers)
     config.dtype = getattr(torch, args.dtype)
-    with torch.device("meta"):
-        model = AutoModelForCausalLM.from_config(config, dtype=config.dtype)
+    model = empty_model(config)
     config.architectures = [type(model).__name__]
     shards: dict[str, dict[str, torch.Tensor]] = defaultdict(dict)
     tied = set(model.all_tied_weights_keys)
@@ -61,18 +56,17 @@ def main() -> None:
         weight_map |= dict.fromkeys(tensors, file)
         total += sum(tensor.nbytes for tensor in tensors.values())
     index = {"metadata": {"total_size": total}, "weight_map": weight_map}
-    (args.out / "model.safetensors.index.json").write_text(json.dumps(index, indent=2) + "\n")
+    write_json(args.out / "model.safetensors.index.json", index)
     config.save_pretrained(args.out)
-    for name in TOKENIZER_FILES:
-        if args.tokenizer and (args.tokenizer / name).is_file():
-            shutil.copy(args.tokenizer / name, args.out)
+    if args.tokenizer:
+        AutoTokenizer.from_pretrained(args.tokenizer).save_pretrained(args.out)
     print(f"{args.out}: {total / 2**30:.2f} GiB in {len(shards)} files")
 
 
 def with_layers(shape: PretrainedConfig, layers: int) -> PretrainedConfig:
     """The config of a model of the same shape with its first layers alone."""
     options = shape.to_dict() | {"num_hidden_layers": layers}
-    for name in PER_LAYER:
+    for name in PER_LAYER_LISTS:
         if options.get(name):
             options[name] = options[name][:layers]
     return type(shape)(**options)

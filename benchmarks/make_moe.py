@@ -18,7 +18,6 @@ forward passes of which a backward pass counts as two, and the share of tokens t
 
 import argparse
 import copy
-import json
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import partial
@@ -37,10 +36,10 @@ from optimum_ffp.compression.calibrations.model import train_model
 from optimum_ffp.compression.training.layer import LayerwiseTraining
 from optimum_ffp.data import DataSplits
 from optimum_ffp.engine import LayerwiseModel
-from optimum_ffp.evaluation import to_perplexity
-from optimum_ffp.evaluation.perplexity import window_losses
+from optimum_ffp.evaluation import to_perplexity, window_losses
 from optimum_ffp.hub.naming import without_folders
 from optimum_ffp.modeling.families import find_family
+from optimum_ffp.utils.json import write_json
 
 
 # Tokens of which channels are clustered, tokens of the regression, and the number of iterations of k-means.
@@ -76,7 +75,7 @@ def main() -> None:
         calibration="model",
         seed=args.seed,
     ).resolve()
-    pruner = FFPPruner.from_pretrained(args.model, config)
+    pruner = FFPPruner.from_pretrained(args.model, config, device="cpu")
     teacher, data = pruner.model, pruner.measured.data
     if args.layers:
         teacher.config.num_hidden_layers = args.layers
@@ -97,7 +96,7 @@ def main() -> None:
     record |= {"tokens": round(tokens), "shares": shares(student, data.search.tokens)}
     student.save_pretrained(args.out)
     pruner.tokenizer.save_pretrained(args.out)
-    args.output.write_text(json.dumps(record, indent=2) + "\n")
+    write_json(args.output, record)
     figures = [f"{name} {record[name]:.2f}" for name in ("dense", "start", "layers", "model") if name in record]
     flat = [share for layer in record["shares"] for share in layer]
     print(f"perplexity: {', '.join(figures)}; {record['tokens']:,} tokens read")

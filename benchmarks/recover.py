@@ -11,7 +11,6 @@ with `--work` an interrupted run resumes. Under `torchrun` several processes sha
 """
 
 import argparse
-import json
 from collections import defaultdict
 from itertools import product
 from pathlib import Path
@@ -26,6 +25,7 @@ from optimum_ffp.commands.errors import one_line_errors
 from optimum_ffp.config.texts import TextMix
 from optimum_ffp.hub.naming import without_folders
 from optimum_ffp.utils import processes
+from optimum_ffp.utils.json import write_json
 
 
 def main() -> None:
@@ -48,7 +48,7 @@ def main() -> None:
     for combination in product(args.pruned, args.lora, args.max_tokens, args.seeds):
         records.append(recover(args, *combination))
         if processes.is_main():
-            args.output.write_text(json.dumps(records, indent=2) + "\n")
+            write_json(args.output, records)
     if processes.is_main():
         print(table(records))
     processes.leave()

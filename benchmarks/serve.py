@@ -24,6 +24,7 @@ from tables import markdown
 
 from optimum_ffp.commands.errors import one_line_errors
 from optimum_ffp.config.budgets import parse_workload
+from optimum_ffp.utils.json import write_json
 
 
 Prompts = list[list[int]]
@@ -41,7 +42,7 @@ def main() -> None:
     parser.add_argument("--dtype", default="float32", help="GGUF files have one of their own.")
     parser.add_argument("--rounds", type=int, default=9, help="After one to warm up.")
     parser.add_argument("--threads", type=int, default=1)
-    parser.add_argument("--node-modules", type=Path, help="Folder in which node-llama-cpp was installed.")
+    parser.add_argument("--node-modules", type=Path, default=Path(), help="Folder with node-llama-cpp.")
     parser.add_argument("--output", type=Path, default=Path("serving.json"))
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
@@ -54,7 +55,7 @@ def main() -> None:
         seconds = measure(models, workload, args.rounds)
         shared = {"runtime": args.runtime, "dtype": args.dtype, "threads": args.threads, "workload": workload}
         records += [shared | {"model": name, "seconds": times} for name, times in seconds.items()]
-        args.output.write_text(json.dumps(records, indent=2) + "\n")
+        write_json(args.output, records)
         print(table(workload, seconds))
 
 

@@ -192,12 +192,16 @@ def value(pool: Pool, row: Wanted, *path: str | int, form: str = "{:.2f}", times
     return form.format(*(times * one for one in (found if isinstance(found, list) else [found])))
 
 
+def prune_tokens(record: dict) -> int:
+    """Tokens of a prune, without the evaluation on test windows, in forward passes of the model."""
+    return sum(count for stage, count in record.get("tokens", {}).items() if stage != "evaluation")
+
+
 @column
-def tokens(pool: Pool, row: Wanted, *stages: str) -> str:
-    """Tokens of these stages, or of the whole prune, in forward passes of the model."""
-    spent = pool.prune(row).get("tokens", {})
-    total = sum(spent.get(stage, 0) for stage in stages or spent.keys() - {"evaluation"})
-    return "" if not spent else f"{total / 1e6:.2f}M" if total else "none"
+def tokens(pool: Pool, row: Wanted) -> str:
+    """Tokens of the whole prune, in forward passes of the model."""
+    total = prune_tokens(pool.prune(row))
+    return f"{total / 1e6:.2f}M" if total else ""
 
 
 @column
@@ -690,7 +694,7 @@ def draw_frontier(path: Path) -> None:
         points = []
         for record in pool.records:
             if (record["asked"], record["seed"]) == (percent / 100, 0) and record["method"] in COLORS:
-                spent = sum(count for stage, count in record["tokens"].items() if stage != "evaluation") / 1e6
+                spent = prune_tokens(record) / 1e6
                 points.append((spent, exp(mean(record["losses"]["calibrated"][0][:10]))))
                 axes.plot(*points[-1], STAGES[trained(record)][0], color=COLORS[record["method"]][0], ms=7)
                 if name := names.get(id(record)):

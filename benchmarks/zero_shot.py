@@ -10,7 +10,6 @@ accuracy. `--tasks-path` takes lm-eval tasks with local data.
 """
 
 import argparse
-import json
 from collections import Counter
 from collections.abc import Iterable
 from math import hypot
@@ -22,6 +21,7 @@ from optimum_ffp.commands.errors import one_line_errors
 from optimum_ffp.evaluation import TaskSuite
 from optimum_ffp.hub.naming import short_name
 from optimum_ffp.modeling.loading import LoadOptions, load_any
+from optimum_ffp.utils.json import write_json
 
 
 TASKS = ("boolq", "piqa", "hellaswag", "winogrande", "arc_easy", "arc_challenge", "openbookqa")
@@ -60,7 +60,7 @@ def main() -> None:
         tasks = [{key: value for key, value in score.items() if key not in SAMPLES} for score in scores]
         dtype = str(model.dtype).removeprefix("torch.")
         records.append({"model": short_name(name), "dtype": dtype, "limit": args.limit, **means, "tasks": tasks})
-        args.output.write_text(json.dumps(records, indent=2) + "\n")
+        write_json(args.output, records)
         print(row(records[-1]), flush=True)
 
 

@@ -48,7 +48,7 @@ def load(name: str, monkeypatch) -> dict:
 
 def test_compare_goes_on_where_it_was(run, save_tiny_model, data_folder, tmp_path, monkeypatch):
     words = [save_tiny_model(), data_folder, "--sparsities", "0.3", "--seeds", "0", "--work", tmp_path / "work"]
-    words += ["--paper-steps", "4", *SHORT, *FEW]
+    words += [*SHORT, *FEW]
     _, first = run("compare", *words, "--methods", "uniform")
     monkeypatch.setattr("optimum_ffp.analysis.prepare.collect_statistics", None)
     _, records = run("compare", *words, "--methods", "uniform", "no-search")
