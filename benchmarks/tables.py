@@ -698,8 +698,10 @@ def draw_frontier(path: Path) -> None:
                 points.append((spent, exp(mean(record["losses"]["calibrated"][0][:10]))))
                 axes.plot(*points[-1], STAGES[trained(record)][0], color=COLORS[record["method"]][0], ms=7)
                 if name := names.get(id(record)):
-                    note = {"textcoords": "offset points", "ha": "right", "va": "top", "fontsize": 9}
-                    axes.annotate(f"{name} {points[-1][1]:.2f}", points[-1], (-6, -4), **note)
+                    # The default is close to the left of `best`.
+                    side, offset = ("left", 6) if name == "best" else ("right", -6)
+                    note = {"textcoords": "offset points", "ha": side, "va": "top", "fontsize": 9}
+                    axes.annotate(f"{name} {points[-1][1]:.2f}", points[-1], (offset, -4), **note)
         lowest = [(x, min(value for spent, value in points if spent <= x)) for x, _ in sorted(points)]
         axes.plot(*zip(*lowest), drawstyle="steps-post", color="#909090", lw=1, zorder=1)
         axes.axhline(dense, color="black", lw=1)
