@@ -69,8 +69,8 @@ def test_any_mix_of_pruned_groups_meets_the_budget(heads, widths, by_query_heads
     scores = np.array(data.draw(st.lists(st.floats(-5, 5), min_size=len(units), max_size=len(units))))
     curves = CurveMapping([np.linspace(1, 0, unit.groups + 1) ** 2 for unit in units])
     room = sum(step_parameters(unit) * (len(sizes) - 1) for unit, sizes in zip(ffns, budget.sizes[layers:]))
-    for mapping in (uniform, curves, find_choice("mapping", "greedy").map_scores):
-        policy = mapping(scores, budget)
+    greedy = find_choice("mapping", "greedy").map_scores
+    for policy in (uniform(budget), curves(scores, budget), greedy(scores, budget)):
         gap = (1 - sparsity) * block_parameters(units) - policy.kept_parameters
         assert gap > -1
         if room >= max(step_parameters(unit) for unit in units):
