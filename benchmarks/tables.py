@@ -298,6 +298,7 @@ WHOLE_MODEL = NO_SEARCH | MODEL | {"num_samples": 100, "distillation_passes": 0}
 DENSE = {"model": "SmolLM2-135M-Instruct.Q4_1.gguf"}
 # Prunes have no `numbers` of windows. Records of `divergence.py` have, and measure in bfloat16.
 PRUNES = {"numbers": None}
+MIX_WITH_SELF = "./wikitext2:0.45,C4.jsonl:0.45,self:0.1"
 RECOVERED = {"start": "ffp-30-seed0", "of": "recovered", "batch_tokens": 512, "lora": 0, "seed": 0}
 SMOLLM2 = ("smollm2-default", "smollm2-uniform-distilled", "smollm2-uniform", "smollm2-less-text")
 ALL_WINDOWS = (*SMOLLM2, "smollm2-default-all-windows")
@@ -474,18 +475,20 @@ TABLES = {
     ),
     "texts": Table(
         "20 % of the blocks = 15.8 % of the model",
-        ("smollm2-mix", "smollm2-default"),
+        ("smollm2-mix", "smollm2-mix-self", "smollm2-default"),
         {
             "WikiText-2": perplexity(1, 20),
             "against dense": against(1, 20, of="dense"),
             "C4": perplexity(1, 20, text=1),
             "C4: against dense": against(1, 20, text=1, of="dense"),
+            "tokens of the prune": tokens(),
         },
         [
             ("dense", [{"of": "dense"}]),
             ("half and half (trained)", [{"dataset": "wikitext2:0.5,train.jsonl:0.5"}]),
             ("WikiText-2 alone (trained)", [{"asked": 0.2} | FFP | LAYERS]),
             ("C4 alone (trained)", [{"dataset": "train.jsonl"}]),
+            ("the default, on 200 windows, a tenth of them `self`", [MODEL | {"dataset": MIX_WITH_SELF}]),
         ],
     ),
     "recovery": Table(
