@@ -491,6 +491,20 @@ TABLES = {
             ("the default, on 200 windows, a tenth of them `self`", [MODEL | {"dataset": MIX_WITH_SELF}]),
         ],
     ),
+    "agents": Table(
+        "20 % of the blocks = 15.8 % of the model",
+        ("smollm2-agents", "smollm2-agents-ppo"),
+        {
+            "tokens of the search": value("tokens", "search", form="{:,}"),
+            **{f"seed {seed}": at(against(1, 160, method="no-search"), seed=seed) for seed in (0, 1, 2)},
+        },
+        [
+            ("`--agent gradient`", [{"method": "ffp", "file": "smollm2-agents"}]),
+            ("`--agent ppo`", [{"method": "ffp", "file": "smollm2-agents-ppo"}]),
+            ("`--method evolutionary`", [{"method": "evolutionary"}]),
+            ("`--method random`", [{"method": "random"}]),
+        ],
+    ),
     "recovery": Table(
         "30 % of the blocks = 23.7 % of the model",
         ("smollm2-recovery",),
