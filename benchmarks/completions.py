@@ -26,6 +26,7 @@ from optimum_ffp.commands.errors import one_line_errors
 from optimum_ffp.hub.naming import short_name
 from optimum_ffp.modeling.loading import LoadOptions, load_any
 from optimum_ffp.utils.json import write_json
+from optimum_ffp.utils.precision import dtype_name
 
 
 # Signature, docstring and what must hold.
@@ -114,7 +115,7 @@ def main() -> None:
             written = complete(model, tokenizer, prompt, args.max_new_tokens)
             passed = runs(f"{prompt}{written}\n\nassert {condition}\n", args.timeout)
             functions[signature.partition("(")[0]] = {"passed": passed, "completion": written}
-        dtype = str(model.dtype).removeprefix("torch.")
+        dtype = dtype_name(model.dtype)
         records.append({"model": short_name(name), "dtype": dtype, "functions": functions})
         write_json(args.output, records)
     print(table(records))

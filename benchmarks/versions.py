@@ -19,6 +19,8 @@ from tempfile import TemporaryDirectory
 from compare import read_options
 from tables import markdown
 
+from optimum_ffp.utils.json import write_json
+
 
 ROOT = Path(__file__).parent.parent
 PRUNE = """
@@ -51,7 +53,7 @@ def main() -> None:
     for _ in range(args.runs):
         for revision, runs in record["versions"].items():
             runs.append(prune(revision, args.model, {"dataset": args.text} | options, args.threads))
-            args.output.write_text(json.dumps(record, indent=2) + "\n")
+            write_json(args.output, record)
     print(table(record["versions"]))
 
 

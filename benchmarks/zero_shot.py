@@ -22,6 +22,7 @@ from optimum_ffp.evaluation import TaskSuite
 from optimum_ffp.hub.naming import short_name
 from optimum_ffp.modeling.loading import LoadOptions, load_any
 from optimum_ffp.utils.json import write_json
+from optimum_ffp.utils.precision import dtype_name
 
 
 TASKS = ("boolq", "piqa", "hellaswag", "winogrande", "arc_easy", "arc_challenge", "openbookqa")
@@ -58,7 +59,7 @@ def main() -> None:
         means = {kind: summarize(scores, first, kind) for kind in ("acc", "acc_norm")}
         means["balanced"] = summarize(scores, first, "acc_norm", args.balanced)
         tasks = [{key: value for key, value in score.items() if key not in SAMPLES} for score in scores]
-        dtype = str(model.dtype).removeprefix("torch.")
+        dtype = dtype_name(model.dtype)
         records.append({"model": short_name(name), "dtype": dtype, "limit": args.limit, **means, "tasks": tasks})
         write_json(args.output, records)
         print(row(records[-1]), flush=True)

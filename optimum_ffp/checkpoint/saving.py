@@ -193,7 +193,7 @@ def save_tokenizer(tokenizer: PreTrainedTokenizerBase, folder: Path) -> None:
 
 
 class SavedAgent(dict[str, np.ndarray]):
-    """Weights of an agent by name, and their `source`: a folder, or `id@commit`."""
+    """Weights of an agent by name, and their `source`: a folder, `id@commit`, or the placeholder `AGENT`."""
 
     def __init__(self, weights: Mapping[str, np.ndarray], source: str):
         super().__init__(weights)

@@ -13,6 +13,7 @@ from pathlib import Path
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from transformers import CONFIG_MAPPING, MODEL_FOR_CAUSAL_LM_MAPPING, MODEL_MAPPING
 
+from .auto import attention_of
 from .families import FAMILIES, Family
 
 
@@ -36,6 +37,7 @@ def render(family: Family) -> str:
     """
     config_class = CONFIG_MAPPING[family.model_type]
     causal, model = MODEL_FOR_CAUSAL_LM_MAPPING[config_class], MODEL_MAPPING[config_class]
+    config = config_class()
     template = TEMPLATES.select_template([f"{family.model_type}.py.jinja", "base.py.jinja"])
     return template.render(
         family=family,
@@ -45,8 +47,8 @@ def render(family: Family) -> str:
         model=model.__name__,
         layer=next(iter(causal._no_split_modules)),
         base=causal.base_model_prefix,
-        rotary=hasattr(config_class(), "rope_parameters"),
-        softcap=getattr(config_class(), "attn_logit_softcapping", None),
+        rotary=hasattr(config, "rope_parameters"),
+        needs_eager=bool(attention_of(config)),
     )
 
 
