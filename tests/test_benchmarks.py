@@ -109,12 +109,6 @@ def test_scores_of_flap_are_those_of_the_inputs_of_the_whole_model(windows):
         assert score(unit, found) == pytest.approx(scores.numpy(), rel=1e-3, abs=1e-3)
 
 
-def test_ablation(run, save_tiny_model, data_folder):
-    variants = ["default", "uniform", "uncalibrated"]
-    _, records = run("ablation", save_tiny_model(), data_folder, "--variants", *variants, *SHORT, *FEW)
-    assert [record["variant"] for record in records] == variants
-
-
 def test_learning_curve(run, save_tiny_model, data_folder):
     words = ["--sparsities", "0.3", "--steps", "26", "--seq-len", "24", "--search-samples", "2", "--held-out", "3"]
     _, (search,) = run("learning_curve", save_tiny_model(), data_folder, *words)

@@ -22,20 +22,6 @@ def dense(tmp_path) -> Path:
     return tmp_path / "dense"
 
 
-def test_prune_on_conversations(run_example, dense, tmp_path):
-    words = make_text(6000).split()
-    messages = [[{"role": "user", "content": " ".join(words[at : at + 60])}] for at in range(0, len(words), 60)]
-    file = tmp_path / "chats.jsonl"
-    file.write_text("".join(json.dumps({"messages": one}) + "\n" for one in messages) + "\n")
-    sizes = ["--seq-len", "24", "--num-samples", "6", "--search-samples", "2", "--search-steps", "6"]
-    printed = run_example("custom_data.py", dense, file, tmp_path / "out", *sizes)
-    assert re.search(r"perplexity on conversations: \d+\.\d\d\n", printed)
-    texts = {path.stem: path.read_text().splitlines() for path in (tmp_path / "out-data").iterdir()}
-    assert {split: len(rows) for split, rows in texts.items()} == {"train": 80, "validation": 10, "test": 10}
-    assert json.loads(texts["test"][0])["text"] == f"w8 {messages[1][0]['content']} w9 "
-    assert json.loads((tmp_path / "out" / "ffp_config.json").read_text())["dataset"] == "./out-data"
-
-
 def test_prune_at_two_sparsities(run_example, dense, tmp_path):
     (tmp_path / "text.txt").write_text(make_text(4000))
     printed = run_example("prune_from_python.py", dense, tmp_path / "text.txt", tmp_path / "out", "24")
