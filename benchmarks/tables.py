@@ -256,6 +256,7 @@ def rows_of_presets() -> list[Row]:
             ("no search, layers not trained by themselves", WHOLE_MODEL, f"whole-model-{percent}"),
             ("**the default**", method | DEFAULT, "default"),
             *[("the same with `--method no-search`", NO_SEARCH | DEFAULT, "no-search")] * (method != NO_SEARCH),
+            ("the same, on 128 windows", NO_SEARCH | {"file": "smollm2-128-windows"}, "128-windows"),
             ("`--preset best`", method | MODEL | {"preset": "best"}, "best"),
         ):
             model = f"{prune['method']}-{percent}-seed0"

@@ -168,8 +168,6 @@ SMOLLM2 = [
 ]
 # Every n-th token of a window that `learn` also reads as a first token.
 FIRST_TOKENS = 8
-CHOICES = 4
-METRICS = ("acc", "acc_norm")
 
 
 def sparsity_budget(units: Sequence[Unit], sparsity: float, *bounds: float | None, **options: float) -> Budget:
@@ -238,32 +236,32 @@ def sample_windows(model: PreTrainedModel, count: int, length: int) -> torch.Ten
     return model.generate(start, do_sample=True, top_k=0, min_new_tokens=new, max_new_tokens=new)
 
 
-def write_data(folder: Path, words: int = 1500) -> Path:
+def write_data(folder: Path) -> Path:
     """Three files of different text, one of each split."""
     folder.mkdir(exist_ok=True)
     for seed, split in enumerate(("train", "validation", "test")):
-        (folder / f"{split}.txt").write_text(make_text(words, seed))
+        (folder / f"{split}.txt").write_text(make_text(1500, seed))
     return folder
 
 
-def make_byte_level_tokenizer(vocabulary: int = 300) -> PreTrainedTokenizerFast:
+def make_byte_level_tokenizer() -> PreTrainedTokenizerFast:
     """BPE on bytes, as GPT-2's."""
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
     alphabet = pre_tokenizers.ByteLevel.alphabet()
-    tokenizer.train_from_iterator([SAMPLE], trainers.BpeTrainer(vocab_size=vocabulary, initial_alphabet=alphabet))
+    tokenizer.train_from_iterator([SAMPLE], trainers.BpeTrainer(vocab_size=300, initial_alphabet=alphabet))
     fast = PreTrainedTokenizerFast(tokenizer_object=tokenizer)
     fast.add_special_tokens({"bos_token": "<|begin|>", "eos_token": "<|end|>", "pad_token": "<|end|>"})
     return fast
 
 
-def make_byte_fallback_tokenizer(vocabulary: int = 300) -> PreTrainedTokenizerFast:
+def make_byte_fallback_tokenizer() -> PreTrainedTokenizerFast:
     """BPE on characters that falls back to bytes, as Llama 2's."""
     tokenizer = Tokenizer(models.BPE(unk_token="<unk>", byte_fallback=True, fuse_unk=True))
     tokenizer.normalizer = normalizers.Sequence([normalizers.Prepend("▁"), normalizers.Replace(" ", "▁")])
     special = ["<unk>", "<s>", "</s>", *(f"<0x{value:02X}>" for value in range(256))]
-    trainer = trainers.BpeTrainer(vocab_size=vocabulary + len(special), special_tokens=special)
+    trainer = trainers.BpeTrainer(vocab_size=300 + len(special), special_tokens=special)
     tokenizer.train_from_iterator(SAMPLE.split(" "), trainer)
     trained = json.loads(tokenizer.to_str())
     trained["added_tokens"] = trained["added_tokens"][:3]
@@ -397,8 +395,8 @@ def prune_by_hand(
     return sorted_model.materialize(policy, homogeneous=homogeneous), policy
 
 
-def drop_experts(model: PreTrainedModel, kept: int) -> tuple[PreTrainedModel, list[torch.Tensor], PruningPolicy]:
-    """A mixture without some experts, other ones in every layer and group of the router, and their orders."""
+def drop_experts(model: PreTrainedModel) -> tuple[PreTrainedModel, list[torch.Tensor], PruningPolicy]:
+    """A mixture that keeps six experts, other ones in every layer and group of the router, and their orders."""
     units = mixed_units(model)
     torch.manual_seed(1)
     orders = [
@@ -406,7 +404,7 @@ def drop_experts(model: PreTrainedModel, kept: int) -> tuple[PreTrainedModel, li
         for unit in units
     ]
     sorted_model = SortedModel(layerwise_of(model), units, orders)
-    policy = PruningPolicy(sorted_model.units, (kept,) * len(units))
+    policy = PruningPolicy(sorted_model.units, (6,) * len(units))
     return sorted_model.materialize(policy), orders, policy
 
 
@@ -418,19 +416,20 @@ def prune_tiny_model(name: str, folder: Path) -> Path:
     return folder
 
 
-def make_task(folder: Path, name: str = "tiny", samples: int = 9, **changes: Any) -> list[dict[str, Any]]:
+def make_task(folder: Path, name: str = "tiny", **changes: Any) -> list[dict[str, Any]]:
     """Writes a task of multiple choice, and returns its samples."""
     folder.mkdir(exist_ok=True)
-    words = iter(make_text(samples * 30, seed=3).split())
+    words = iter(make_text(270, seed=3).split())
     rows = [
         {
             "question": " ".join(next(words) for _ in range(6)),
-            "choices": [" ".join(next(words) for _ in range(1 + choice % 3)) for choice in range(CHOICES)],
-            "label": index % CHOICES,
+            "choices": [" ".join(next(words) for _ in range(1 + choice % 3)) for choice in range(4)],
+            "label": index % 4,
         }
-        for index in range(samples)
+        for index in range(9)
     ]
     (folder / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    metrics = [{"metric": metric, "aggregation": "mean", "higher_is_better": True} for metric in ("acc", "acc_norm")]
     task = {
         "task": name,
         "dataset_path": "json",
@@ -440,7 +439,7 @@ def make_task(folder: Path, name: str = "tiny", samples: int = 9, **changes: Any
         "doc_to_text": "{{question}}",
         "doc_to_choice": "{{choices}}",
         "doc_to_target": "label",
-        "metric_list": [{"metric": metric, "aggregation": "mean", "higher_is_better": True} for metric in METRICS],
+        "metric_list": metrics,
         "metadata": {"version": 7.0},
     }
     (folder / f"{name}.yaml").write_text(yaml.safe_dump(task | changes))

@@ -8,7 +8,6 @@ from pathlib import Path
 import pytest
 
 import optimum_ffp
-from optimum_ffp.checkpoint.card import template_path
 
 
 ROOT = Path(optimum_ffp.__file__).parent.parent
@@ -50,10 +49,6 @@ def test_wheel_prunes_without_the_checkout(wheel, save_tiny_model, data_folder, 
     command = ["prune", "-m", save_tiny_model(), "out", "--dataset", data_folder, "--method", "uniform", *sizes]
     subprocess.run([python, "-m", "optimum.commands.optimum_cli", "ffp", *command], cwd=tmp_path, check=True)
     assert "optimum-ffp" in (tmp_path / "out" / "README.md").read_text()
-
-
-def test_template_is_found():
-    assert "{{ card_data }}" in template_path().read_text(encoding="utf-8")
 
 
 @pytest.mark.skipif(not (ROOT / "Makefile").is_file() or not shutil.which("make"), reason="needs a checkout and make")

@@ -165,18 +165,6 @@ def test_a_second_prune_measures_nothing_again_and_is_as_if_it_were_alone(save_t
 
 
 @pytest.mark.slow
-def test_a_search_that_starts_from_another_needs_half_the_candidates(save_tiny_model, data_folder):
-    pruner, agent = make_pruner(save_tiny_model(), data_folder, search_steps=64), None
-    for sparsity, steps in ((0.2, 64), (0.3, 32), (0.4, 32)):
-        pruner.config.search_steps = steps
-        search = pruner.prune(sparsity, agent).search
-        agent = search.agent
-        assert len(search.log) <= steps + 2
-        assert search.baselines.keys() == {"uniform", "no-search"}
-        assert search.best_perplexity <= min(search.baselines.values()) * (1 + 1e-9)
-
-
-@pytest.mark.slow
 def test_what_was_measured_once_may_not_change(save_tiny_model, data_folder):
     pruner = make_pruner(save_tiny_model(), data_folder, method="uniform", calibration="ridge")
     search = pruner.search()

@@ -60,7 +60,7 @@ def folders(tmp_path_factory) -> dict[str, Path]:
     for case, (name, sizes, groups) in cases.items():
         model = make_deep_model(name) if PARTS in case else make_tiny_model(name, **sizes)
         if name in MIXTURES:
-            pruned, *_ = drop_experts(model, 6)
+            pruned, *_ = drop_experts(model)
         else:
             sorted_model, _ = make_sorted_model(model, windows, groups)
             policy = random_policy(sorted_model, 1)

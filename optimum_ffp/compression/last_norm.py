@@ -79,16 +79,8 @@ class PredictionLoss:
             computing,
             head_in_autocast_dtype(layerwise.model, layerwise.device),
         ):
-            projected = []
             with torch.no_grad():
                 for states in self.dense.split(1) if len(self.dense) else ():
                     self._decoded = layerwise.decoded(states.to(layerwise.dtype))
-                    head_input = self._decoded.last_hidden_state
-                    if head_input.shape == states.shape:
-                        states.copy_(head_input)
-                    else:
-                        # OPT-350m has a projection between the layers and the head.
-                        projected.append(head_input.to(states))
-            if projected:
-                self.dense = torch.cat(projected)
+                    states.copy_(self._decoded.last_hidden_state)
             yield

@@ -13,13 +13,6 @@ from optimum_ffp.errors import FFPError
 from tests.helpers import SMOLLM2, linear_costs, sparsity_budget
 
 
-def test_infeasible_sparsity_names_the_feasible_range():
-    with pytest.raises(FFPError, match=r"the maximum is 0.7"):
-        sparsity_budget(SMOLLM2, 0.9, 0.2)
-    with pytest.raises(FFPError, match=r"the model has 0.5417 already"):
-        sparsity_budget(SMOLLM2, 0.2, 0.2, 0.5)
-
-
 def test_the_sparsity_that_an_error_suggests_can_be_met():
     units = [Unit(0, "ffn", 1000, 1)]
     # In binary 1 - 0.775 is a little less than 0.225.

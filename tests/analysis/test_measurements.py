@@ -88,10 +88,3 @@ def test_configs_that_differ_in_other_options_share_it(measure, data_folder):
     later = {"search_steps": 3, "sparsity": 0.4, "calibration": "ridge", "method": "random", "seq_len": 24}
     assert measured.differences(FFPConfig(dataset=str(data_folder), **SETTINGS | later)) == []
     assert len(measured.differences(FFPConfig(dataset="self", **SETTINGS | {"seed": 5}))) == 2
-
-
-def test_a_dense_model_that_overflows_is_an_error(measure):
-    measured, _ = measure()
-    measured.model.lm_head.weight.data.mul_(1e8)
-    with pytest.raises(FFPError, match="perplexity of the dense model is not finite on the search windows"):
-        _ = measured.dense_losses

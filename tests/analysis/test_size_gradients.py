@@ -5,7 +5,6 @@ import pytest
 import torch
 from torch import nn
 
-from optimum_ffp.allocation.policy import PruningPolicy
 from optimum_ffp.analysis.size_gradients import measure_size_gradients
 from optimum_ffp.compression.ridge import PrefixRidge
 from tests.helpers import GROUPINGS, applied, make_sorted_model, make_tiny_model, random_policy
@@ -68,18 +67,6 @@ def _losses(sorted_model, policy, neighbor, windows, index, step):
         # In float64, as differences of them would be rounding errors otherwise.
         logits = model(windows).logits[:, :-1].double()
         return nn.functional.cross_entropy(logits.mT, windows[:, 1:], reduction="none").mean(1).detach().numpy()
-
-
-def test_neighbors_are_a_step_away_and_within_the_unit(tiny_model, windows):
-    sorted_model, _ = make_sorted_model(tiny_model, windows)
-    dense = PruningPolicy.dense(sorted_model.units)
-    down, up = dense.neighbors()
-    assert up == dense
-    # A group stays, so that a unit of one has no smaller size.
-    steps = [min(unit.step, unit.groups - 1) for unit in sorted_model.units]
-    assert [full - size for full, size in zip(dense.sizes, down.sizes)] == steps
-    least = PruningPolicy(sorted_model.units, tuple(unit.multiple for unit in sorted_model.units))
-    assert least.neighbors()[0] == least
 
 
 def test_the_model_is_left_as_it_was(tiny_model, windows):

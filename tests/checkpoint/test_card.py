@@ -8,7 +8,6 @@ from typing import Any
 import pytest
 from huggingface_hub import ModelCard
 
-from optimum_ffp import FFPConfig, RecoveryConfig
 from optimum_ffp.checkpoint.card import render_card
 
 
@@ -123,10 +122,3 @@ def test_names_and_texts_with_markup_are_escaped_outside_code(record):
     # Code blocks and spans show HTML as it is.
     outside = re.sub(r"```.*?\n```|`[^`\n]*`", "", card, flags=re.DOTALL)
     assert "<script" in card and "&lt;script" in outside and "<script" not in outside
-
-
-def test_a_record_is_a_config(record):
-    path = FOLDER / "record.json"
-    assert FFPConfig.from_file(path, dataset="wikitext2").num_samples == record["num_samples"]
-    options = RecoveryConfig.from_file(path, dataset="wikitext2").to_dict()
-    assert options["seed"] == 3 and options["dataset"] == "wikitext2"

@@ -1,9 +1,6 @@
 import json
-from importlib.metadata import version
 
 import pytest
-
-from optimum_ffp.checkpoint.result import final, package_versions
 
 
 def test_counts_are_those_of_the_models(pruned):
@@ -14,12 +11,6 @@ def test_counts_are_those_of_the_models(pruned):
     removed = sum(unit.parameters for unit in pruner.measured.units) - result.policy.kept_parameters
     assert result.model_sparsity == pytest.approx(removed / dense)
     assert result.dtype == "float32"
-
-
-def test_perplexity_is_that_of_the_model_as_it_is(pruned):
-    result = pruned[0].result
-    assert result.perplexity == result.perplexities[result.test.dataset]["calibrated"]
-    assert final({"dense": 3.0, "searched": 5.0}) == 5.0
 
 
 def test_the_record_is_json_and_has_every_figure(pruned):
@@ -34,9 +25,3 @@ def test_the_record_is_json_and_has_every_figure(pruned):
     assert all(sample.keys() == {"prompt", "dense", "pruned"} for sample in provenance["samples"])
     assert len(provenance["samples"]) == 3 and "stable-baselines3" not in provenance["versions"]
     assert set(provenance["seconds"]) == set(provenance["peak_gib"]) == set(pruner.result.cost.seconds)
-
-
-def test_versions_are_those_that_are_installed():
-    found = package_versions("stable-baselines3")
-    assert all(found[name] == version(name) for name in ("torch", "transformers", "optimum", "stable-baselines3"))
-    assert "python" in found and "stable-baselines3" not in package_versions()

@@ -49,16 +49,6 @@ def test_special_tokens_without_an_embedding_are_left_out(run, model, tmp_path):
 
 
 @pytest.mark.slow
-def test_the_target_of_a_link_is_replaced(run, model, tmp_path):
-    (tmp_path / "link.gguf").symlink_to(tmp_path / "out.gguf")
-    assert run("-m", model, tmp_path / "out.gguf")[0] == 0
-    size = (tmp_path / "out.gguf").stat().st_size
-    assert run("-m", model, tmp_path / "link.gguf", "--outtype", "f32", "--overwrite")[0] == 0
-    assert (tmp_path / "link.gguf").is_symlink() and (tmp_path / "out.gguf").stat().st_size > size
-    assert {path.name for path in tmp_path.iterdir()} == {"model", "out.gguf", "link.gguf"}
-
-
-@pytest.mark.slow
 def test_only_a_gguf_file_is_replaced_and_only_if_that_is_said(run, model, tmp_path):
     out, words = tmp_path / "out.gguf", ["-m", model, tmp_path / "out.gguf"]
     out.write_text("mine")
@@ -72,11 +62,3 @@ def test_only_a_gguf_file_is_replaced_and_only_if_that_is_said(run, model, tmp_p
     assert run(*words, "--overwrite")[0] == 0 and out.stat().st_size > 1000
     for place in (model, model / "config.json", tmp_path):
         assert run("-m", model, place, "--overwrite")[0] == 2
-
-
-def test_what_cannot_be_exported_leaves_nothing(run, model, tmp_path):
-    config = json.loads((model / "config.json").read_text())
-    (model / "config.json").write_text(json.dumps(config | {"hidden_act": "gelu"}))
-    code, _, errors = run("-m", model, tmp_path / "out.gguf")
-    assert code == 2 and "gelu" in errors
-    assert [path.name for path in tmp_path.iterdir()] == ["model"]

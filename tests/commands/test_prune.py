@@ -61,14 +61,6 @@ def test_layers_that_are_alike_give_a_checkpoint_of_the_dense_class(run, save_ti
 
 
 @pytest.mark.slow
-def test_little_text_is_shown(run, save_tiny_model, data_folder, tmp_path):
-    for split in ("train", "validation", "test"):
-        (data_folder / f"{split}.txt").write_text(make_text(150))
-    code, _, errors = run("-m", save_tiny_model(), tmp_path / "out", *UNIFORM)
-    assert code == 0 and "6 of 8 requested windows" in errors
-
-
-@pytest.mark.slow
 def test_two_sparsities_into_two_folders_and_a_third_from_their_agent(run, save_tiny_model, tmp_path):
     model, out = save_tiny_model(), tmp_path / "out"
     code, output, errors = run("-m", model, out, "--sparsity", 0.2, 0.3, "--json", tmp_path / "out.json")

@@ -81,17 +81,11 @@ def test_the_pruned_model_has_the_norm_that_predicts_best(tiny_model, windows):
         assert torch.allclose(changed_model(windows).logits, pruned(windows).logits, atol=1e-4)
 
 
-@pytest.mark.parametrize("normed_before", [True, False])
-def test_a_projection_between_the_layers_and_the_head(normed_before, windows):
-    """As in OPT-350m, which has no last norm either."""
-    model = make_tiny_model("opt", word_embed_proj_dim=16, do_layer_norm_before=normed_before)
+def test_a_model_without_a_last_norm(windows):
+    """OPT-350m has a projection between the layers and the head instead."""
+    model = make_tiny_model("opt", word_embed_proj_dim=16, do_layer_norm_before=False)
     sorted_model, _ = make_sorted_model(model, windows)
-    policy, held_out = random_policy(sorted_model, 2), windows[:3]
-    distilled = learn(sorted_model, policy, windows, held_out, passes=4)
-    assert (distilled.last_norm is not None) == normed_before
-    if normed_before:
-        pruned = sorted_model.materialize(policy, distilled.weights)
-        assert distilled.last_norm.after == pytest.approx(float(divergences(pruned, model, held_out).mean()), rel=1e-3)
+    assert learn(sorted_model, random_policy(sorted_model, 2), windows, windows[:3], passes=4).last_norm is None
 
 
 def test_weights_are_restored_after_a_failure(windows, monkeypatch):

@@ -51,13 +51,6 @@ def agree(logits: torch.Tensor, expected: torch.Tensor) -> bool:
     return bool((logits - expected).abs().max() < 1e-5 * expected.abs().max().clamp(min=1))
 
 
-def test_sorting_leaves_the_function_as_it_was(tiny_model, windows):
-    before = tiny_model(windows).logits
-    sorted_model, orders = make_sorted_model(tiny_model, windows)
-    assert any((order != torch.arange(len(order))).any() for order in orders)
-    assert (sorted_model.model(windows).logits - before).abs().max() < 1e-4
-
-
 @pytest.mark.parametrize("name", EVERY_MODEL)
 def test_sliced_equals_masked_before_and_after_save(name, windows, tmp_path):
     check_sliced_equals_masked(make_tiny_model(name), windows, tmp_path)
@@ -85,6 +78,7 @@ def test_sliced_equals_masked_without_attention_ffn_or_a_layer(name, windows, tm
 def check_sliced_equals_masked(model, windows, folder, groups=(None,), change=lambda policy: policy):
     dense = copy.deepcopy(model)
     sorted_model, orders = make_sorted_model(model, windows, groups)
+    assert any((order != torch.arange(len(order))).any() for order in orders if order.ndim == 1)
     assert agree(sorted_model.model(windows).logits, dense(windows).logits)
     policy = change(random_policy(sorted_model, 0))
     expected = masked(dense, orders, policy)(windows).logits

@@ -198,14 +198,6 @@ def test_broken_files_are_refused(tmp_path, content):
         FFPConfig.from_file(path)
 
 
-def test_what_is_given_beside_a_file_is_checked(tmp_path):
-    path = save({"seed": 3}, tmp_path)
-    with pytest.raises(FFPError, match="did you mean sparsity"):
-        FFPConfig.from_file(path, sparsty=0.3)
-    with pytest.raises(FileNotFoundError, match="no-such-user"):
-        FFPConfig.from_file("~no-such-user/options.json")
-
-
 def test_an_option_is_read_with_what_it_depends_on():
     assert FFPConfig().reads("search_steps") and not FFPConfig().reads("learning_rate")
     assert FFPConfig(agent="ppo").reads("learning_rate")

@@ -10,6 +10,7 @@ from optimum_ffp.export import export_gguf
 from tests.helpers import (
     CONFIGS,
     GROUPINGS,
+    SCALED_ROPE,
     make_byte_fallback_tokenizer,
     make_byte_level_tokenizer,
     make_tiny_model,
@@ -29,9 +30,9 @@ def make_model(name="llama", pruned=True, groups=(None,), **sizes):
     return prune_by_hand(model, groups=groups)[0] if pruned else model
 
 
-def check(model, tokenizer, path, run_llama_cpp, count=8, atol=2e-3):
+def check(model, tokenizer, path, run_llama_cpp, atol=2e-3):
     """Same tokens, same log-probabilities of what comes next, same greedy tokens."""
-    for text, found in zip(TEXTS, run_llama_cpp(path, TEXTS, count)):
+    for text, found in zip(TEXTS, run_llama_cpp(path, TEXTS, 8)):
         ids = tokenizer(text).input_ids
         assert found["tokens"] == ids
         expected = model(torch.tensor([ids])).logits[0, -1].log_softmax(-1)
@@ -39,24 +40,16 @@ def check(model, tokenizer, path, run_llama_cpp, count=8, atol=2e-3):
         assert len(set(order)) == VOCABULARY
         assert torch.allclose(torch.tensor(values), expected[list(order)], atol=atol)
         options = {"do_sample": False, "pad_token_id": 0, "eos_token_id": None}
-        answer = model.generate(torch.tensor([ids]), max_new_tokens=count, **options)
+        answer = model.generate(torch.tensor([ids]), max_new_tokens=8, **options)
         assert found["greedy"] == answer[0, len(ids) :].tolist()
 
 
-LLAMA3_ROPE = {
-    "rope_type": "llama3",
-    "rope_theta": 1000.0,
-    "factor": 8.0,
-    "low_freq_factor": 1.0,
-    "high_freq_factor": 4.0,
-    "original_max_position_embeddings": 16,
-}
 TIED = {"tie_word_embeddings": True}
 BOTH_GROUPS, ONE_KV_HEAD = (
     sizes | {"groups": groups} for sizes, groups in (GROUPINGS["both groups"], GROUPINGS["one KV head"])
 )
 CASES = {
-    "llama-llama3-rope": ("llama", {"rope_parameters": LLAMA3_ROPE}, "deci"),
+    "llama-llama3-rope": ("llama", {"rope_parameters": SCALED_ROPE}, "deci"),
     "llama-linear-rope": (
         "llama",
         {"rope_parameters": {"rope_type": "linear", "rope_theta": 10000.0, "factor": 2.0}},

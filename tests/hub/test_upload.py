@@ -70,8 +70,8 @@ def test_a_model_of_the_hub_is_pruned_uploaded_and_loaded(tmp_path):
 class Api:
     """A Hub whose repositories are all `me/...`, with one commit of these files."""
 
-    def __init__(self, there=(), private=True, folder=None):
-        self.there, self.private, self.folder, self.calls = list(there), private, folder, []
+    def __init__(self, there=(), folder=None):
+        self.there, self.folder, self.calls = list(there), folder, []
         self.fails = {}
 
     def __call__(self, token=None):
@@ -90,7 +90,7 @@ class Api:
         return SimpleNamespace(repo_id=f"me/{repo_id.rpartition('/')[2]}")
 
     def model_info(self, repo_id):
-        return SimpleNamespace(private=self.private)
+        return SimpleNamespace(private=True)
 
     def create_branch(self, repo_id, branch, exist_ok):
         self._called("create_branch", repo_id, branch)
@@ -190,13 +190,6 @@ def test_a_failed_upload_is_one_line_and_the_folder_is_whole(api, folder, call, 
     assert "\n" not in str(caught.value) and TOKEN not in str(caught.value) and contents(folder) == before
 
 
-def test_a_private_upload_is_not_made_public(api, folder):
-    hub = api(private=False)
-    with pytest.raises(FFPError, match="public"):
-        push_checkpoint(folder, "me/it", private=True)
-    assert [call for call, *_ in hub.calls] == ["create_repo"]
-
-
 def test_what_links_lead_to_outside_the_folder_is_not_uploaded(api, folder, tmp_path):
     hub = api()
     (tmp_path / "secret").touch()
@@ -220,13 +213,6 @@ def test_a_result_that_could_not_be_uploaded_stays(api, folder, tmp_path, monkey
         push_result(lambda place: folder.rename(place), "me/it")
     (parent,) = tmp_path.glob("optimum-ffp-*")
     assert contents(parent / "it").keys() == FILES
-
-
-def test_only_checkpoints_are_uploaded(api, save_tiny_model):
-    hub = api()
-    with pytest.raises(FFPError, match="no pruned model"):
-        push_checkpoint(save_tiny_model(), "me/it")
-    assert not hub.calls
 
 
 def test_uploads_are_checked_before_the_work(monkeypatch):

@@ -106,12 +106,8 @@ def test_a_folder_without_a_tokenizer(save_tiny_model, name):
     refused_by_both(base, "tokenizer.json")
 
 
-def test_adapters_and_single_files_are_refused(save_tiny_model, tmp_path):
-    base, adapter = save_tiny_model(), tmp_path / "adapter"
-    adapter.mkdir()
-    (adapter / "adapter_config.json").write_text('{"base_model_name_or_path": "someone/model"}')
-    refused_by_both(adapter, "adapter")
-    refused_by_both(base / "config.json", "no folder")
+def test_single_files_are_refused(save_tiny_model):
+    refused_by_both(save_tiny_model() / "config.json", "no folder")
 
 
 def test_every_process_reads_all_weights_under_fsdp(save_tiny_model, monkeypatch):

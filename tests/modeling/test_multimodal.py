@@ -75,6 +75,8 @@ def test_it_is_pruned_and_saved_as_one_of_its_family(data_folder, windows, tmp_p
     pruner.save_pretrained(tmp_path / "pruned")
     saved = json.loads((tmp_path / "pruned" / "config.json").read_text())
     assert saved["model_type"] == "gemma3_text" and "vision_config" not in saved
+    assert saved["language_model_of"] == "gemma3"
+    assert "text-only language model of dense" in (tmp_path / "pruned" / "README.md").read_text()
     found = FFPModelForCausalLM.from_pretrained(tmp_path / "pruned")
     assert torch.equal(found(windows).logits, result.model(windows).logits)
     # The baseline of `ffp evaluate`, and the teacher of `ffp recover`.
@@ -82,18 +84,6 @@ def test_it_is_pruned_and_saved_as_one_of_its_family(data_folder, windows, tmp_p
     assert dense.num_parameters() > found.num_parameters()
     # Not those of the files, which have a tower for images too.
     assert weight_bytes(dense, tmp_path / "dense") == 4 * dense.num_parameters()
-
-
-@pytest.mark.slow
-def test_the_card_says_that_it_takes_text_alone(data_folder, tmp_path):
-    save_tiny(tmp_path / "dense", "llava")
-    config = FFPConfig(dataset=str(data_folder), sparsity=0.3, **SETTINGS)
-    pruner = FFPPruner.from_pretrained(tmp_path / "dense", config, device="cpu")
-    pruner.prune()
-    pruner.save_pretrained(tmp_path / "pruned")
-    card = (tmp_path / "pruned" / "README.md").read_text()
-    assert "the text-only language model of dense, pruned by" in card
-    assert json.loads((tmp_path / "pruned" / "config.json").read_text())["language_model_of"] == "llava"
 
 
 def test_positions_that_old_towers_saved_are_ignored(windows, tmp_path):

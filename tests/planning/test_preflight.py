@@ -5,25 +5,10 @@ from huggingface_hub import constants
 
 from optimum_ffp import FFPError
 from optimum_ffp.planning.preflight import check_disk, check_repositories
-from tests.hub_server import run_hub
 
 
-SIZES = {"seq-len": 24, "num-samples": 8, "search-samples": 2, "eval-samples": 3}
-FAST = ["--device", "cpu", *(word for name, value in SIZES.items() for word in (f"--{name}", str(value)))]
+FAST = ["--device", "cpu", "--seq-len", "24", "--num-samples", "8", "--search-samples", "2", "--eval-samples", "3"]
 GIB = 2**30
-TOKEN = "hf_ofThePlan"
-
-
-@pytest.fixture
-def hub(monkeypatch):
-    """A Hub that this process speaks to."""
-    with run_hub(TOKEN) as server:
-        monkeypatch.setattr(constants, "ENDPOINT", server.url)
-        monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
-        monkeypatch.setattr("huggingface_hub.hf_api.constants.ENDPOINT", server.url)
-        monkeypatch.setenv("HF_TOKEN", TOKEN)
-        monkeypatch.setattr("time.sleep", lambda seconds: None)
-        yield server
 
 
 def test_a_plan_needs_a_config_alone_and_writes_nothing(run_ffp, save_tiny_model, data_folder, tmp_path):
@@ -100,6 +85,6 @@ def test_a_hub_that_is_away_is_a_warning(hub, caplog):
 
 def test_nothing_is_uploaded_offline(monkeypatch):
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
-    monkeypatch.setenv("HF_TOKEN", TOKEN)
+    monkeypatch.setenv("HF_TOKEN", "hf_ofThePlan")
     with pytest.raises(FFPError, match="offline"):
         check_repositories(["me/mine"])

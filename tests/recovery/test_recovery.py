@@ -77,30 +77,6 @@ def test_a_recovered_model_is_pushed(recovered, hub):
 
 
 @pytest.mark.slow
-def test_a_resumed_recovery_ends_with_the_same_weights(recovered, make_recovery, tmp_path, monkeypatch):
-    training_step = RecoveryTrainer.training_step
-
-    def interrupt(self, *arguments):
-        if self.state.global_step == 7:
-            raise KeyboardInterrupt
-        return training_step(self, *arguments)
-
-    with monkeypatch.context() as patch:
-        patch.setattr(RecoveryTrainer, "training_step", interrupt)
-        with pytest.raises(KeyboardInterrupt):
-            make_recovery(work=tmp_path / "work").recover()
-    with pytest.raises(FFPError, match="resume"):
-        make_recovery(work=tmp_path / "work").recover()
-    with pytest.raises(FFPError, match="seed"):
-        make_recovery(work=tmp_path / "work", seed=3).recover(resume=True)
-    resumed, expected = make_recovery(work=tmp_path / "work"), recovered[0]
-    record = resumed.recover(resume=True)
-    assert record.curve == expected.record.curve and record.losses == expected.record.losses
-    weights = expected.student.state_dict()
-    assert all(torch.equal(weight, weights[name]) for name, weight in resumed.student.state_dict().items())
-
-
-@pytest.mark.slow
 def test_the_training_is_logged(make_recovery, pruned, tmp_path, monkeypatch):
     pytest.importorskip("tensorboardX")
     monkeypatch.chdir(tmp_path)

@@ -36,11 +36,6 @@ def test_a_local_dense_model_is_not_looked_for_by_its_name(write_record, provena
         find_teacher(write_record(provenance), None, LoadOptions())
 
 
-def test_a_model_without_a_record(tmp_path):
-    with pytest.raises(FFPError, match="ffp_config.json"):
-        find_teacher(str(tmp_path), "named", LoadOptions())
-
-
 def test_column_and_start_token_come_with_the_text_of_the_prune(write_record):
     folder = write_record(dataset="owner/text", text_column="summary", start_token="never")
     found = with_dataset(RecoveryConfig(), folder, LoadOptions())

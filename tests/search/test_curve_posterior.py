@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from optimum_ffp.allocation.policy import PruningPolicy, Unit
+from optimum_ffp.allocation.policy import Unit
 from optimum_ffp.errors import FFPError
 from optimum_ffp.search.curve_posterior import (
     CURVATURE_SPREAD,
@@ -134,12 +134,6 @@ def test_what_was_measured_elsewhere_is_taken_over_with_larger_errors():
     assert np.corrcoef(other.solve()[:, 5], regression.solve()[:, 5])[0, 1] > 0.9
     with pytest.raises(FFPError, match="no size gradients for 10 units; warm-start from a checkpoint of"):
         MultiplierRegression(UNITS[:10]).restore(regression.state())
-
-
-def test_neighboring_policies_differ_by_one_part():
-    kept = PruningPolicy(UNITS, tuple(unit.groups // 2 for unit in UNITS))
-    for unit, size, larger in zip(UNITS, kept.sizes, kept.neighbors()[1].sizes):
-        assert (larger - size) * PARTS == unit.groups
 
 
 def test_a_unit_without_a_finite_gradient_leaves_the_others():

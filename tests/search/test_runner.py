@@ -135,14 +135,11 @@ def test_without_a_search_training_moves_what_is_removed_to_earlier_layers(searc
     assert later_share("uniform", "model") == later_share("uniform", "ridge")
 
 
-@pytest.mark.parametrize(("preset", "method"), [("default", "random"), ("default", "ffp"), ("paper", "ffp")])
-def test_a_search_falls_back_on_the_baselines_but_not_the_papers(preset, method, save_tiny_model, data_folder):
-    # A learning rate of 0 and few candidates: the paper's greedy policies are worse than uniform on such a model.
-    options = {"search_steps": 4, "method": method, "preset": preset, "calibration": "ridge"}
-    pruner = make_pruner(save_tiny_model(), data_folder, **options)
-    record = pruner.search()
-    best = min(record.baselines.values())
-    assert record.best_perplexity <= best * (1 + 1e-9) if preset == "default" else record.baselines
+@pytest.mark.parametrize("method", ["random", "ffp"])
+def test_a_search_falls_back_on_the_baselines(method, save_tiny_model, data_folder):
+    options = {"search_steps": 4, "method": method, "calibration": "ridge"}
+    record = make_pruner(save_tiny_model(), data_folder, **options).search()
+    assert record.best_perplexity <= min(record.baselines.values()) * (1 + 1e-9)
 
 
 def test_candidates_at_the_edge_of_what_the_bounds_allow_lose_no_step_more(save_tiny_model, data_folder, monkeypatch):

@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 
 from optimum_ffp.errors import FFPError
-from optimum_ffp.search.task import finalist_count, finalist_windows
+from optimum_ffp.search.task import finalist_windows
 from tests.search.landscape import KnownLandscape, run
 
 
@@ -16,11 +16,6 @@ def test_windows_go_round_and_none_comes_twice(task):
     assert task.windows(3, offset=6).tolist() == [6, 7, 0]
     for count in (8, 50):
         assert task.windows(count, offset=5).tolist() == list(range(8))
-
-
-@pytest.mark.parametrize(("steps", "count"), [(1, 1), (2, 2), (26, 2), (64, 4), (1000, 62)])
-def test_a_sixteenth_of_the_evaluations_is_for_finalists(steps, count):
-    assert finalist_count(steps) == count
 
 
 def test_excess_losses_are_ratios_of_perplexity_on_the_same_windows(task):

@@ -65,7 +65,7 @@ def without(monkeypatch, model, orders, kept):
 def test_sliced_equals_the_dense_model_whose_other_experts_have_logits_of_minus_infinity(
     monkeypatch, windows, name, dtype
 ):
-    pruned, orders, policy = drop_experts(make_tiny_model(name).to(dtype), 6)
+    pruned, orders, policy = drop_experts(make_tiny_model(name).to(dtype))
     dense = make_tiny_model(name).to(dtype)
     without(monkeypatch, dense, orders, 6)
     expected = dense(windows).logits
@@ -181,7 +181,7 @@ def test_checkpoints_are_those_of_the_dense_class(data_folder, tmp_path, windows
 
 
 def test_experts_are_split_one_file_at_a_time(monkeypatch, tmp_path):
-    pruned, *_ = drop_experts(make_tiny_model("deepseek-v3"), 6)
+    pruned, *_ = drop_experts(make_tiny_model("deepseek-v3"))
     split, sizes = modeling_utils.revert_weight_conversion, []
 
     def record(model, state):

@@ -54,7 +54,6 @@ def test_it_shows_the_sparsity_of_the_schedule_and_ends_every_episode_at_once(en
     assert done.all() and rewards.shape == (4,)
     assert observed == pytest.approx(np.full((4, 1), 0.3 * environment.schedule.alpha(4)))
     assert all(environment.observation_space.contains(row) for row in observed)
-    assert all(environment.action_space.contains(row) for row in actions)
 
 
 def test_rewards_are_perplexities_paired_with_the_dense_model(environment):
@@ -90,13 +89,6 @@ def test_schedule_rises_from_easy_to_the_target():
 def test_candidates_of_the_curriculum_are_not_kept():
     result, _, _ = run("ffp", "ppo")
     assert min(entry["perplexity"] for entry in result.log) < result.best_perplexity
-
-
-@pytest.mark.slow
-def test_ppo_learns_where_it_hurts():
-    result, _, _ = run("ffp", "ppo", steps=1200, learning_rate=3e-3, alpha_start=1.0)
-    losses = [-np.log(entry["reward"]) for entry in result.log]
-    assert np.mean(losses[-200:]) < 0.8 * np.mean(losses[:200])
 
 
 def test_it_leaves_no_temporary_files(tmp_path, monkeypatch):
