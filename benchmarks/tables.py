@@ -256,7 +256,7 @@ def rows_of_presets() -> list[Row]:
             ("no search, layers not trained by themselves", WHOLE_MODEL, f"whole-model-{percent}"),
             ("**the default**", method | DEFAULT, "default"),
             *[("the same with `--method no-search`", NO_SEARCH | DEFAULT, "no-search")] * (method != NO_SEARCH),
-            ("the same, on 128 windows", NO_SEARCH | {"file": "smollm2-128-windows"}, "128-windows"),
+            ("the same, on 128 windows", NO_SEARCH | MODEL | {"file": "smollm2-128-windows"}, "128-windows"),
             ("`--preset best`", method | MODEL | {"preset": "best"}, "best"),
         ):
             model = f"{prune['method']}-{percent}-seed0"
@@ -355,7 +355,7 @@ TABLES = {
     ),
     "presets": Table(
         SIZES,
-        (*FRONTIER, "smollm2-no-search-20", *ALL_WINDOWS, *DIVERGENCE),
+        (*FRONTIER, "smollm2-no-search-20", "smollm2-128-windows", *ALL_WINDOWS, *DIVERGENCE),
         {
             "1-10": at(perplexity(1, 10), **PRUNES),
             "82-148": perplexity(82, 148),
