@@ -106,6 +106,13 @@ def test_the_table_has_a_column_for_each_model_and_the_first_ratio(beside_two):
     assert "windows of 24 tokens" in note
 
 
+def test_error_of_the_ratio_is_that_of_paired_losses(beside_two):
+    losses = [torch.tensor(beside_two[role]["perplexity"]["losses"]).double() for role in ("model", "baseline")]
+    differences = losses[0] - losses[1]
+    expected = differences.mean().exp() * differences.std() / len(differences) ** 0.5
+    assert beside_two["model"]["perplexity"]["ratio_error"] == pytest.approx(float(expected)) and expected > 0
+
+
 def test_a_loaded_model_has_the_figures_of_its_folder(beside_two, places):
     pruned, dense, data = places
     model = FFPModelForCausalLM.from_pretrained(pruned)

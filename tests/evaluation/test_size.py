@@ -1,5 +1,5 @@
 import pytest
-from transformers import AutoModelForCausalLM, BitsAndBytesConfig
+from transformers import AutoModelForCausalLM, BitsAndBytesConfig, Cache
 
 from optimum_ffp.allocation.policy import block_parameters
 from optimum_ffp.evaluation.record import size_record
@@ -36,6 +36,14 @@ def test_a_family_without_a_record_has_no_projections_to_count():
     model = make_tiny_model()
     model.config.model_type = "unheard-of"
     assert projection_parameters(model) is None
+
+
+@pytest.mark.parametrize("name", ["llama", "gpt2", "gemma3"])
+def test_cache_of_a_pruned_model_is_what_generation_fills(name, windows):
+    model, _ = prune_by_hand(make_tiny_model(name))
+    (cache,) = [value for value in model(windows[:, :5], use_cache=True).values() if isinstance(value, Cache)]
+    total = sum(layer.keys.nbytes + layer.values.nbytes for layer in cache.layers)
+    assert total == kv_cache_bytes(model) * 6 * 5
 
 
 def test_query_heads_leave_the_cache_as_it_is():
