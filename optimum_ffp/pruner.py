@@ -16,6 +16,7 @@ from .checkpoint.pushing import push_result
 from .checkpoint.result import PruningResult, SearchResult, package_versions
 from .checkpoint.saving import load_agent, save_checkpoint
 from .compression.calibration import CalibrationTask
+from .compression.training.end_to_end import check_launch
 from .config import FFPConfig
 from .config.prune import TRAINING_SUFFICES, find_choice
 from .data import DataSplits
@@ -33,7 +34,6 @@ from .modeling.loading import (
     read_model_config,
     resolve_device,
 )
-from .modeling.offloading import check_calibration
 from .modeling.padding import padded
 from .planning.estimate import Machine, estimate_prune
 from .search.runner import PolicySearch, check_budget
@@ -256,12 +256,9 @@ class FFPPruner:
             adapters = f" by adapters of rank {chosen['lora']}" if chosen["lora"] else ""
             logger.info("using calibration %s%s, which fits into memory", chosen["calibration"], adapters)
             config = replace(config, **chosen)
-        check_calibration(config.calibration, self.options.offload)
-        # Every process loads the best weights from there.
-        if config.calibration == "model" and processes.count() > 1 and self.measured.journal.folder is None:
-            raise FFPError(
-                "calibration 'model' with several processes needs a work_folder; or use calibration 'layers'"
-            )
+        if config.calibration == "model":
+            device, work = self.measured.layerwise.device, self.measured.journal.folder
+            check_launch(device, self.options.offload, work is not None)
         return config
 
     @memory_errors()

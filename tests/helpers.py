@@ -345,7 +345,6 @@ def learn(
     held_out: torch.Tensor,
     passes: int = 8,
     learning_rate: float = 0.01,
-    batch: int = 1,
     start_token: bool = False,
     journal: Journal | None = None,
 ) -> Distilled:
@@ -359,7 +358,6 @@ def learn(
         seq_len=windows.shape[1],
         distillation_passes=passes,
         distillation_rate=learning_rate,
-        distillation_batch=batch,
         first_tokens=FIRST_TOKENS,
         search_dtype="model",
     )
@@ -468,9 +466,7 @@ def tokens_read(layer: torch.nn.Module) -> list[int]:
     return read
 
 
-def ridge_direct(
-    weight: torch.Tensor, gram: torch.Tensor, kept: int, ridge_lambda: float = 0.01, relative: bool = True
-) -> torch.Tensor:
+def ridge_direct(weight: torch.Tensor, gram: torch.Tensor, kept: int, ridge_lambda: float = 0.01) -> torch.Tensor:
     """Return the compensated weight of one prefix by solving Eq. 6 directly.
 
     `S = (H_RR + λI)⁻¹ H_RP`, then `W'_R = W_R + W_P Sᵀ` (Eq. 7).
@@ -479,13 +475,12 @@ def ridge_direct(
         weight: Output projection with its columns sorted by importance, shape `[out_features, features]`.
         gram: `H = XᵀX / n` in the same order, shape `[features, features]`.
         kept: Number of columns to keep.
-        ridge_lambda: λ (the paper: 0.01).
-        relative: λ is a multiple of `mean(diag H)`; otherwise it is absolute.
+        ridge_lambda: λ relative to `mean(diag H)` (the paper: 0.01).
 
     Returns:
         `W'_R` in the dtype of `weight`, shape `[out_features, kept]`.
     """
-    damping = ridge_lambda * (float(gram.diagonal().double().mean()) if relative else 1)
+    damping = ridge_lambda * float(gram.diagonal().double().mean())
     damped = gram.double() + damping * torch.eye(len(gram), dtype=torch.float64, device=gram.device)
     retained, removed = weight[:, :kept].double(), weight[:, kept:].double()
     coefficients = torch.linalg.solve(damped[:kept, :kept], gram[:kept, kept:].double())

@@ -1,7 +1,7 @@
 """Prunable groups of attention: KV groups or query heads, chosen per layer by the lower loss."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -99,24 +99,19 @@ class OrderedUnit:
 
 
 def order_unit(unit: ModelUnit, statistics: Statistics, fisher: torch.Tensor | None, config: FFPConfig) -> OrderedUnit:
-    """Order a unit's groups by `config.criterion` on the device of the statistics. The model is not sorted yet."""
+    """Order a unit's groups by `config.criterion`, and compute its ridge factor and loss curve if they are needed.
+
+    This is done on the device of the statistics. The model is not sorted yet.
+    """
     weight, block = unit.output.module.weight.data.to(statistics.gram.device), unit.output.block
     order = order_groups(config.criterion, weight, statistics, block=block, fisher=fisher, sections=unit.sections)
-    return OrderedUnit(unit, order)
-
-
-def factorize_unit(
-    ordered: OrderedUnit, statistics: Statistics, fisher: torch.Tensor | None, config: FFPConfig
-) -> OrderedUnit:
-    """Add the ridge factor, and the loss curve if `config.mapping` requires it. The model is not sorted yet."""
-    unit, columns = ordered.unit, ordered.unit.columns(ordered.order)
-    ridge = PrefixRidge.of(statistics.gram, config.ridge_lambda, config.ridge_lambda_relative, columns)
-    curve = None
+    if not config.needs_factors:
+        return OrderedUnit(unit, order)
+    columns = unit.columns(order)
+    ridge, curve = PrefixRidge.of(statistics.gram, config.ridge_lambda, columns), None
     if config.mapping == "curves":
-        device = statistics.gram.device
-        weight = unit.output.module.weight.data.to(device).index_select(1, columns.to(device))
-        curve = loss_curve(weight, ridge, fisher, unit.output.block)
-    return replace(ordered, factor=ridge.factor, curve=curve)
+        curve = loss_curve(weight.index_select(1, columns.to(weight.device)), ridge, fisher, block)
+    return OrderedUnit(unit, order, ridge.factor, curve)
 
 
 def choose_variant(candidates: Sequence[OrderedUnit]) -> OrderedUnit:

@@ -37,7 +37,6 @@ from ..hub.record import read_policy
 from ..modeling.auto import mark_untied
 from ..modeling.families import ModelUnit, find_family
 from ..utils import processes
-from ..utils.batch_size import with_halving_batches
 from ..utils.precision import autocast_dtype, compute_dtype, dtype_name
 from ..utils.profiling import StageMeter
 from ..utils.progress import progress_bar
@@ -73,7 +72,7 @@ def policy_losses(
         windows: Token ids, shape `[windows, window length]`. Processes share them.
         weights: Tensors that replace parameters of the dense model, by name.
         compensated: Whether to use the output weights after ridge regression.
-        batch_size: Windows per forward pass, halved if memory runs out.
+        batch_size: Windows per forward pass.
         dtype: Autocast dtype; `None` for the model's own.
         description: Description of the progress bar; no bar if `None`.
     """
@@ -81,14 +80,11 @@ def policy_losses(
     if policies is not None:
         layerwise = sorted_model.layerwise
         changes = [sorted_model.change(policy, weights, compensated) for policy in policies]
-
-    def measure(size: int) -> torch.Tensor:
+    losses = torch.empty(len(changes), 0, dtype=torch.float64)
+    if len(share):
         layers = len(layerwise.layers) * math.ceil(len(share) / layerwise.chunk_size(share, len(changes)))
         with progress_bar(layers, description, "layer") as bar:
-            return layerwise.losses(share, changes, dtype=dtype, batch_size=size, on_layer=bar.update)
-
-    no_losses = torch.empty(len(changes), 0, dtype=torch.float64)
-    losses = with_halving_batches(measure, batch_size) if len(share) else no_losses
+            losses = layerwise.losses(share, changes, dtype=dtype, batch_size=batch_size, on_layer=bar.update)
     return processes.gather(losses.T).T.numpy()
 
 
@@ -221,8 +217,7 @@ class Measurements:
             load = partial(processes.on_main, lambda: self._load(request).to_list())
             data = DataSplits.from_list(self.journal.value("data", load))
         if self._given_data is None:
-            written = sum(request.count_generated().values())
-            self.meter.tokens["data"] += written * request.length * processes.is_main()
+            self.meter.tokens["data"] += request.generated * request.length * processes.is_main()
         widest = max(unit.width for unit in self.unit_variants[0])
         check_calibration_tokens(data.calibration.tokens.numel(), widest)
         if lacks_chats(data.calibration.tokens, self.model, self.tokenizer):
@@ -236,13 +231,13 @@ class Measurements:
     def _load(self, request: DataRequest) -> DataSplits:
         if self._given_data is not None:
             return self._given_data
-        dense, writes = self.layerwise.dense, any(request.count_generated().values())
-        if writes and dense.weights.offloaded:
+        dense = self.layerwise.dense
+        if request.generated and dense.weights.offloaded:
             raise FFPError(
                 "generating text (dataset self) needs all weights on the device; choose offload 'none', or a dataset "
                 "without 'self'"
             )
-        with dense.loaded() if writes else nullcontext():
+        with dense.loaded() if request.generated else nullcontext():
             return load_windows(self.tokenizer, dense.model, request)
 
     @cached_property

@@ -13,17 +13,15 @@ from ..compression.sorted_model import SortedModel
 from ..config import FFPConfig
 from ..data import Windows, with_first_tokens
 from ..engine import HiddenStates, LayerwiseModel
-from ..errors import FFPError
 from ..modeling.families import ModelUnit, units_of_layer
 from ..utils import processes
-from ..utils.batch_size import with_halving_batches
 from ..utils.cholesky import algebra_device
 from ..utils.precision import autocast_dtype
 from ..utils.profiling import StageMeter
 from ..utils.progress import progress_bar
 from ..utils.resume import Journal
 from ..utils.tensors import pin
-from .attention import OrderedUnit, choose_variant, factorize_unit, order_unit
+from .attention import OrderedUnit, choose_variant, order_unit
 from .experts import order_experts
 from .fisher import collect_fisher
 from .gram import Statistics, collect_statistics, matrix_device
@@ -65,11 +63,6 @@ def prepare(
         meter: Measures time and peak memory of every stage.
         journal: Saves the measurements.
     """
-    if layerwise.is_sorted:
-        raise FFPError(
-            "the heads and channels of this model were sorted by a prune that did not finish; load it again in a new "
-            "FFPPruner"
-        )
     channels, tokens = max(unit.width for unit in variants[0]), windows.tokens.numel()
     if channels > tokens:
         logger.warning(
@@ -79,19 +72,13 @@ def prepare(
     if layerwise.family.experts:
         with meter.stage("statistics"):
             orders, rare = order_experts(layerwise, variants[0], config, windows.tokens, journal)
-        layerwise.is_sorted = True
         return Prepared(SortedModel(layerwise, variants[0], orders), curves=None, rare_experts=rare)
     preparation = _Preparation(layerwise, variants, config, windows, meter, journal)
     if config.needs_fishers:
         with meter.stage("fisher"):
             preparation.collect_fishers()
-    if processes.count() == 1:
-        units = with_halving_batches(preparation.order_units, config.batch_size)
-    else:
-        # A process can't start again alone: the sums are of all processes.
-        units = preparation.order_units(config.batch_size)
+    units = preparation.order_units()
     del preparation
-    layerwise.is_sorted = True
     sorted_model = SortedModel(
         layerwise,
         units=[ordered.unit for ordered in units],
@@ -143,15 +130,15 @@ class _Preparation:
                 keep=keep,
             )
 
-    def order_units(self, batch_size: int) -> list[OrderedUnit]:
+    def order_units(self) -> list[OrderedUnit]:
         """Return all units with their groups ordered."""
         missing = [layer for layer in self.layers if not self.layer_journal.has(f"layer-{layer}")]
-        units = self._measure(missing, batch_size) if missing else {}
+        units = self._measure(missing) if missing else {}
         with self.meter.stage("statistics"):
             units |= {layer: self._units(layer, dict) for layer in self.layers if layer not in units}
         return [unit for layer in self.layers for unit in units[layer]]
 
-    def _measure(self, missing: Sequence[int], batch_size: int) -> dict[int, list[OrderedUnit]]:
+    def _measure(self, missing: Sequence[int]) -> dict[int, list[OrderedUnit]]:
         """Run the windows through all layers up to the last missing one, and return the units of the missing ones."""
         units = {}
         with self.meter.stage("statistics"):
@@ -163,7 +150,7 @@ class _Preparation:
                 members = units_of_layer(self.variants[0], index) if index in missing else []
                 with self.meter.stage("statistics"):
                     statistics = collect_statistics(
-                        partial(states.advance, layer, index, batch_size * self.windows.length),
+                        partial(states.advance, layer, index, self.config.batch_size * self.windows.length),
                         [self.variants[0][member] for member in members],
                         self.relative,
                     )
@@ -201,9 +188,6 @@ class _Preparation:
             units = {variant[member].unit: variant[member] for variant in self.variants}
             with self.meter.stage("importance"):
                 ordered = [order_unit(unit, unit_statistics, fisher, config) for unit in units.values()]
-            if config.needs_factors:
-                with self.meter.stage("factorization"):
-                    ordered = [factorize_unit(candidate, unit_statistics, fisher, config) for candidate in ordered]
             packed |= choose_variant(ordered).pack(f"{member}.")
             del unit_statistics
         return packed

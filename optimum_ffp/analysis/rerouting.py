@@ -46,8 +46,7 @@ def removal_scores(
 
     Returns:
         By layer, in float64: `scores`, the step at which every expert is removed, or their number if it stays;
-        `tokens`, the number of tokens that the dense model routes to every expert; and `losses`, the increase of the
-        loss after every step, in nats per token.
+        and `tokens`, the number of tokens that the dense model routes to every expert.
     """
     share = processes.share(len(windows))
     experts = max(unit.unit.groups for unit in units.values())
@@ -61,9 +60,8 @@ def removal_scores(
         one = inputs.pop(layer)
         fisher = processes.sum_(one.squares) / windows.numel()
         with torch.no_grad(), computing_in(layerwise.device, dtype):
-            scores, losses = remove_greedily(units[layer], torch.cat(one.hidden), fisher)
-        results = {"scores": scores, "tokens": processes.sum_(one.tokens), "losses": losses}
-        measured.update({f"{layer}.{name}": tensor for name, tensor in results.items()})
+            scores, _ = remove_greedily(units[layer], torch.cat(one.hidden), fisher)
+        measured.update({f"{layer}.scores": scores, f"{layer}.tokens": processes.sum_(one.tokens)})
 
     backward_passes(
         layerwise,

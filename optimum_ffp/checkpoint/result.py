@@ -92,8 +92,7 @@ class PruningResult:
             calibration, if `config.reports_searched`) and `calibrated`.
         samples: What the dense and the pruned model write greedily after a `prompt`; none if the weights of the dense
             model don't stay on the device.
-        calibration: Record of the calibration: relative errors of `layers` on held-out windows before and after
-            distillation.
+        calibration: Record of the calibration (`Calibration.record`).
         experts: Of a mixture, the experts by layer that are `rare`, which got fewer calibration tokens than they have
             `features`, and the `routing`: by layer, the numbers of test tokens of all experts `before` and `after`.
         cost: Time, peak memory and tokens per stage.

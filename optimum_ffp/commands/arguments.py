@@ -71,7 +71,13 @@ def request_id(args: Namespace, config: TextConfig, *more: Any) -> str:
 
 def add_run_options(group: _ArgumentGroup) -> None:
     """Add OUT, `--overwrite`, `--resume`, `--plan`, `--json`, `--config` and `--report-to`."""
-    group.add_argument("output", metavar="OUT", nargs="?", help="Folder to write. Default: named after the model.")
+    group.add_argument(
+        "output",
+        metavar="OUT",
+        nargs="?",
+        help="Folder to write; give it before options with several values. With several budgets, the prefix of their "
+        "folders. Default: named after the model.",
+    )
     add_option(
         group,
         "overwrite",

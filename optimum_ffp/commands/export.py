@@ -47,7 +47,7 @@ class FFPExportCommand(Command):
     @staticmethod
     def execute(args: Namespace) -> None:
         """Load a model and write it as a GGUF file."""
-        from ..export import check_exportable, export_gguf, plan_export
+        from ..export import export_gguf, plan_export
         from ..modeling.gguf_file import check_gguf_installed
         from ..modeling.loading import LoadOptions, empty_model, load_any, load_tokenizer, read_any_config
         from ..utils.folders import check_file, check_output_is_not_input
@@ -58,7 +58,6 @@ class FFPExportCommand(Command):
         check_gguf_installed()
         # Check before loading the weights.
         config = read_any_config(args.model, options)
-        check_exportable(config)
         plan_export(empty_model(config), load_tokenizer(args.model, options), args.pad_uniform)
         model, tokenizer = load_any(args.model, options)
         architecture = export_gguf(model, tokenizer, output, args.outtype, args.pad_uniform)

@@ -74,7 +74,7 @@ class FFPPruneCommand(Command):
         from ..utils import processes
         from ..utils.resume import work_folder_of
         from ..utils.tracking import check_trackers
-        from .records import BEGINNING, check_json, prune_records, save_records, write_records
+        from .records import check_json, prune_records, write_records
         from .summary import begin, end_finished, show_plan, summarize, sweep_table, upload, warn_of_high_perplexity
 
         # Before anything that depends on the device of this process.
@@ -85,11 +85,10 @@ class FFPPruneCommand(Command):
         request = processes.on_main(lambda: arguments.request_id(args, config, args.warm_start, names))
         is_finished = {read_record(folder).get("request") for folder in folders} == {request}
         if args.resume and not args.overwrite and processes.from_main(is_finished):
-            end_finished(folders, work, repositories, args.private)
+            end_finished(folders, work, [] if args.plan else repositories, args.private)
             return
         agent = load_agent(args.warm_start)
-        front = f"{arguments.output_name(args)}-ffp-pareto"
-        front_files = {f"{front}.json": BEGINNING, f"{front}.png": b"\x89PNG"} if swept else {}
+        front = f"{arguments.output_name(args)}-ffp-pareto.png"
         options = LoadOptions(**{name: getattr(args, name) for name in LOAD_OPTIONS}, base_model=config.base_model)
         estimate = estimate_prune(
             read_model_config(args.model, options),
@@ -105,7 +104,7 @@ class FFPPruneCommand(Command):
             disk=estimate.disk,
             overwrite=args.overwrite,
             resume=args.resume,
-            files=front_files,
+            files={front: b"\x89PNG"} if swept else {},
             repositories=repositories,
         )
         if args.plan:
@@ -131,9 +130,8 @@ class FFPPruneCommand(Command):
         if processes.is_main():
             if swept:
                 print(sweep_table(records))
-                save_records(f"{front}.json", records)
-                write_front(records, swept, without_folders(result.test.describe()), expand(f"{front}.png"))
-                print(f"Pareto front: {', '.join(front_files)}")
+                write_front(records, swept, without_folders(result.test.describe()), expand(front))
+                print(f"Pareto front: {front}")
             else:
                 print(summarize(records, recovery_command(result.base_model, config, result.revision, folder)))
             warn_of_high_perplexity(records[:-1])

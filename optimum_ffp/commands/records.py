@@ -45,20 +45,15 @@ def check_json(file: str | None) -> None:
 
 
 def write_records(file: str | None, records: Sequence[Record]) -> None:
-    """Log records for `--log-level debug`, and write them to `--json FILE`, if given."""
+    """Log records for `--log-level debug`, and write them to `--json FILE`, if given, with versions of packages."""
     for record in records:
         for line in format_rows(record.items()).splitlines():
             logger.debug(line)
     if file:
-        save_records(file, records)
-
-
-def save_records(file: str, records: Sequence[Record]) -> None:
-    """Write records to a file, with versions of packages."""
-    versions, path = {f"version/{name}": number for name, number in package_versions().items()}, expand(file)
-    with convert_errors(lambda error: f"{file} can't be written: {one_line(error)}"):
-        path.parent.mkdir(parents=True, exist_ok=True)
-        write_json(path, [record | versions for record in records])
+        versions, path = {f"version/{name}": number for name, number in package_versions().items()}, expand(file)
+        with convert_errors(lambda error: f"{file} can't be written: {one_line(error)}"):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            write_json(path, [record | versions for record in records])
 
 
 def format_rows(rows: Iterable[tuple[str, Any]]) -> str:

@@ -82,7 +82,7 @@ class FFPRecoverCommand(Command):
         request = processes.on_main(lambda: arguments.request_id(args, config, teacher))
         *_, last = ({}, *read_record(folder).get("recovery", []))
         if args.resume and not args.overwrite and processes.from_main(last.get("request") == request):
-            end_finished([folder], work, uploads, args.private)
+            end_finished([folder], work, [] if args.plan else uploads, args.private)
             return
         found = find_problems(
             config,

@@ -28,7 +28,7 @@ def show_plan(command: str, estimate: Estimate, folder: str, problems: Iterable[
     """Print required and available resources, also to `--json FILE`; exit with code 2 if there are problems."""
     problems = [*map(str, problems)]
     record = {"command": command, "role": "plan", "model": folder, "tokens": estimate.tokens}
-    record |= {"offload": estimate.offload, "warnings": "\n".join(estimate.warnings), "problems": "\n".join(problems)}
+    record |= {"warnings": "\n".join(estimate.warnings), "problems": "\n".join(problems)}
     rows = {"budget": "; ".join(estimate.budget)} if estimate.budget else {}
     needs = estimate.memory | {"disk": (estimate.disk, free_disk(folder))}
     for name, (needed, available) in needs.items():
@@ -37,7 +37,8 @@ def show_plan(command: str, estimate: Estimate, folder: str, problems: Iterable[
     if estimate.calibration:
         rows["calibration"] = estimate.calibration + (f", by LoRA of rank {estimate.lora}" if estimate.lora else "")
         record |= {"calibration": estimate.calibration, "lora": estimate.lora}
-    rows |= {"tokens": f"at most {estimate.tokens:,}, plus those of the evaluation", "offload": estimate.offload}
+        rows["offload"] = record["offload"] = estimate.offload
+    rows["tokens"] = f"at most {estimate.tokens:,}, plus those of the evaluation"
     if estimate.quantized:
         sizes = " and ".join(f"{format_bytes(size)} in {name}" for name, size in estimate.quantized.items())
         rows["quantizing"] = f"the dense weights alone would take about {sizes}"

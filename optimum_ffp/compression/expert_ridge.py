@@ -98,8 +98,7 @@ def fit_experts(
         fits = tokens < fitted
         with computing_in(hidden.device, None):
             gram, cross = (processes.sum_(inputs[fits].T @ rows[fits]) for rows in (inputs, before))
-            damping = ridge_damping(gram, config.ridge_lambda, config.ridge_lambda_relative)
-            factor = factorize(gram, damping)
+            factor = factorize(gram, ridge_damping(gram, config.ridge_lambda))
             change = torch.cholesky_solve(cross.double(), factor).float()
             after = before - inputs @ change
         errors = processes.sum_(torch.stack([rows[~fits].square().sum() for rows in (before, after)]))

@@ -24,19 +24,17 @@ class PrefixRidge:
         cls,
         gram: torch.Tensor,
         ridge_lambda: float = 0.01,
-        relative: bool = True,
         order: torch.Tensor | None = None,
     ) -> "PrefixRidge":
         """Factor a Gram matrix on its device.
 
         Args:
             gram: `H = XᵀX / n`, shape `[features, features]`.
-            ridge_lambda: λ (the paper: 0.01).
-            relative: λ is a multiple of `mean(diag H)`; otherwise it is absolute.
+            ridge_lambda: λ relative to `mean(diag H)` (the paper: 0.01).
             order: Columns from most to least important, shape `[features]`; `None` if `H` is in the sorted order.
         """
         # Factored in float64, stored in float32: the size of the Gram matrix, and accurate enough for a solve.
-        factor = factorize(gram, ridge_damping(gram, ridge_lambda, relative), order)
+        factor = factorize(gram, ridge_damping(gram, ridge_lambda), order)
         # Contiguous, as if read from a file: products depend on the memory layout in the last digits.
         return cls(factor.to(torch.float32, memory_format=torch.contiguous_format))
 

@@ -93,7 +93,14 @@ def suggest_name(name: str, known: Collection[str]) -> str:
 
 @dataclass(kw_only=True)
 class Config:
-    """Base class of configs, whose fields are options. `resolve()` fills in derived defaults."""
+    """Base class of configs, whose fields are options. `resolve()` fills in derived defaults.
+
+    Attributes:
+        replaces: Options of a file that an override replaces along with its own, since they exclude each other or the
+            default of one depends on the other.
+    """
+
+    replaces = {}
 
     def __post_init__(self) -> None:
         for field in fields(self):
@@ -154,7 +161,8 @@ class Config:
 
         Args:
             path: Path of the file. Unknown keys are ignored with a warning.
-            overrides: Options that take precedence over the file; `preset` overrides every option that presets set.
+            overrides: Options that take precedence over the file, also over options that depend on them or that they
+                exclude (`replaces`). `preset` overrides every option that presets set.
 
         Raises:
             FFPError: If the file can't be read, or a value is not allowed.
@@ -162,10 +170,11 @@ class Config:
         options, known = cls.options_from_record(read_file(path), path), cls.option_names()
         for name in options.keys() - {*known}:
             logger.warning(f"{path}: {cls.__name__} has no option {name}, ignored{suggest_name(name, known)}")
-        set_by_presets = [field.name for field in fields(cls) if field.metadata["presets"] and "preset" in overrides]
-        options = {name: options[name] for name in known if name in options and name not in set_by_presets}
+        replaced = {other for name in overrides for other in (name, *cls.replaces.get(name, ()))}
+        replaced |= {field.name for field in fields(cls) if field.metadata["presets"] and "preset" in overrides}
+        options = {name: options[name] for name in known if name in options and name not in replaced}
         for name, value in options.items():
-            if name not in overrides and _is_module(cls.__dataclass_fields__[name], value):
+            if _is_module(cls.__dataclass_fields__[name], value):
                 raise FFPError(f"{path}: {name} {value} is code, which a file can't select; pass it as an option")
         return cls(**options | overrides)
 

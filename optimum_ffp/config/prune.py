@@ -59,6 +59,9 @@ class FFPConfig(TextConfig):
         FFPError: If a value is not allowed, or an option is unknown.
     """
 
+    replaces = dict.fromkeys((*LIMITS, "policy"), (*LIMITS, "policy"))
+    replaces |= {"method": ("policy",), "agent": ("search_steps",), "costs": ("workload",)}
+
     sparsity: float | None = limit_option(
         "Fraction of the attention and FFN parameters to remove, between 0 and 1; for a mixture of experts, fraction "
         "of the expert parameters. All budget options can be combined. On the command line, one of them can take "
@@ -352,9 +355,8 @@ class FFPConfig(TextConfig):
         stage="calibration",
         default_text="model if it fits into memory (with lora 32, if peft is installed), otherwise layers",
     )
-    ridge_lambda: float = measured_option(0.01, "Penalty λ of ridge regression.", paper=0.01)
-    ridge_lambda_relative: bool = measured_option(
-        True, "Whether λ is relative to the mean diagonal of the layer's Gram matrix, or absolute."
+    ridge_lambda: float = measured_option(
+        0.01, "Penalty λ of ridge regression, relative to the mean diagonal of the Gram matrix.", paper=0.01
     )
     held_out_samples: int = measured_option(
         4,
@@ -371,18 +373,13 @@ class FFPConfig(TextConfig):
         default_text="2, or 1 with calibration model",
     )
     distillation_rate: float = layer_option(
-        0.01,
-        "Learning rate of distillation, relative to the norm of the weights. It is multiplied by the square root of "
-        "distillation_batch.",
+        0.01, "Learning rate for training the layers, relative to the size of the weights."
     )
     train_seq_len: int = layer_option(
         512,
         "Minimum tokens per training window: calibration windows are split into equal parts of at least this length. "
         "Shorter windows mean more steps and less time in attention.",
         low=2,
-    )
-    distillation_batch: int = layer_option(
-        1, "Number of windows per distillation step of at least 512 tokens. Fewer steps may be worse.", low=1
     )
     model_passes: int = model_option(
         1, "Number of passes over the calibration windows to train the whole model.", "Calibration", low=1, best=2
@@ -431,7 +428,8 @@ class FFPConfig(TextConfig):
         Args:
             removed: Fraction that the budget removes (`Budget.sparsity`).
         """
-        is_default = self.preset != "paper" and not self.agent
+        # The threshold is a fraction of the blocks, not of the KV cache.
+        is_default = self.preset != "paper" and not self.agent and not self.kv_cache
         skips = self.method is None and self.trains and is_default and removed >= TRAINING_SUFFICES
         return replace(self, method="no-search") if skips else self
 
@@ -444,10 +442,13 @@ class FFPConfig(TextConfig):
         if FOR_EXPERTS.items() <= vars(self).items():
             return self
         defaults = {field.name: field.default for field in fields(self)} | self.preset_values(self.preset)
-        given = [name for name in NOT_FOR_EXPERTS if getattr(self, name) != defaults[name]]
+        given = [
+            name for name in NOT_FOR_EXPERTS if getattr(self, name) not in (defaults[name], FOR_EXPERTS.get(name))
+        ]
         if given:
             raise FFPError(
-                f"a mixture of experts only loses the same number of experts in every layer; leave out {given[0]}"
+                f"every layer of a mixture of experts loses the same number of experts, so that {given[0]} has no "
+                "meaning; leave it out"
             )
         return replace(self, **FOR_EXPERTS)
 
@@ -496,9 +497,10 @@ class FFPConfig(TextConfig):
     @property
     def layer_passes(self) -> int:
         """Number of passes that train the layers, with the default of the calibration."""
-        if self.distillation_passes is None:
-            return 1 if self.calibration == "model" else 2
-        return self.distillation_passes
+        if self.calibration == "model":
+            return 1 if self.distillation_passes is None else self.distillation_passes
+        # With `fast`, which trains no layers before the whole model, nothing would be trained.
+        return self.distillation_passes or 2
 
     @property
     def reports_searched(self) -> bool:
@@ -565,18 +567,13 @@ class FFPConfig(TextConfig):
         return super().to_dict() | {"ffp_version": __version__}
 
     @classmethod
-    def from_file(cls, path: str | os.PathLike, **overrides: Any) -> "FFPConfig":
-        """Read options as `Config.from_file`. A budget among the overrides replaces that of the file."""
-        if overrides.keys() & {*LIMITS}:
-            overrides = dict.fromkeys(LIMITS) | overrides
-        return super().from_file(path, **overrides)
-
-    @classmethod
     def options_from_record(cls, record: dict[str, Any], path: str | os.PathLike) -> dict[str, Any]:
         """Return the options in a record, which is itself the `policy` if its prune was given one."""
         options = dict(record)
         if isinstance(options.get("policy"), dict):
             options["policy"] = os.fspath(path) if options.get("method") == "given" else None
+            if options["policy"]:
+                del options["method"]
         # Other keys of a record are results and options of earlier versions.
         is_result = "ffp_version" in record
         return {name: value for name, value in options.items() if not is_result or name in cls.option_names()}

@@ -26,6 +26,8 @@ class RecoveryConfig(TextConfig):
         FFPError: If a value is not allowed, or `lora` is set and peft is not installed.
     """
 
+    replaces = {"lora": ("learning_rate",), "max_tokens": ("batch_tokens",)}
+
     dataset: str | None = option(
         None,
         "Text to train on: c4, wikitext2, a Hub id, a .txt/.json/.jsonl/.parquet file, a folder with train, "

@@ -3,7 +3,7 @@
 import logging
 import math
 import re
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import islice
 
@@ -92,9 +92,9 @@ def load_windows(tokenizer: PreTrainedTokenizerBase, model: PreTrainedModel, req
 
 
 def read_parts(
-    text: Text, tokenizer: PreTrainedTokenizerBase, request: DataRequest
+    text: Text, tokenizer: PreTrainedTokenizerBase, request: DataRequest, roles: Collection[str] = ROLES
 ) -> tuple[dict[str, Part], Iterator[str]]:
-    """Open a text, and divide it into parts by role.
+    """Open a text, and divide it into parts by role, of which at least those of the given roles are returned.
 
     Returns:
         Parts by role, and the remaining pieces of the first split, for training.
@@ -111,6 +111,8 @@ def read_parts(
         return {role: Part(pieces[split], split) for role, split in zip(ROLES, SPLITS)}, iter(())
     first = next(iter(streams))
     parts = {"test": Part(pieces["test"], "test")} if len(streams) == 2 else {}
+    if parts.keys() >= {*roles}:
+        return parts, iter(())
     characters = _take(pieces[first], text)
     begin = 0
     for role, share in zip(ROLES, PART_ENDS[len(streams)]):
@@ -130,8 +132,8 @@ def _load_text(
     """Load the windows of a text by role: the first ones for the test, random ones for other roles."""
     start = find_start_token(tokenizer, request.start_token)
     if text.is_self:
-        return {role: _sample(model, tokenizer, request, role, count) for role, count in counts_by_role.items()}
-    parts, _ = read_parts(text, tokenizer, request)
+        return {role: _sample(model, tokenizer, request, role, count, start) for role, count in counts_by_role.items()}
+    parts, _ = read_parts(text, tokenizer, request, counts_by_role)
     sha256 = {text.published: text.sha256()} if text.is_local else {}
     generator = torch.Generator().manual_seed(request.seed)
     windows_by_role = {}
@@ -155,12 +157,16 @@ def _load_text(
 
 
 def _sample(
-    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, request: DataRequest, role: str, count: int | None
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    request: DataRequest,
+    role: str,
+    count: int | None,
+    start: int | None,
 ) -> Windows:
     # Separate seeds: a recovery, which reads fewer windows, must not be tested on calibration text of the prune.
     seed = seed_of(request.seed, ROLES_SEED, ROLES.index(role))
     tokens = sample_from_model(model, tokenizer, count or request.generated_tests, request.length, seed)
-    start = find_start_token(tokenizer, request.start_token)
     has_start_token = start is not None and bool((tokens[:, 0] == start).all())
     return Windows(tokens, "self", "sampled", has_start_token)
 
@@ -203,7 +209,7 @@ def _take(pieces: Iterable[str], text: Text) -> str:
             break
     characters = "".join(taken)
     if not characters.strip():
-        raise FFPError(f"{text.name} holds no text in one of its parts; use more text")
+        raise FFPError(f"{text.name} holds no text, or none in one of its parts; use more text")
     return characters
 
 

@@ -65,11 +65,11 @@ class DataRequest:
             token=token,
         )
 
-    def count_generated(self) -> dict[str, int]:
-        """Return the number of windows per role that the model generates."""
-        roles = ("calibration", "search", "held_out")
-        counts = {role: self.texts.divide(getattr(self, role)).get("self", 0) for role in roles}
-        return counts | {"test": self.generated_tests if self.reported.includes_self else 0}
+    @property
+    def generated(self) -> int:
+        """Number of windows that the model generates."""
+        counts = [self.texts.divide(count).get("self", 0) for count in (self.calibration, self.search, self.held_out)]
+        return sum(counts) + self.generated_tests * self.reported.includes_self
 
     @property
     def generated_tests(self) -> int:

@@ -48,7 +48,7 @@ def sample_from_model(
 
     def sample_passages(batch_size: int) -> torch.Tensor:
         batches = prompts.split(batch_size)
-        with progress_bar(len(batches), "Sampling text", "batch") as bar, torch.random.fork_rng():
+        with progress_bar(len(batches), "Sampling text", "batch") as bar:
             torch.manual_seed(seed)
             passages_by_batch = []
             for batch in batches:

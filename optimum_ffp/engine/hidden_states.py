@@ -1,7 +1,6 @@
 """Hidden states of windows, and of shorter sequences of their tokens, on their way through the layers."""
 
 from collections.abc import Sequence
-from copy import copy
 
 import torch
 from torch import nn
@@ -16,7 +15,7 @@ class HiddenStates:
     Args:
         layerwise: The model.
         sequences: Token ids by length, the longest first, each of shape `[windows, sequences per window, length]`, as
-            of `with_first_tokens`.
+            returned by `with_first_tokens`.
         autocast: Autocast dtype; `None` for the model's own.
         dtype: Dtype to keep the states in; `None` for the model's own.
         copies: Number of such states that will exist at once, to choose their device.
@@ -38,12 +37,6 @@ class HiddenStates:
             states, arguments = layerwise.embed(tokens.flatten(0, 1), dtype, copies, batch_size=tokens.shape[1])
             self.states.append(states.unflatten(0, tokens.shape[:2]))
             self._arguments.append(arguments)
-
-    def clone(self) -> "HiddenStates":
-        """Return a copy."""
-        other = copy(self)
-        other.states = [states.clone() for states in self.states]
-        return other
 
     def runners(self, layer: nn.Module, index: int) -> list[LayerRunner]:
         """Return a runner by length of the layer of an index, whose weights are loaded."""

@@ -91,8 +91,6 @@ class LayerwiseModel:
         self.counter = TokenCounter(len(self.layers))
         self.original: LayerwiseModel | None = None
         self._host_free = free_host_memory()
-        # Whether heads and channels were sorted, which can't be undone.
-        self.is_sorted = False
 
     @property
     def dense(self) -> "LayerwiseModel":

@@ -42,17 +42,24 @@ class TokenCounter:
 
     def value(self, journal: Journal, name: str, compute: Callable[[], Any]) -> Any:
         """Return the value of a journal entry, as `Journal.value` does."""
-        entry = journal.value(name, lambda: [compute(), self.layer_tokens])
-        self.layer_tokens = max(self.layer_tokens, entry[1])
-        return entry[0]
+        result, read = journal.value(name, lambda: [compute(), self._read_by_all()])
+        self._continue_from(read)
+        return result
 
     def tensors(
         self, journal: Journal, name: str, compute: Callable[[], dict[str, torch.Tensor]]
     ) -> dict[str, torch.Tensor]:
         """Return the tensors of a journal entry, as `Journal.tensors` does."""
-        entry = journal.tensors(name, lambda: compute() | {READ: torch.tensor(self.layer_tokens)})
-        self.layer_tokens = max(self.layer_tokens, int(entry.pop(READ)))
+        entry = journal.tensors(name, lambda: compute() | {READ: torch.tensor(self._read_by_all())})
+        self._continue_from(int(entry.pop(READ)))
         return entry
+
+    def _read_by_all(self) -> int:
+        """Return the count if all processes have read as much; a run may resume with another number of them."""
+        return self.layer_tokens * processes.count()
+
+    def _continue_from(self, read: int) -> None:
+        self.layer_tokens = max(self.layer_tokens, read // processes.count())
 
 
 def total_tokens(tokens: float) -> int:

@@ -2,7 +2,6 @@
 
 import logging
 from collections.abc import Sequence
-from difflib import get_close_matches
 from functools import partial
 from importlib.metadata import version
 from numbers import Real
@@ -10,6 +9,7 @@ from typing import Any
 
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from ..config.fields import suggest_name
 from ..errors import FFPError, convert_errors, named_line
 from ..utils.batch_size import out_of_memory
 from ..utils.folders import expand
@@ -49,9 +49,8 @@ class TaskSuite:
             return [str(file)]
         matches = self.manager.match_tasks([name])
         if not matches:
-            similar = get_close_matches(name, self.manager.all_tasks)
-            advice = f"did you mean {' or '.join(similar)}?" if similar else "`lm_eval ls tasks` lists them"
-            raise FFPError(f"there is no task {name!r}; {advice}")
+            advice = suggest_name(name, self.manager.all_tasks) or "; `lm_eval ls tasks` lists them"
+            raise FFPError(f"there is no task {name!r}{advice}")
         return matches
 
     def score(

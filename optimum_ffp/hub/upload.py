@@ -2,6 +2,7 @@
 
 import logging
 import re
+import shlex
 from collections.abc import Callable
 from pathlib import Path
 
@@ -9,7 +10,7 @@ from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi, ge
 from huggingface_hub.errors import HFValidationError
 from huggingface_hub.utils import DEFAULT_IGNORE_PATTERNS, filter_repo_objects, validate_repo_id
 
-from ..errors import FFPError, one_line
+from ..errors import FFPError, convert_errors, one_line
 from ..utils.folders import RECORD, abbreviate, check_links, list_files, read_record, recorded_files
 
 
@@ -74,7 +75,14 @@ def push_folder(
     check_push(repo_id, token)
     files = _uploaded(folder)
     api = HfApi(token=token)
-    try:
+    command = shlex.join(["optimum-cli", "ffp", "push", str(folder), repo_id])
+    # The HTTP library, the storage client and the thread pool raise different exceptions.
+    with convert_errors(
+        lambda error: (
+            f"the upload to {repo_id} failed: {describe_failure(error, token)}. The checkpoint is complete "
+            f"in {folder}; retry with the same options: {command}"
+        )
+    ):
         if create_pr:
             repo_id = repo_id if "/" in repo_id else f"{api.whoami()['name']}/{repo_id}"
         else:
@@ -97,12 +105,6 @@ def push_folder(
             create_pr=create_pr,
         )
         return str(commit.pr_url or commit.commit_url)
-    # The HTTP library, the storage client and the thread pool raise different exceptions.
-    except Exception as error:
-        raise FFPError(
-            f"the upload to {repo_id} failed: {describe_failure(error, token)}. The checkpoint is complete in "
-            f"{folder}; retry with the same options: optimum-cli ffp push {folder} {repo_id}"
-        ) from None
 
 
 def _uploaded(folder: Path) -> dict[str, Path | bytes]:

@@ -81,7 +81,6 @@ def homogeneous_config(model: PreTrainedModel, policy: PruningPolicy) -> Pretrai
         return None
     if shapes != pruned_shapes:
         return None
-    config._name_or_path = dense_config._name_or_path
     # For transformers before 5, in addition to `rope_parameters`. Set through `vars`, since `rope_scaling` is an alias
     # of that in version 5.
     if hasattr(_modeling(family), "legacy_rope_config"):

@@ -58,7 +58,10 @@ def check_prunable(model_id: str, config: PretrainedConfig, hub: dict[str, Any] 
     with the options `hub` of `huggingface_hub`; models in memory have none.
     """
     if is_pruned(config) or (hub is not None and prune_record(model_id, **hub)):
-        raise FFPError(f"{model_id} is already pruned; pass a folder that has its ffp_config.json")
+        raise FFPError(
+            f"{model_id} is already pruned; pass its dense model, or the folder of the pruned one with its "
+            "ffp_config.json to prune that further"
+        )
     find_family(config)
     if not _is_native(config):
         raise FFPError(

@@ -12,21 +12,13 @@ from transformers.integrations.accelerate import load_offloaded_parameter
 from ..config.prune import OFFLOADS
 from ..errors import FFPError
 from ..utils import processes
+from ..utils.precision import dtype_name
 from ..utils.tensors import pin, replace_value
 from .families import decoder_layers, find_family, find_units
 
 
 # It says that some weights are offloaded.
 logging.getLogger("accelerate.big_modeling").setLevel(logging.ERROR)
-
-
-def check_calibration(calibration: str | None, offload: str) -> None:
-    """Raise `FFPError` if weights of idle layers are offloaded that the calibration trains."""
-    if calibration == "model" and offload != "none":
-        raise FFPError(
-            f"calibration 'model' needs all weights on the device, found offload {offload!r}; choose offload 'none', "
-            "or calibration 'layers'"
-        )
 
 
 def check_offload(
@@ -52,7 +44,7 @@ def check_offload(
     stored = config.dtype or torch.float32
     if dtype not in ("auto", stored):
         raise FFPError(
-            f"offload 'disk' uses the weights in the dtype of the files, {str(stored).removeprefix('torch.')}; leave "
+            f"offload 'disk' uses the weights in the dtype of the files, {dtype_name(stored)}; leave "
             "out dtype, or save the model in the other dtype first"
         )
 

@@ -17,6 +17,7 @@ from ..analysis.rerouting import TOKENS as ROUTED_TOKENS
 from ..compression.calibrations.model import EVALUATIONS, training_options, trains_in_bfloat16
 from ..compression.expert_ridge import TOKENS as FITTED_TOKENS
 from ..compression.training.batch import Batch
+from ..compression.training.end_to_end import check_launch
 from ..config import FFPConfig, RecoveryConfig
 from ..config.prune import GRADIENT_COST, LORA_RANK
 from ..data import DataRequest, check_calibration_tokens, with_window_length
@@ -25,7 +26,7 @@ from ..engine.layerwise_model import HEADROOM, hidden_state_bytes
 from ..hub.record import read_policy
 from ..modeling.families import ModelUnit, decoder_layers, find_family, outer_matrices
 from ..modeling.loading import LoadOptions, empty_model, loading_errors, resolve_device, resolve_dtype
-from ..modeling.offloading import check_calibration, check_offload
+from ..modeling.offloading import check_offload
 from ..search.depth import WINDOWS, max_evaluations, parts_of
 from ..search.runner import check_budget
 from ..search.task import finalist_count, finalist_windows
@@ -163,7 +164,7 @@ def estimate_prune(
     budgets = [check_budget(model, variants, search.resolve()) for search in searches]
     searches = [search.with_method(budget.sparsity).resolve() for search, budget in zip(searches, budgets)]
     check_calibration_tokens(config.num_samples * config.seq_len, max(unit.width for unit in variants[0]))
-    written = sum(DataRequest.of(config).count_generated().values())
+    written = DataRequest.of(config).generated
     dequantized = name.endswith(".gguf") or is_quantized(model_config)
     places, on_accelerator = [options.offload], machine.accelerator is not None
     if options.offload == "auto":
@@ -172,13 +173,14 @@ def estimate_prune(
         stays = hasattr(model_config, "pruned_units") or (written and on_accelerator)
         places = ["none"] if stays else ["none", *["host"] * on_accelerator, *["disk"] * reads_files]
     else:
-        check_calibration(config.calibration, options.offload)
         check_offload(options.offload, machine.device, asked, model_config, dequantized)
     choices = [config]
     if config.calibration is None:
         ranks = [0, *[LORA_RANK] * bool(find_spec("peft"))] if config.lora is None else [config.lora]
         choices = [replace(config, calibration="model", lora=rank) for rank in ranks]
         choices.append(replace(config, calibration="layers"))
+    if config.calibration == "model" or choices[0].calibration == "model" and places[0] == "none":
+        check_launch(machine.device, places[0], saves_work)
     # A model that is trained as a whole has all weights on its device too.
     possible = ((one, place) for one in choices for place in places if place == "none" or one.calibration != "model")
     for choice, place in possible:
@@ -395,7 +397,8 @@ def estimate_recovery(
         machine: Device and available memory; those of this machine if `None`.
     """
     machine, asked = machine or Machine.of(options.device), resolve_dtype(options.dtype)
-    on_accelerator, shares = machine.accelerator is not None, local_processes * processes.machines()
+    on_accelerator = machine.accelerator is not None
+    shares = local_processes * processes.count() // processes.local_count()
     batch, bf16 = Batch.for_model(config, student.config, shares), computes_in_bfloat16(machine.device, config.bf16)
     dense = compute_dtype(machine.device, teacher.dtype if asked == "auto" else asked)
     stored = frozen_dtype(machine.device, student.dtype, bf16) if config.lora else torch.float32

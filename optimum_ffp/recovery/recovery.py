@@ -15,12 +15,12 @@ from ..checkpoint.recovered import RecoveryRecord, save_recovered, source_folder
 from ..checkpoint.result import package_versions
 from ..compression.calibration import is_improvement
 from ..compression.training.batch import Batch
-from ..compression.training.end_to_end import Training, TrainingOutput, default_rate
+from ..compression.training.end_to_end import Training, TrainingOutput, check_launch, default_rate
 from ..config import RecoveryConfig
 from ..config.prune import TRAINED_RATE
 from ..data import DataRequest, DataSplits, load_windows, training_windows
 from ..data.samples import write_samples
-from ..errors import FFPError, NotRecoveredError, one_line
+from ..errors import FFPError, NotRecoveredError
 from ..evaluation import window_losses
 from ..modeling.loading import LoadOptions, load_any, load_pruned, pin_commit, resolve_device
 from ..utils import processes
@@ -83,7 +83,7 @@ class FFPRecovery:
         self.options = options or LoadOptions()
         config = with_dataset(config, self.source, self.options)
         self.config = replace(config, learning_rate=config.learning_rate or default_rate(student, TRAINED_RATE))
-        check_launch(teacher.device, self.options.offload, work_folder)
+        check_launch(teacher.device, self.options.offload, work_folder is not None)
         self.record: RecoveryRecord | None = None
         self.journal, self.work_folder = Journal(), work_folder
         self.bf16 = computes_in_bfloat16(teacher.device, config.bf16)
@@ -118,7 +118,7 @@ class FFPRecovery:
         """
         config, name, load_options = config or RecoveryConfig(), os.fspath(model_id), LoadOptions(**options)
         processes.join(load_options.device)
-        check_launch(resolve_device(load_options.device), load_options.offload, work_folder)
+        check_launch(resolve_device(load_options.device), load_options.offload, work_folder is not None)
         load_options = pin_commit(name, load_options)
         # Download files that the result includes before the training.
         processes.on_main(lambda: str(source_folder(name, load_options.hub())))
@@ -151,11 +151,12 @@ class FFPRecovery:
         request = DataRequest.of(self.config, self.options.token, length=self.batch.length)
         load = partial(processes.on_main, lambda: load_windows(self.tokenizer, self.teacher, request).to_list())
         load_more = partial(processes.tensors_on_main, lambda: self._load_training_windows(request))
+        is_measured = self.journal.has("test-losses-dense")
         try:
             data = DataSplits.from_list(self.journal.value("data", load))
             windows = self.journal.tensors("windows", load_more)
         except FFPError:
-            if not self.journal.has("test-losses-dense"):
+            if not is_measured:
                 # There is nothing worth resuming.
                 self.journal.remove()
             raise
@@ -272,13 +273,7 @@ class FFPRecovery:
                 bf16=self.bf16,
                 tracker=tracker,
             )
-            try:
-                trained = training.run(windows, held_out, self.journal.checkpoints)
-            except OSError as error:
-                raise FFPError(
-                    f"the training stopped: {one_line(error)}; if the disk is full, free space, then resume with "
-                    "--resume (resume=True)"
-                ) from None
+            trained = training.run(windows, held_out, self.journal.checkpoints)
         if not is_improvement("the training", trained.curve[0], trained.best):
             # Resuming would end the same.
             self.journal.remove()
@@ -287,14 +282,3 @@ class FFPRecovery:
                 "learning_rate (--learning-rate), or train on more tokens (--max-tokens)"
             )
         return trained
-
-
-def check_launch(device: torch.device, offload: str, work_folder: str | os.PathLike | None) -> None:
-    """Raise `FFPError` if the processes of this run can't train on a device, with these options of `FFPRecovery`."""
-    if offload != "none":
-        raise FFPError("a recovery can't offload layers; leave out offload, and shard large models with FSDP 2")
-    if processes.count() > 1 and work_folder is None:
-        raise FFPError("several processes need a work_folder to load the best weights from")
-    if processes.count() == 1 and (device.index or 0) > 0:
-        # `Trainer` uses the first one.
-        raise FFPError(f"training uses the first visible device; set CUDA_VISIBLE_DEVICES={device.index}")

@@ -21,7 +21,9 @@ MESSAGES = (
     "calling cusolverDnCreate",
     "calling cublasCreate",
 )
-REMEDIES = "offload host or disk, a smaller seq_len, dtype bfloat16, calibration ridge, or another device"
+REMEDIES = (
+    "offload host or disk, a smaller batch_size or seq_len, dtype bfloat16, calibration layers, or another device"
+)
 
 
 @contextmanager

@@ -43,19 +43,18 @@ def _has_float64(device: torch.device) -> bool:
     return True
 
 
-def ridge_damping(gram: torch.Tensor, ridge_lambda: float, relative: bool = True) -> float:
+def ridge_damping(gram: torch.Tensor, ridge_lambda: float) -> float:
     """Return the damping that a ridge regression adds to the diagonal of its Gram matrix.
 
     Args:
         gram: `H`, shape `[features, features]`.
         ridge_lambda: λ.
-        relative: Whether λ is a multiple of `mean(diag H)` rather than absolute.
 
     Returns:
-        λ (times the mean diagonal if relative), at least the rounding error of `H`, and positive if `H` is zero.
+        λ times the mean diagonal, at least the rounding error of `H`, and positive if `H` is zero.
     """
     mean = float(gram.diagonal().cpu().double().mean())
-    return max(ridge_lambda * (mean if relative else 1.0), ROUNDING * (mean if mean > NO_INPUT else 1.0))
+    return max(ridge_lambda * mean, ROUNDING * (mean if mean > NO_INPUT else 1.0))
 
 
 def factorize(gram: torch.Tensor, damping: float, order: torch.Tensor | None = None) -> torch.Tensor:

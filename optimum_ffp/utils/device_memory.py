@@ -22,5 +22,5 @@ def free_device_memory(device: torch.device, used: bool = False) -> int | None:
 
 
 def device_name(device: torch.device) -> str:
-    """Return the kind of a device. Results of two kinds differ by rounding."""
+    """Return the name of a kind of device. Results on two kinds may differ by rounding."""
     return torch.cuda.get_device_name(device) if device.type == "cuda" else device.type

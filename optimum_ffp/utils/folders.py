@@ -18,10 +18,8 @@ from ..errors import FFPError
 
 
 RECORD = "ffp_config.json"
-# Version of the record's schema. Records of optimum-ffp 0.1 have none.
+# Version of the record's schema. Records from before November 2026 have none.
 SCHEMA_VERSION = 1
-# Types of the entries of a record that every command reads.
-ENTRIES = {"files": list, "policy": dict, "provenance": dict, "recovery": list}
 # Suffixes of incomplete outputs, and of outputs about to be deleted.
 PARTIAL, REPLACED = ".partial", ".replaced"
 # Lock files held by this process.
@@ -51,21 +49,12 @@ def abbreviate(names: Iterable[str]) -> str:
 
 
 def read_record(directory: str | os.PathLike) -> dict[str, Any]:
-    """Return the record of a pruned model in a folder; empty if there is none. Raises `FFPError` if malformed."""
-    path = resolve(directory) / RECORD
+    """Return the record of a pruned model in a folder; empty if there is none."""
     try:
-        record = json.loads(path.read_text(encoding="utf-8"))
+        record = json.loads((resolve(directory) / RECORD).read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return {}
-    if not isinstance(record, dict) or not {"ffp_version", "policy"} <= record.keys():
-        return {}
-    for name, kind in ENTRIES.items():
-        if not isinstance(record.get(name, kind()), kind):
-            raise FFPError(
-                f"{path} is not a valid record: {name} must be of type {kind.__name__}, found {record[name]!r:.40}; "
-                "copy the file from the original checkpoint"
-            )
-    return record
+    return record if isinstance(record, dict) and {"ffp_version", "policy"} <= record.keys() else {}
 
 
 def list_files(folder: Path) -> set[str]:
@@ -166,8 +155,7 @@ def check_file(file: str | os.PathLike, signature: bytes, overwrite: bool = Fals
 
 def first_existing(path: Path) -> Path:
     """Return the path, or the first of its parents that exists."""
-    # On Windows the drive may be missing, and is its own parent.
-    while not path.exists() and path != path.parent:
+    while not path.exists():
         path = path.parent
     return path
 

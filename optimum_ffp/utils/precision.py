@@ -16,8 +16,6 @@ Model = TypeVar("Model", bound=nn.Module)
 SHORT_DTYPES = torch.bfloat16, torch.float16
 # A CPU computes in a 16-bit dtype if its products take less than this share of the time of float32.
 FAST_SHARE = 2 / 3
-# Backend settings of `torch.set_float32_matmul_precision` for CUDA and for CPUs.
-BACKEND_PRECISIONS = {"highest": ("ieee", "ieee"), "high": ("tf32", "tf32"), "medium": ("tf32", "bf16")}
 
 
 def dtype_name(dtype: torch.dtype) -> str:
@@ -136,32 +134,17 @@ def float32_products(factor: torch.Tensor) -> Iterator[torch.Tensor]:
     Hardware that is faster at it may multiply a bfloat16 factor in bfloat16, and a float16 one in TF32, which has as
     many digits: accumulation is in float32, so nothing is lost, at a fraction of the cost.
     """
-    precision = "high" if factor.dtype in SHORT_DTYPES else "highest"
+    on_cuda = on_cpu = "tf32" if factor.dtype in SHORT_DTYPES else "ieee"
     if factor.dtype == torch.bfloat16 and has_fast_matmul(factor.device, torch.bfloat16):
-        precision = "medium"
-    with _multiplying_float32(precision), computing_in(factor.device, None):
-        yield factor.float()
-
-
-@contextmanager
-def _multiplying_float32(precision: str) -> Iterator[None]:
-    """Set the precision of float32 matmuls for the duration of the context."""
-    backends = torch.backends.cuda.matmul, torch.backends.mkldnn.matmul
-    if not all(hasattr(backend, "fp32_precision") for backend in backends):
-        # torch before 2.9.
-        before = torch.get_float32_matmul_precision()
-        try:
-            torch.set_float32_matmul_precision(precision)
-            yield
-        finally:
-            torch.set_float32_matmul_precision(before)
-        return
+        on_cpu = "bf16"
     # Once one of them was set, as by `tf32` in transformers, torch refuses to report the overall precision.
+    backends = torch.backends.cuda.matmul, torch.backends.mkldnn.matmul
     before = [backend.fp32_precision for backend in backends]
     try:
-        for backend, name in zip(backends, BACKEND_PRECISIONS[precision]):
-            backend.fp32_precision = name
-        yield
+        for backend, precision in zip(backends, (on_cuda, on_cpu)):
+            backend.fp32_precision = precision
+        with computing_in(factor.device, None):
+            yield factor.float()
     finally:
-        for backend, name in zip(backends, before):
-            backend.fp32_precision = name
+        for backend, precision in zip(backends, before):
+            backend.fp32_precision = precision

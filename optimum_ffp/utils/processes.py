@@ -8,6 +8,8 @@ from typing import TypeVar
 
 import torch
 import torch.distributed as dist
+from accelerate import PartialState
+from accelerate.utils import DistributedType, broadcast_object_list, gather_object, parse_flag_from_env
 from transformers.utils import logging as transformers_logging
 
 from ..errors import FFPError
@@ -26,8 +28,6 @@ def join(device: str | None = None) -> None:
     """
     if int(os.environ.get("WORLD_SIZE", "1")) == 1:
         return
-    from accelerate import PartialState
-
     if ":" in str(device):
         raise FFPError(f"every process uses its own device; leave out device {device!r}")
     PartialState(cpu=device == "cpu" or not torch.accelerator.is_available(), timeout=TIMEOUT)
@@ -55,11 +55,6 @@ def local_count() -> int:
     return int(os.environ.get("LOCAL_WORLD_SIZE", "1")) if count() > 1 else 1
 
 
-def machines() -> int:
-    """Return the number of machines of this run."""
-    return count() // local_count()
-
-
 def rank() -> int:
     """Return the index of this process."""
     return dist.get_rank() if count() > 1 else 0
@@ -72,9 +67,6 @@ def is_main() -> bool:
 
 def shards_models() -> bool:
     """Return whether `accelerate launch` shards models over the processes (FSDP), on accelerators."""
-    from accelerate import PartialState
-    from accelerate.utils import DistributedType, parse_flag_from_env
-
     if count() == 1 or not parse_flag_from_env("ACCELERATE_USE_FSDP"):
         return False
     return PartialState().distributed_type != DistributedType.MULTI_CPU
@@ -97,8 +89,6 @@ def from_main(value: Value) -> Value:
     """Broadcast the value of the main process; those of the others are ignored."""
     if count() == 1:
         return value
-    from accelerate.utils import broadcast_object_list
-
     return broadcast_object_list([value])[0]
 
 
@@ -120,16 +110,12 @@ def gather(rows: torch.Tensor) -> torch.Tensor:
     """Return the rows of all processes, one per window of their `share`; with several processes, in host memory."""
     if count() == 1:
         return rows
-    from accelerate.utils import gather_object
-
     return torch.cat(gather_object([rows.cpu()]))
 
 
 def sum_(tensor: torch.Tensor) -> torch.Tensor:
     """All-reduce a tensor in place by summation, and return it."""
     if count() > 1:
-        from accelerate import PartialState
-
         # Accelerator-only backends don't accept CPU tensors.
         total = tensor.to(PartialState().device)
         dist.all_reduce(total)

@@ -30,7 +30,7 @@ FORMAT = "optimum-ffp work folder, 2"
 VALUE, TENSORS = ".entry.json", ".entry.safetensors"
 # Folder of `Trainer` checkpoints.
 CHECKPOINTS = "checkpoints"
-# Of the experts of a mixture, which are written while it is loaded.
+# Folder of a mixture's experts, which are written while it is loaded.
 EXPERTS = "experts"
 # Number of sampled entries per tensor for the fingerprint of a model.
 SAMPLED_ENTRIES = 1024

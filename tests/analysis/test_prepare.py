@@ -63,8 +63,8 @@ def test_factors_are_of_the_sorted_model_and_of_first_tokens_if_any_token_may_be
 @pytest.mark.parametrize(
     ("options", "stages"),
     [
-        ({}, ["fisher", "statistics", "importance", "factorization"]),
-        (PLAIN, ["statistics", "importance", "factorization"]),
+        ({}, ["fisher", "statistics", "importance"]),
+        (PLAIN, ["statistics", "importance"]),
         (PLAINEST, ["statistics", "importance"]),
     ],
     ids=["default", "no curves", "no factors"],
@@ -73,7 +73,7 @@ def test_only_what_is_read_is_measured(prepared_with, options, stages):
     prepared, meter = prepared_with(**options)
     assert list(meter.seconds) == stages
     assert (prepared.curves is not None) == (options.get("mapping") is None)
-    assert (prepared.sorted_model.ridges is not None) == ("factorization" in stages)
+    assert (prepared.sorted_model.ridges is not None) == (options != PLAINEST)
 
 
 def test_entries_of_the_journal_are_not_measured_again(prepared_with, tmp_path, monkeypatch):

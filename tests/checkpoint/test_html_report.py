@@ -58,8 +58,9 @@ def test_sections_without_data_are_left_out(record, tmp_path):
     record["files"] = ["policy.png"]
     (tmp_path / "policy.png").write_bytes(b"picture")
     record["provenance"] |= {"held_out": {}, "given_data": True}
+    record["policy"]["units"][0] |= {"group": "all_heads", "items": 1, "kept": 0}
     write_report(record, tmp_path)
     text = (tmp_path / "report.html").read_text()
     Checked(text)
     assert not any(f"<h2>{heading}</h2>" in text for heading in ("Search", "Calibration", "Size and perplexity"))
-    assert "passed from Python" in text
+    assert "passed from Python" in text and "0 of 1" in text

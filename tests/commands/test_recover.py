@@ -10,7 +10,7 @@ import torch
 from safetensors.torch import load_file
 
 from optimum_ffp import FFPModelForCausalLM
-from optimum_ffp.compression.training.trainer import RecoveryTrainer
+from optimum_ffp.compression.training.trainer import DistillationTrainer
 from optimum_ffp.utils.resume import Journal
 from tests.helpers import FILES, contents
 
@@ -79,7 +79,7 @@ def test_adapters_are_merged_and_uploaded(recover, hub):
 @pytest.mark.slow
 def test_an_interrupted_command_goes_on(recover, tmp_path, monkeypatch):
     assert recover(out=tmp_path / "whole")[0] == 0
-    training_step = RecoveryTrainer.training_step
+    training_step = DistillationTrainer.training_step
 
     def interrupt(self, *arguments):
         if self.state.global_step == 4:
@@ -87,7 +87,7 @@ def test_an_interrupted_command_goes_on(recover, tmp_path, monkeypatch):
         return training_step(self, *arguments)
 
     with monkeypatch.context() as patch:
-        patch.setattr(RecoveryTrainer, "training_step", interrupt)
+        patch.setattr(DistillationTrainer, "training_step", interrupt)
         code, _, errors = recover()
     assert code == 130 and "--resume" in errors
     code, _, errors = recover("--resume", "--seed", "7")
@@ -104,7 +104,8 @@ def test_an_interrupted_command_goes_on(recover, tmp_path, monkeypatch):
 
 @pytest.mark.slow
 def test_a_disk_that_is_full_ends_the_training_in_one_line(recover, monkeypatch):
-    monkeypatch.setattr(RecoveryTrainer, "_save_checkpoint", Mock(side_effect=OSError(28, "No space left on device")))
+    full = Mock(side_effect=RuntimeError("No space left on device"))
+    monkeypatch.setattr("transformers.Trainer._save_checkpoint", full)
     code, _, errors = recover()
     assert code == 2 and "Traceback" not in errors and "No space left" in errors and "--resume" in errors
 

@@ -9,7 +9,7 @@ from torch.nn.functional import cross_entropy, kl_div
 
 from optimum_ffp.allocation.policy import PruningPolicy
 from optimum_ffp.compression.calibrations import model as stage
-from optimum_ffp.compression.training.trainer import RecoveryTrainer
+from optimum_ffp.compression.training.trainer import DistillationTrainer
 from optimum_ffp.errors import FFPError
 from optimum_ffp.modeling.families import find_family, find_units
 from optimum_ffp.planning.estimate import Machine
@@ -49,7 +49,7 @@ def test_a_policy_is_calibrated_with_options_that_name_no_calibration(pruner):
 def test_several_processes_without_a_work_folder_end_before_they_measure(tmp_path, monkeypatch):
     pruner = prepare(tmp_path)
     monkeypatch.setattr(processes, "count", lambda: 2)
-    with pytest.raises(FFPError, match="several processes needs a work_folder"):
+    with pytest.raises(FFPError, match="several processes need a work_folder"):
         pruner.search()
     assert "data" not in vars(pruner.measured)
 
@@ -109,13 +109,13 @@ def test_a_text_of_fewer_windows_than_asked_for_is_read_as_often_as_asked(tmp_pa
     data = write_data(tmp_path / "text")
     options = OPTIONS | {"num_samples": 512, "search_samples": 1, "held_out_samples": 1}
     pruner = make_pruner(tmp_path, data, distillation_passes=0, model_passes=2, **options)
-    training_step, read = RecoveryTrainer.training_step, []
+    training_step, read = DistillationTrainer.training_step, []
 
     def count(self, model, inputs, *arguments):
         read.extend(map(tuple, inputs["input_ids"].tolist()))
         return training_step(self, model, inputs, *arguments)
 
-    monkeypatch.setattr(RecoveryTrainer, "training_step", count)
+    monkeypatch.setattr(DistillationTrainer, "training_step", count)
     pruner.prune()
     windows = pruner.measured.data.calibration.tokens
     assert len(windows) < 512 and len(read) == 2 * len(windows)
@@ -125,7 +125,7 @@ def test_a_text_of_fewer_windows_than_asked_for_is_read_as_often_as_asked(tmp_pa
 def test_an_interrupted_training_is_resumed_and_not_that_of_another_sparsity(tmp_path, monkeypatch):
     alone = prepare(tmp_path / "dense")
     expected = {sparsity: alone.prune(sparsity) for sparsity in (0.3, 0.5)}
-    training_step, steps = RecoveryTrainer.training_step, []
+    training_step, steps = DistillationTrainer.training_step, []
 
     def interrupt(self, *arguments):
         steps.append(self.state.global_step)
@@ -133,7 +133,7 @@ def test_an_interrupted_training_is_resumed_and_not_that_of_another_sparsity(tmp
             raise KeyboardInterrupt
         return training_step(self, *arguments)
 
-    monkeypatch.setattr(RecoveryTrainer, "training_step", interrupt)
+    monkeypatch.setattr(DistillationTrainer, "training_step", interrupt)
     stop = 5
     with pytest.raises(KeyboardInterrupt):
         prepare(tmp_path / "dense", work=tmp_path / "work").prune(0.5)

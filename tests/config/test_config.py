@@ -106,7 +106,7 @@ REFUSED = [
     (FFPConfig, {"eval_dataset": "c4:0.7,self:0.7"}, "share"),
     (FFPConfig, {"dataset": "wikitext2,c4,self", "search_samples": 2}, "search_samples"),
     (FFPConfig, {"rate_precision": 2.0}, "rate_precision"),
-    (FFPConfig, {"ridge_lambda_relative": 1}, "true"),
+    (FFPConfig, {"relative_outputs": 1}, "true"),
     (RecoveryConfig, {"preset": "paper"}, "quick"),
     (RecoveryConfig, {"max_tokens": "2 million"}, "2M"),
     (RecoveryConfig, {"temperature": 0}, "temperature"),
@@ -123,6 +123,7 @@ REFUSED = [
         ({}, "ffp"),
         ({"sparsity": 0.24}, "ffp"),
         ({"sparsity": 0.25}, "no-search"),
+        ({"kv_cache": 0.5}, "ffp"),
         ({"sparsity": 0.3, "calibration": "ridge"}, "ffp"),
         ({"sparsity": 0.3, "calibration": "none"}, "ffp"),
         ({"sparsity": 0.3, "agent": "gradient"}, "ffp"),
@@ -163,6 +164,25 @@ def test_what_is_saved_is_read_again(tmp_path):
     path = save({"policy": {}, "recovery": [{"options": {}}, {"options": recovery.to_dict()}]}, tmp_path)
     assert RecoveryConfig.from_file(path) == recovery
     assert RecoveryConfig.from_file(path, preset="standard").resolve().batch_tokens == 131_072
+
+
+def test_an_override_replaces_what_depends_on_it(tmp_path):
+    folder = save(FFPConfig(method="given", policy="other").to_dict() | {"policy": {}}, tmp_path)
+    assert FFPConfig.from_file(folder).policy == str(folder)
+    for override in ({"sparsity": 0.4}, {"method": "ffp"}):
+        assert FFPConfig.from_file(folder, **override) == FFPConfig(**override)
+    path = save(FFPConfig(params="1M").resolve().to_dict(), tmp_path)
+    assert FFPConfig.from_file(path, policy="b").resolve().limits == FFPConfig(policy="b").resolve().limits
+    assert FFPConfig.from_file(path, agent="ppo").resolve().search_steps == 256
+    recovery = RecoveryConfig(learning_rate=8e-6, max_tokens=4000).resolve()
+    path = save({"policy": {}, "recovery": [{"options": recovery.to_dict()}]}, tmp_path)
+    overrides = {"lora": 8, "max_tokens": "2M"}
+    assert RecoveryConfig.from_file(path, **overrides) == RecoveryConfig(**overrides)
+
+
+def test_fast_trains_the_layers_where_the_whole_model_does_not_fit():
+    assert FFPConfig(preset="fast", calibration="model").layer_passes == 0
+    assert FFPConfig(preset="fast", calibration="layers").layer_passes == 2
 
 
 def test_records_of_earlier_versions(tmp_path, caplog):

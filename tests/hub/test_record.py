@@ -19,16 +19,6 @@ def test_the_record_of_a_folder(tmp_path):
     assert prune_record(tmp_path) == record
 
 
-@pytest.mark.parametrize("name", ["files", "policy", "provenance", "recovery"])
-def test_an_entry_of_another_type_is_refused_by_its_name(tmp_path, name):
-    path = tmp_path / "ffp_config.json"
-    for value in (5, None, "x"):
-        path.write_text(json.dumps({"ffp_version": "0.1", "policy": {}} | {name: value}))
-        with pytest.raises(FFPError, match=f"{path} is not a valid record: {name}") as caught:
-            prune_record(tmp_path)
-        assert "\n" not in str(caught.value)
-
-
 @pytest.mark.slow
 def test_the_record_of_a_repository(hub, folder, tmp_path):
     push_checkpoint(folder, "me/it")
@@ -39,13 +29,11 @@ def test_the_record_of_a_repository(hub, folder, tmp_path):
 
 
 @pytest.mark.slow
-def test_a_policy_on_the_hub_is_looked_up_once(hub, folder):
+def test_a_policy_on_the_hub(hub, folder):
     with pytest.raises(FFPError, match="no policy me/policy"):
         policy_rows("me/policy")
     push_checkpoint(folder, "me/policy")
     assert policy_rows("me/policy") == prune_record(folder)["policy"]["units"]
-    requests = len(hub.requests)
-    assert policy_rows("me/policy") == prune_record(folder)["policy"]["units"] and len(hub.requests) == requests
 
 
 def test_how_a_model_was_measured_last():

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from optimum_ffp import FFPError, FFPRecovery
-from optimum_ffp.recovery.recovery import check_launch
+from optimum_ffp.compression.training.end_to_end import check_launch
 from optimum_ffp.utils import processes
 
 
@@ -18,14 +18,14 @@ def test_nothing_is_loaded_that_cannot_be_trained(monkeypatch):
 
 
 def test_several_processes_find_the_best_weights_in_one_folder(monkeypatch):
-    check_launch(CPU, "none", None)
+    check_launch(CPU, "none", False)
     monkeypatch.setattr(processes, "count", lambda: 2)
-    check_launch(CPU, "none", "work")
+    check_launch(CPU, "none", True)
     with pytest.raises(FFPError, match="work_folder"):
-        check_launch(CPU, "none", None)
+        check_launch(CPU, "none", False)
 
 
 def test_a_card_that_trainer_would_not_train_on():
-    check_launch(torch.device("cuda", 0), "none", None)
+    check_launch(torch.device("cuda", 0), "none", False)
     with pytest.raises(FFPError, match="CUDA_VISIBLE_DEVICES=1"):
-        check_launch(torch.device("cuda", 1), "none", None)
+        check_launch(torch.device("cuda", 1), "none", False)

@@ -11,7 +11,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from optimum_ffp import FFPError, FFPModelForCausalLM, FFPRecovery, RecoveryConfig
 from optimum_ffp.compression.training.loss import DistillationLoss
-from optimum_ffp.compression.training.trainer import RecoveryTrainer
+from optimum_ffp.compression.training.trainer import DistillationTrainer
 from optimum_ffp.evaluation import window_losses
 from tests.helpers import contents, make_tiny_model, make_tokenizer, write_data
 
@@ -196,6 +196,6 @@ def test_memory_that_does_not_suffice_ends_in_one_line(make_recovery, monkeypatc
     def fail(*arguments, **options):
         raise RuntimeError("CUDA out of memory. Tried to allocate 1.00 GiB")
 
-    monkeypatch.setattr(RecoveryTrainer, "training_step", fail)
+    monkeypatch.setattr(DistillationTrainer, "training_step", fail)
     with pytest.raises(FFPError, match="gradient_checkpointing"):
         make_recovery().recover()

@@ -1,4 +1,3 @@
-import math
 import weakref
 
 import pytest
@@ -57,29 +56,6 @@ def test_other_errors_pass():
 
     with pytest.raises(RuntimeError, match="shapes differ"):
         with_halving_batches(run, 4)
-
-
-@pytest.mark.slow
-def test_a_prune_that_runs_out_of_memory_goes_on_with_smaller_batches(save_tiny_model, data_folder):
-    folder = save_tiny_model()
-    expected = make_pruner(folder, data_folder, method="no-search").prune()
-    pruner = make_pruner(folder, data_folder, method="no-search", batch_size=4)
-    seen: list[int] = []
-
-    def too_large(module: torch.nn.Module, inputs: tuple[torch.Tensor, ...]) -> None:
-        # First tokens, of which distillation reads those of one window at once, are fewer than a window has.
-        tokens = inputs[0][..., 0].numel()
-        seen.append(math.ceil(tokens / pruner.config.seq_len))
-        if tokens > pruner.config.seq_len:
-            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")
-
-    # The last of the layers: by then those before it have added to their statistics.
-    pruner.model.base_model.layers[-1].mlp.act_fn.register_forward_pre_hook(too_large)
-    result = pruner.prune()
-    # A batch is at most a chunk of windows, of which there are eight.
-    assert {1, 2} <= set(seen) and max(seen) <= 4
-    assert result.policy == expected.policy
-    assert result.tests[0][1]["dense"] == pytest.approx(expected.tests[0][1]["dense"], rel=1e-6)
 
 
 @pytest.mark.slow

@@ -18,7 +18,7 @@ def gram_of_rank(rank: int, features: int = 24) -> torch.Tensor:
 def test_an_ordinary_matrix_gets_lambda_and_no_more():
     gram = gram_of_rank(24).double()
     damping = ridge_damping(gram, 0.01)
-    assert damping == 0.01 * float(gram.diagonal().mean()) and ridge_damping(gram, 0.5, relative=False) == 0.5
+    assert damping == 0.01 * float(gram.diagonal().mean())
     before = gram.clone()
     factor = factorize(gram, damping)
     assert torch.equal(gram, before)

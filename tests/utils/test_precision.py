@@ -78,29 +78,20 @@ def precisions() -> list[str]:
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
-@pytest.mark.parametrize("old", [False, True])
-def test_products_in_float32_inside_of_autocast(monkeypatch, dtype, old):
+def test_products_in_float32_inside_of_autocast(monkeypatch, dtype):
     monkeypatch.setattr(MEASURED, lambda dtype: True)
     lossless = {torch.float32: "highest", torch.bfloat16: "medium", torch.float16: "high"}[dtype]
-    if old:
-        # torch 2.7 and 2.8 have no precisions by backend.
-        monkeypatch.setattr("torch.backends.mkldnn.matmul", object())
     generator = torch.Generator().manual_seed(0)
     factors = [torch.randn(40, 40, generator=generator).to(dtype) for _ in range(2)]
     exact = factors[0].double() @ factors[1].double()
     before = torch.get_float32_matmul_precision()
     with computing_in(CPU, torch.bfloat16), float32_products(factors[0]) as left:
-        found = left @ factors[1].float()
-        if old:
-            assert torch.get_float32_matmul_precision() == lossless
-        else:
-            found_by_backend = precisions()
-    if not old:
-        torch.set_float32_matmul_precision(lossless)
-        assert found_by_backend == precisions()
-        torch.set_float32_matmul_precision(before)
+        found, found_by_backend = left @ factors[1].float(), precisions()
     assert found.dtype == torch.float32 and torch.allclose(found.double(), exact, atol=1e-4)
     assert torch.get_float32_matmul_precision() == before
+    torch.set_float32_matmul_precision(lossless)
+    assert found_by_backend == precisions()
+    torch.set_float32_matmul_precision(before)
 
 
 def test_an_error_puts_the_precision_back():

@@ -32,15 +32,17 @@ def calibrate(task: CalibrationTask) -> Calibration:
     sorted_model, config, journal = task.sorted_model, task.config, task.journal
     layerwise, teacher = sorted_model.layerwise, sorted_model.layerwise.dense.model
     before = (layers if config.layer_passes else ridge).calibrate(task)
+    # A training of more processes takes fewer steps.
+    training = journal.part(processes.count())
 
     def train() -> dict[str, torch.Tensor]:
         student = sorted_model.materialize(task.policy, before.weights)
-        trained = train_model(student, teacher, task.data, config, journal.checkpoints)
+        trained = train_model(student, teacher, task.data, config, training.checkpoints)
         layerwise.counter.add(trained.tokens // processes.count())
         return weights_of(trained.model, sorted_model.model, task.policy)
 
     weights = layerwise.counter.tensors(journal, "model", train)
-    journal.remove_checkpoints()
+    training.remove_checkpoints()
     return task.conclude("model", before, weights)
 
 

@@ -16,6 +16,7 @@ from transformers import EarlyStoppingCallback, PreTrainedModel, PrinterCallback
 
 from ...config import RecoveryConfig
 from ...config.prune import GRADIENT_COST
+from ...errors import FFPError
 from ...modeling.families import decoder_layers, outer_matrices
 from ...modeling.offloading import shard_layers
 from ...utils import processes
@@ -25,7 +26,7 @@ from ...utils.tensors import replace_value
 from ...utils.tracking import Tracker
 from .batch import Batch
 from .loss import DistillationLoss
-from .trainer import RecoveryTrainer, ReportCallback
+from .trainer import DistillationTrainer, ReportCallback
 
 
 # Number of times to log the loss.
@@ -43,7 +44,7 @@ class TrainingOutput:
         model: The model in the dtype to save it in, in host memory.
         curve: One record per evaluation: `step`, `tokens`, and on held-out windows `kl` and `perplexity`.
         best: The record of the resulting weights, which have the lowest perplexity since the start of the training.
-        tokens: Tokens that were read, in forward passes; a backward pass counts as two.
+        tokens: Tokens that were read, in forward passes; a backward pass counts as two, with adapters too.
         seconds: Time of the training, excluding interrupted processes.
     """
 
@@ -117,9 +118,9 @@ class Training:
 
     def _trainer(
         self, windows: torch.Tensor, held_out: torch.Tensor, folder: Path, weights_only: bool
-    ) -> RecoveryTrainer:
+    ) -> DistillationTrainer:
         config, student = self.config, self.student
-        trainer = RecoveryTrainer(
+        trainer = DistillationTrainer(
             self._with_adapter(student) if config.lora else _trainable(convert(student, torch.float32)),
             self._arguments(folder, weights_only),
             train_dataset=StackDataset(input_ids=windows),
@@ -197,7 +198,7 @@ class Training:
         arguments._n_gpu = min(1, arguments.n_gpu)
         return arguments
 
-    def _unwrapped(self, trainer: RecoveryTrainer) -> Any:
+    def _unwrapped(self, trainer: DistillationTrainer) -> Any:
         """Return the trained model without the wrappers of `Trainer`."""
         if not processes.shards_models():
             return trainer.accelerator.unwrap_model(trainer.model_wrapped, keep_fp32_wrapper=False)
@@ -227,6 +228,20 @@ class Training:
     def _evaluation_record(self, row: Mapping[str, Any]) -> dict[str, Any]:
         tokens = row["step"] * self.batch.tokens
         return {"step": row["step"], "tokens": tokens, "kl": row["eval_kl"], "perplexity": row["eval_perplexity"]}
+
+
+def check_launch(device: torch.device, offload: str, has_work_folder: bool) -> None:
+    """Raise `FFPError` if the processes of this run can't train a whole model on a device with an offload."""
+    if offload != "none":
+        raise FFPError(
+            f"training the whole model needs its weights on the device, found offload {offload!r}; leave out offload, "
+            "prune with calibration 'layers', or recover with FSDP 2"
+        )
+    if processes.count() > 1 and not has_work_folder:
+        raise FFPError("several processes need a work_folder to load the best weights from")
+    if processes.count() == 1 and (device.index or 0) > 0:
+        # `Trainer` uses the first one.
+        raise FFPError(f"training uses the first visible device; set CUDA_VISIBLE_DEVICES={device.index}")
 
 
 def default_rate(model: PreTrainedModel, relative: float) -> float:

@@ -3,7 +3,6 @@
 import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
-from itertools import zip_longest
 from typing import Protocol
 
 import torch
@@ -78,8 +77,7 @@ class Fit:
 class WeightTrainer:
     """Trains weights with Adam, in float32, and keeps those of the best pass over the windows.
 
-    Every step reads one window of each of several parts of the text. Processes share the windows, and all of them take
-    every step with the summed gradients.
+    Processes share the windows, and all of them take every step with the summed gradients.
 
     Args:
         windows: Number of training windows of all processes.
@@ -97,10 +95,9 @@ class WeightTrainer:
     """
 
     def __init__(self, windows: int, held_out: int, per_step: int, passes: int, learning_rate: float, seed: int):
-        self.passes, self.learning_rate, self.seed = passes, learning_rate, seed
-        self.share = range(windows)[processes.share(windows)]
+        self.per_step, self.passes, self.learning_rate, self.seed = per_step, passes, learning_rate, seed
+        self.count, self.share = windows, range(windows)[processes.share(windows)]
         self.windows = [*self.share, *range(windows, windows + held_out)[processes.share(held_out)]]
-        self.parts = torch.arange(windows).tensor_split(min(windows, per_step))
 
     def fit(self, loss: Loss, start: dict[str, torch.Tensor]) -> Fit:
         """Train, and return the fit of the best pass.
@@ -129,14 +126,13 @@ class WeightTrainer:
         """Yield the held-out error and the weights after every pass."""
         generator = torch.Generator().manual_seed(self.seed)
         masters = {name: weight.to(torch.float32, copy=True).requires_grad_() for name, weight in start.items()}
-        steps = self.passes * max(map(len, self.parts))
+        steps = self.passes * math.ceil(self.count / self.per_step)
         groups = [{"params": [weight], "lr": learning_rate * _size(weight.detach())} for weight in masters.values()]
         optimizer = Adam(groups, betas=BETAS, fused=True)
         schedule = LambdaLR(optimizer, lambda step: _rate(step, steps))
         for _ in range(self.passes):
-            orders = [part[torch.randperm(len(part), generator=generator)].tolist() for part in self.parts]
-            for chosen in zip_longest(*orders):
-                self._differentiate(loss, masters, [window for window in chosen if window is not None])
+            for chosen in torch.randperm(self.count, generator=generator).split(self.per_step):
+                self._differentiate(loss, masters, chosen.tolist())
                 optimizer.step()
                 optimizer.zero_grad()
                 schedule.step()
@@ -199,8 +195,7 @@ class LayerwiseTraining:
 
     First tokens (`with_first_tokens`) count like any others.
 
-    Every step of Adam reads `distillation_batch` windows, or more if those have fewer than `STEP_TOKENS` tokens. The
-    learning rate is multiplied by the root of `distillation_batch`.
+    Every step of Adam reads one window, or more if it has fewer than `STEP_TOKENS` tokens.
 
     For every layer in turn, advance `dense` with the dense layer, call `fit_layer`, and advance `trained` with the
     fitted weights.
@@ -225,15 +220,16 @@ class LayerwiseTraining:
         self.trainer = WeightTrainer(
             windows=len(windows),
             held_out=len(held_out),
-            per_step=max(config.distillation_batch, math.ceil(STEP_TOKENS / windows.shape[1])),
+            per_step=math.ceil(STEP_TOKENS / windows.shape[1]),
             passes=config.layer_passes,
-            learning_rate=config.distillation_rate * math.sqrt(min(config.distillation_batch, len(windows))),
+            learning_rate=config.distillation_rate,
             seed=config.seed,
         )
         share = torch.cat([windows, held_out])[self.trainer.windows]
         sequences = with_first_tokens(share, config.first_tokens, data.calibration.start_token)
-        self.dense = HiddenStates(layerwise, sequences, self.dtype, dtype=self.dtype, copies=2)
-        self.trained = self.dense.clone()
+        self.dense, self.trained = (
+            HiddenStates(layerwise, sequences, self.dtype, dtype=self.dtype, copies=2) for _ in range(2)
+        )
 
     def fit_layer(self, layer: nn.Module, index: int, prefix: str = "", removed: tuple[str, ...] = ()) -> Fit:
         """Train the parameters of a layer, which is not changed.

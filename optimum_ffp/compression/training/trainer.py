@@ -1,8 +1,7 @@
-"""`Trainer` subclass for recoveries."""
+"""`Trainer` subclass that distills from the dense model."""
 
 import math
 from collections.abc import Mapping
-from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
@@ -48,7 +47,7 @@ class ReportCallback(TrainerCallback):
         self.bar.set_postfix_str(f"held out: divergence {kl:.3f}, perplexity {perplexity:.2f}")
 
 
-class RecoveryTrainer(Trainer):
+class DistillationTrainer(Trainer):
     """Trains a pruned model whose forward pass is a `DistillationLoss`.
 
     An evaluation gives the divergence from the dense model and the perplexity on the held-out windows, `eval_kl` and
@@ -94,19 +93,12 @@ class RecoveryTrainer(Trainer):
     def _issue_warnings_after_load(self, load_result: Any) -> None:
         """Suppress the warning about tied weights, which are missing from the files by design."""
 
-    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
-        with _readable(resume_from_checkpoint):
-            super()._load_from_checkpoint(resume_from_checkpoint, model)
-
-    def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
-        with _readable(checkpoint):
-            super()._load_optimizer_and_scheduler(checkpoint)
-
-    def _load_rng_state(self, checkpoint: str | None) -> None:
-        with _readable(checkpoint):
-            super()._load_rng_state(checkpoint)
-
-
-def _readable(checkpoint: str | None) -> AbstractContextManager[None]:
-    """Return a context manager that converts the errors of reading a checkpoint, which every format has of its own."""
-    return convert_errors(lambda error: f"{checkpoint} can't be read ({one_line(error)}); start over with --overwrite")
+    def _save_checkpoint(self, *args: Any) -> None:
+        # Weights, optimizer and state are written by libraries that raise different exceptions if the disk is full.
+        with convert_errors(
+            lambda error: (
+                f"the training stopped: {one_line(error)}; if the disk is full, free space, then resume "
+                "with --resume (resume=True)"
+            )
+        ):
+            super()._save_checkpoint(*args)

@@ -16,7 +16,6 @@ from ...allocation.policy import Unit
 from ...checkpoint.result import SearchResult
 from ...config import FFPConfig
 from ...errors import FFPError
-from ...utils.seeds import preserved_global_generators
 from ..task import AgentState, SearchTask
 
 
@@ -37,7 +36,6 @@ def check_state(state: AgentState, units: Sequence[Unit], config: FFPConfig) -> 
             )
 
 
-@preserved_global_generators()
 def search(task: SearchTask, config: FFPConfig, warm_start: AgentState | None = None) -> SearchResult:
     """Train the agent under the progressive schedule, then compare finalists at the final sparsity.
 
