@@ -2,6 +2,7 @@
 
 import json
 import os
+import shlex
 import subprocess
 import sys
 from pathlib import Path
@@ -185,8 +186,11 @@ def test_a_failed_upload_is_one_line_and_the_folder_is_whole(api, folder, call, 
     api().fails[call] = error
     with pytest.raises(FFPError) as caught:
         push_checkpoint(folder, "me/it", private=True)
-    for word in (*words, "the upload to me/it failed", f"ffp push {folder} me/it"):
+    for word in (*words, "the upload to me/it failed"):
         assert word in str(caught.value)
+    # The command can be pasted into a shell.
+    command = str(caught.value).partition("same options: ")[2]
+    assert shlex.split(command) == ["optimum-cli", "ffp", "push", str(folder), "me/it"]
     assert "\n" not in str(caught.value) and TOKEN not in str(caught.value) and contents(folder) == before
 
 
