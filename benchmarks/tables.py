@@ -310,7 +310,6 @@ FRONTIER = tuple(
     for path in sorted((HERE / "results").glob(f"smollm2-{name}.json"))
 )
 DIVERGENCE = tuple(path.stem for path in sorted((HERE / "results").glob("smollm2-divergence-*.json")))
-LATER_POLICIES = ("divergence-policies", "policies-c4")
 # Policies that `--policies` and `--methods` of `compare.py` have measured with the same calibration.
 POLICIES = {"uniform": "uniform", "FLAP's": "flap", "no search": "no-search", "`ffp`'s search": "ffp"}
 ONE_STEP, TWO_STEPS = ({"pruned_from": start} for start in (None, "no-search-30-seed0"))
@@ -369,14 +368,14 @@ TABLES = {
     ),
     "policies": Table(
         SIZES,
-        ("smollm2-policies", *(f"smollm2-{name}-{size}" for size in (20, 30) for name in LATER_POLICIES)),
+        [f"smollm2-{name}" for name in ("policies", "fast", "divergence-policies", "divergence-fast", "policies-c4")],
         {
             f"{head}{label}": at(column, **fields)
             for head, first, last, fields in (
                 ("ridge, 1-10", 1, 10, RIDGE),
                 ("trained, 1-10", 1, 10, MODEL),
                 ("trained, 82-148", 82, 148, {}),
-                ("trained, C4", 1, 10, {"dataset": "train.jsonl"}),
+                ("trained, C4", 1, 10, {"dataset": "C4.jsonl"}),
             )
             for label, column in (("", perplexity(first, last)), (": against no search", against(first, last)))
         },

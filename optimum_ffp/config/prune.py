@@ -447,8 +447,7 @@ class FFPConfig(TextConfig):
         ]
         if given:
             raise FFPError(
-                f"every layer of a mixture of experts loses the same number of experts, so that {given[0]} has no "
-                "meaning; leave it out"
+                f"every layer of a mixture of experts loses the same number of experts; leave out {given[0]}"
             )
         return replace(self, **FOR_EXPERTS)
 
