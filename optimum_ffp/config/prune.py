@@ -570,9 +570,8 @@ class FFPConfig(TextConfig):
         """Return the options in a record, which is itself the `policy` if its prune was given one."""
         options = dict(record)
         if isinstance(options.get("policy"), dict):
-            options["policy"] = os.fspath(path) if options.get("method") == "given" else None
-            if options["policy"]:
-                del options["method"]
+            is_given = options.get("method") == "given"
+            options |= {"policy": os.fspath(path), "method": None} if is_given else {"policy": None}
         # Other keys of a record are results and options of earlier versions.
         is_result = "ffp_version" in record
         return {name: value for name, value in options.items() if not is_result or name in cls.option_names()}

@@ -3,6 +3,7 @@
 import json
 import os
 from collections.abc import Mapping, Sequence
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -70,15 +71,23 @@ def policy_rows(source: str) -> list[dict[str, Any]]:
             raise FFPError(f"{source} can't be read as a policy: {error}") from None
         record = record if isinstance(record, dict) else {"policy": {"units": record}}
     else:
-        record = prune_record(source)
+        record = prune_record(source) if path.is_dir() else _record_on_hub(source)
     policy = record.get("policy")
     rows = policy.get("units") if isinstance(policy, dict) else None
     if not isinstance(rows, list) or not all(isinstance(row, dict) for row in rows):
+        # It may be there the next time.
+        _record_on_hub.cache_clear()
         raise FFPError(
             f"there is no policy {source}; pass a pruned folder or its Hub id, or a JSON file with the units of a "
             f"policy as in {RECORD}"
         )
     return rows
+
+
+@cache
+def _record_on_hub(model_id: str) -> dict[str, Any]:
+    """Return `prune_record`, cached, since a prune reads it several times and must get the same policy each time."""
+    return prune_record(model_id)
 
 
 def read_policy(source: str, units: Sequence[Unit]) -> PruningPolicy:

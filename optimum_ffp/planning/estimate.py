@@ -177,12 +177,10 @@ def estimate_prune(
     choices = [config]
     if config.calibration is None:
         ranks = [0, *[LORA_RANK] * bool(find_spec("peft"))] if config.lora is None else [config.lora]
-        choices = [replace(config, calibration="model", lora=rank) for rank in ranks]
+        choices = [replace(config, calibration="model", lora=rank) for rank in ranks if places[0] == "none"]
         choices.append(replace(config, calibration="layers"))
-    if config.calibration == "model" or choices[0].calibration == "model" and places[0] == "none":
-        check_launch(machine.device, places[0], saves_work)
-    # A model that is trained as a whole has all weights on its device too.
-    possible = ((one, place) for one in choices for place in places if place == "none" or one.calibration != "model")
+    # A model that is trained as a whole has all weights on its device too, which is the first place.
+    possible = ((one, place) for one in choices for place in (places[:1] if one.calibration == "model" else places))
     for choice, place in possible:
         prune = _Prune(
             config=choice,
@@ -197,6 +195,8 @@ def estimate_prune(
         estimate = prune.estimate()
         if not estimate.warnings:
             break
+    if choice.calibration == "model":
+        check_launch(machine.device, place, saves_work)
     parameters, outer = model.num_parameters(), sum(one.numel() for one in outer_matrices(model))
     return replace(
         estimate,

@@ -29,11 +29,13 @@ def test_the_record_of_a_repository(hub, folder, tmp_path):
 
 
 @pytest.mark.slow
-def test_a_policy_on_the_hub(hub, folder):
+def test_a_policy_on_the_hub_is_looked_up_once(hub, folder):
     with pytest.raises(FFPError, match="no policy me/policy"):
         policy_rows("me/policy")
     push_checkpoint(folder, "me/policy")
     assert policy_rows("me/policy") == prune_record(folder)["policy"]["units"]
+    requests = len(hub.requests)
+    assert policy_rows("me/policy") == prune_record(folder)["policy"]["units"] and len(hub.requests) == requests
 
 
 def test_how_a_model_was_measured_last():

@@ -1,6 +1,7 @@
 import json
 import subprocess
 import sys
+from dataclasses import replace
 
 import pytest
 import torch
@@ -55,6 +56,14 @@ def test_what_is_trained_as_a_whole_is_not_offloaded():
     assert (found.calibration, found.offload) == ("model", "none") and found.warnings
     with pytest.raises(FFPError, match="calibration"):
         estimate_prune(LLAMA_2_7B, config, LoadOptions(offload="host"), machine=card(24))
+
+
+def test_what_can_not_be_trained_on_a_device_is_refused_if_it_would_be():
+    second = torch.device("cuda", 1)
+    with pytest.raises(FFPError, match="CUDA_VISIBLE_DEVICES=1"):
+        estimate_prune(LLAMA_2_7B, FFPConfig(), AUTO, machine=replace(card(140), device=second))
+    found = estimate_prune(LLAMA_2_7B, FFPConfig(), AUTO, machine=replace(card(24), device=second))
+    assert (found.calibration, found.warnings) == ("layers", [])
 
 
 def test_a_model_that_writes_on_an_accelerator_is_not_offloaded():
