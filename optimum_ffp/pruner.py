@@ -258,7 +258,7 @@ class FFPPruner:
             config = replace(config, **chosen)
         if config.calibration == "model":
             device, work = self.measured.layerwise.device, self.measured.journal.folder
-            check_launch(device, self.options.offload, work is not None)
+            check_launch(device, self.options.offload, work is not None, can_shard=False)
         return config
 
     @memory_errors()

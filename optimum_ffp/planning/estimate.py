@@ -196,7 +196,7 @@ def estimate_prune(
         if not estimate.warnings:
             break
     if choice.calibration == "model":
-        check_launch(machine.device, place, saves_work)
+        check_launch(machine.device, place, saves_work, can_shard=False)
     parameters, outer = model.num_parameters(), sum(one.numel() for one in outer_matrices(model))
     return replace(
         estimate,

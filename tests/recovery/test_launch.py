@@ -29,3 +29,10 @@ def test_a_card_that_trainer_would_not_train_on():
     check_launch(torch.device("cuda", 0), "none", False)
     with pytest.raises(FFPError, match="CUDA_VISIBLE_DEVICES=1"):
         check_launch(torch.device("cuda", 1), "none", False)
+
+
+def test_a_prune_is_not_sharded(monkeypatch):
+    monkeypatch.setattr(processes, "shards_models", lambda: True)
+    check_launch(CPU, "none", True)
+    with pytest.raises(FFPError, match="FSDP"):
+        check_launch(CPU, "none", True, can_shard=False)

@@ -33,13 +33,7 @@ class CurveMapping:
 
     def __call__(self, scores: np.ndarray, budget: Budget) -> PruningPolicy:
         """Return the policy for scores of shape `[units]`, or `[units, parts]` for parts of every curve."""
-        if scores.ndim > 1:
-            return self._multiplied(scores)(np.zeros(len(scores)), budget)
-        multipliers = np.exp(np.clip(scores, -SCORE_LIMIT, SCORE_LIMIT))
-        losses = [
-            multiplier * curve[sizes] for multiplier, curve, sizes in zip(multipliers, self.curves, budget.sizes)
-        ]
-        return minimize_loss(losses, budget)
+        return minimize_loss([curve[sizes] for curve, sizes in zip(self._multiplied(scores), budget.sizes)], budget)
 
     def tilted(self, units: Sequence[Unit]) -> "CurveMapping":
         """Return curves that remove more from earlier layers, whose errors later layers can be trained to compensate.
@@ -47,8 +41,7 @@ class CurveMapping:
         The curves of layer `l` of `0, ..., L` are multiplied by `exp(DEPTH_TILT · (2l / L - 1))`.
         """
         depth = np.array([unit.layer for unit in units]) / max(1, units[-1].layer)
-        multipliers = np.exp(DEPTH_TILT * (2 * depth - 1))
-        return CurveMapping([multiplier * curve for multiplier, curve in zip(multipliers, self.curves)])
+        return CurveMapping(self._multiplied(DEPTH_TILT * (2 * depth - 1)))
 
     def predict(self, policy: PruningPolicy) -> np.ndarray:
         """Return the loss of every unit of a policy as estimated by the curves, in nats, shape `[units]`."""
@@ -70,13 +63,13 @@ class CurveMapping:
             np.add.at(row, parts_of(len(curve) - 1, parts)[low:high], -np.diff(curve[low : high + 1]))
         return decreases
 
-    def _multiplied(self, scores: np.ndarray) -> "CurveMapping":
-        multipliers = np.exp(np.clip(scores, -SCORE_LIMIT, SCORE_LIMIT))
+    def _multiplied(self, scores: np.ndarray) -> list[np.ndarray]:
+        multipliers = np.exp(np.clip(scores, -SCORE_LIMIT, SCORE_LIMIT)).reshape(len(self.curves), -1)
         curves = []
         for row, curve in zip(multipliers, self.curves):
             decreases = -np.diff(curve) * row[parts_of(len(curve) - 1, len(row))]
             curves.append(np.append(np.cumsum(decreases[::-1])[::-1], 0.0))
-        return CurveMapping(curves)
+        return curves
 
 
 def parts_of(groups: int, parts: int) -> np.ndarray:

@@ -230,12 +230,17 @@ class Training:
         return {"step": row["step"], "tokens": tokens, "kl": row["eval_kl"], "perplexity": row["eval_perplexity"]}
 
 
-def check_launch(device: torch.device, offload: str, has_work_folder: bool) -> None:
+def check_launch(device: torch.device, offload: str, has_work_folder: bool, can_shard: bool = True) -> None:
     """Raise `FFPError` if the processes of this run can't train a whole model on a device with an offload."""
     if offload != "none":
         raise FFPError(
             f"training the whole model needs its weights on the device, found offload {offload!r}; leave out offload, "
             "prune with calibration 'layers', or recover with FSDP 2"
+        )
+    if processes.shards_models() and not can_shard:
+        raise FFPError(
+            "a prune can't train a model that is sharded by FSDP; launch it without FSDP, or prune with calibration "
+            "'layers' and recover with FSDP 2"
         )
     if processes.count() > 1 and not has_work_folder:
         raise FFPError("several processes need a work_folder to load the best weights from")
