@@ -60,7 +60,8 @@ class FFPConfig(TextConfig):
     """
 
     replaces = dict.fromkeys((*LIMITS, "policy"), (*LIMITS, "policy"))
-    replaces |= {"method": ("policy",), "agent": ("search_steps",), "costs": ("workload",)}
+    replaces |= {"policy": (*LIMITS, "depth"), "method": ("policy",), "agent": ("search_steps",)}
+    replaces |= {"costs": ("workload",), "workload": ("costs",)}
 
     sparsity: float | None = limit_option(
         "Fraction of the attention and FFN parameters to remove, between 0 and 1; for a mixture of experts, fraction "
@@ -192,7 +193,7 @@ class FFPConfig(TextConfig):
     )
     preset: str = option(
         "default",
-        "Values for all options that you don't set: fast (a fifth of the tokens), default, best (twice the tokens), "
+        "Values for all options that you don't set: fast (a sixth of the tokens), default, best (1.6 times the tokens), "
         "or paper (the settings of the FastForward Pruning paper).",
         "Pruning",
         choices=("fast", "default", "best", "paper"),

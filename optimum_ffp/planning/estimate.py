@@ -169,8 +169,9 @@ def estimate_prune(
     places, on_accelerator = [options.offload], machine.accelerator is not None
     if options.offload == "auto":
         reads_files = saves_work and not dequantized and asked in ("auto", stored)
-        # A model that generates text has all weights on its device, and so has one that was pruned before.
-        stays = hasattr(model_config, "pruned_units") or (written and on_accelerator)
+        # Those of a model that generates text, is timed or was pruned before are on its device.
+        is_timed = config.speedup and config.cost_table is None
+        stays = is_timed or hasattr(model_config, "pruned_units") or (written and on_accelerator)
         places = ["none"] if stays else ["none", *["host"] * on_accelerator, *["disk"] * reads_files]
     else:
         check_offload(options.offload, machine.device, asked, model_config, dequantized)
@@ -344,8 +345,7 @@ def _max_tokens(config: FFPConfig, searches: Sequence[FFPConfig], written: int, 
     length = config.seq_len // config.distillation_parts
     with_first = 1 + (math.ceil(length / config.first_tokens) / length if config.first_tokens else 0)
     if config.calibration in ("layers", "model") and passes:
-        # Training may start a second time.
-        distilled = 2 * (read + held_out) + 2 * passes * GRADIENT_COST * read + (1 + 2 * passes) * held_out
+        distilled = 2 * (read + held_out) + passes * GRADIENT_COST * read + (1 + passes) * held_out
         # The dense model, and the pruned one before and after.
         windows += with_first * distilled + 3 * held_out
     if config.calibration == "model":

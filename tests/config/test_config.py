@@ -85,6 +85,7 @@ REFUSED = [
     (FFPConfig, {"min_retention": -0.1}, "min_retention"),
     (FFPConfig, {"ridge_lambda": float("inf")}, "ridge_lambda"),
     (FFPConfig, {"num_samples": 0}, "num_samples"),
+    (FFPConfig, {"params": "6,5B"}, "6B"),
     (FFPConfig, {"num_samples": 2.5}, "num_samples"),
     (FFPConfig, {"seq_len": 1}, "seq_len"),
     (FFPConfig, {"text_column": ""}, "text_column"),
@@ -174,6 +175,9 @@ def test_an_override_replaces_what_depends_on_it(tmp_path):
     path = save(FFPConfig(params="1M").resolve().to_dict(), tmp_path)
     assert FFPConfig.from_file(path, policy="b").resolve().limits == FFPConfig(policy="b").resolve().limits
     assert FFPConfig.from_file(path, agent="ppo").resolve().search_steps == 256
+    path = save(FFPConfig(depth="layers").to_dict() | {"costs": {"workload": "8+4", "units": []}}, tmp_path)
+    assert FFPConfig.from_file(path, policy="b").depth == "none"
+    assert FFPConfig.from_file(path, workload="4+8").costs is None
     recovery = RecoveryConfig(learning_rate=8e-6, max_tokens=4000).resolve()
     path = save({"policy": {}, "recovery": [{"options": recovery.to_dict()}]}, tmp_path)
     overrides = {"lora": 8, "max_tokens": "2M"}

@@ -72,6 +72,11 @@ def test_a_model_that_writes_on_an_accelerator_is_not_offloaded():
     assert found.offload == "none" and "of memory of cuda" in warning and "12.00 GiB is free" in warning
 
 
+def test_a_model_that_is_timed_is_not_offloaded():
+    found = estimate_prune(LLAMA_2_7B, FFPConfig(speedup=1.3), AUTO, machine=card(12))
+    assert found.offload == "none" and found.warnings
+
+
 @pytest.mark.parametrize(
     ("config", "options", "word"),
     [

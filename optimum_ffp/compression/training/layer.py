@@ -26,8 +26,6 @@ MIN_SHARE = 1e-3
 # Number of steps over which the learning rate rises; then it falls to 0 along a cosine.
 WARM_UP_STEPS = 5
 BETAS = (0.9, 0.95)
-# Factor on the learning rate for a second attempt if training did not reduce the error.
-BACK_OFF = 0.25
 
 
 class Loss(Protocol):
@@ -100,10 +98,7 @@ class WeightTrainer:
         self.windows = [*self.share, *range(windows, windows + held_out)[processes.share(held_out)]]
 
     def fit(self, loss: Loss, start: dict[str, torch.Tensor]) -> Fit:
-        """Train, and return the fit of the best pass.
-
-        If no pass reduces the error, training starts again at a quarter of the learning rate; if that doesn't help
-        either, the weights are unchanged.
+        """Train, and return the fit of the best pass; if none reduces the error, the weights are unchanged.
 
         Args:
             loss: Error of a window.
@@ -111,23 +106,20 @@ class WeightTrainer:
         """
         before = self._held_out_error(loss, start)
         best, best_weights = before, start
-        for rate in (self.learning_rate, BACK_OFF * self.learning_rate):
-            for error, weights in self._passes(loss, start, rate):
-                # False for an error that is not finite.
-                if error < best:
-                    best, best_weights = error, weights
-            if best < before:
-                break
+        for error, weights in self._passes(loss, start):
+            # False for an error that is not finite.
+            if error < best:
+                best, best_weights = error, weights
         return Fit(best_weights, before, best)
 
-    def _passes(
-        self, loss: Loss, start: dict[str, torch.Tensor], learning_rate: float
-    ) -> Iterator[tuple[float, dict[str, torch.Tensor]]]:
+    def _passes(self, loss: Loss, start: dict[str, torch.Tensor]) -> Iterator[tuple[float, dict[str, torch.Tensor]]]:
         """Yield the held-out error and the weights after every pass."""
         generator = torch.Generator().manual_seed(self.seed)
         masters = {name: weight.to(torch.float32, copy=True).requires_grad_() for name, weight in start.items()}
         steps = self.passes * math.ceil(self.count / self.per_step)
-        groups = [{"params": [weight], "lr": learning_rate * _size(weight.detach())} for weight in masters.values()]
+        groups = [
+            {"params": [weight], "lr": self.learning_rate * _size(weight.detach())} for weight in masters.values()
+        ]
         optimizer = Adam(groups, betas=BETAS, fused=True)
         schedule = LambdaLR(optimizer, lambda step: _rate(step, steps))
         for _ in range(self.passes):
