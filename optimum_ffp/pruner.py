@@ -299,6 +299,7 @@ class FFPPruner:
                 result = policy_search.run(agent, tracker.log_evaluation)
         if costs and processes.is_main() and not expand(costs).exists():
             with convert_errors(lambda error: f"costs {costs} can't be written: {one_line(error)}"):
+                expand(costs).parent.mkdir(parents=True, exist_ok=True)
                 write_json(expand(costs), result.config.costs)
         result.cost, result.note = meter, NO_SEARCH if skips else result.note
         return result

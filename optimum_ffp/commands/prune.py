@@ -99,7 +99,7 @@ class FFPPruneCommand(Command):
         )
         found = find_problems(
             config,
-            models=[args.model],
+            models=[args.model, *filter(None, (config.policy, args.warm_start))],
             folders=folders,
             disk=estimate.disk,
             overwrite=args.overwrite,

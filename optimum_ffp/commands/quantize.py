@@ -27,6 +27,7 @@ class FFPQuantizeCommand(Command):
         group.add_argument("output", metavar="OUT", help="Folder to write.")
         add_option(group, "scheme", required=True, choices=("w8a8", "w4a16"), help=SCHEMES)
         add_option(group, "dataset", help="Text for GPTQ, as for ffp prune. Default: none; rounds to the nearest.")
+        add_option(group, "text-column", metavar="NAME", help="Dataset column to read. Default: as for ffp prune.")
         add_option(
             group, "num-samples", type=int, default=128, help="Windows for GPTQ, as long as those of the prune."
         )
@@ -59,8 +60,16 @@ class FFPQuantizeCommand(Command):
         if args.dataset:
             record, texts = prune_record(args.model, **options.hub()), TextMix.parse(mark_local_paths(args.dataset))
             length = window_length(recorded_length(record), model.config)
-            sizes = {"length": length, "calibration": args.num_samples, "test": 1, "seed": 0}
-            request = DataRequest(texts, texts.reported, **sizes, start_token=recorded_start_token(record))
+            request = DataRequest(
+                texts=texts,
+                reported=TextMix(()),
+                length=length,
+                test=None,
+                seed=0,
+                calibration=args.num_samples,
+                text_column=args.text_column,
+                start_token=recorded_start_token(record),
+            )
             windows = load_windows(tokenizer, model, request).calibration
         source = source_folder(args.model, options.hub())
         path = save_quantized(model, source, args.output, args.scheme, size, windows, overwrite=args.overwrite)

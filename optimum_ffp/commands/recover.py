@@ -52,6 +52,7 @@ class FFPRecoverCommand(Command):
         folder = arguments.output_name(args) + ("" if args.output else RECOVERED)
         arguments.warn_of_hub_options(args)
 
+        from ..hub.record import prune_record
         from ..modeling.checks import check_dequantizable
         from ..modeling.loading import LoadOptions, empty_model, read_any_config, read_pruned_config
         from ..planning.estimate import estimate_recovery
@@ -79,7 +80,9 @@ class FFPRecoverCommand(Command):
         estimate = estimate_recovery(student, empty_model(dense), config, options, count)
         repository, work = args.hub_model_id or Path(folder).name, work_folder_of(folder)
         uploads = [repository] if args.push_to_hub else []
-        request = processes.on_main(lambda: arguments.request_id(args, config, teacher))
+        # The pruned model may have been replaced by another one since.
+        pruned = prune_record(args.model, **options.hub())
+        request = processes.on_main(lambda: arguments.request_id(args, config, teacher, pruned))
         *_, last = ({}, *read_record(folder).get("recovery", []))
         if args.resume and not args.overwrite and processes.from_main(last.get("request") == request):
             end_finished([folder], work, [] if args.plan else uploads, args.private)
@@ -107,7 +110,8 @@ class FFPRecoverCommand(Command):
             records = recovery_records(recovery, folder, meter)
             tests = ",".join(test["dataset"] for test in record.tests)
             words = ["optimum-cli", "ffp", "evaluate", "-m", folder, "--baseline", recovery.teacher_id, args.model]
-            words += ["--dataset", tests]
+            # Text that the model writes can't be evaluated on.
+            words += ["--dataset", tests] if tests != "self" else []
             if config.text_column:
                 words += ["--text-column", config.text_column]
             print(summarize(records, shlex.join(words)))

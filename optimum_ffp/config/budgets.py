@@ -31,7 +31,9 @@ def parse_quantity(option: str, value: str | int) -> int:
     """
     names, example = QUANTITIES[option]
     units = {name.lower(): factor for name, factor in names.items()}
-    match = re.fullmatch(r"(\d+(?:\.\d+)?)([a-z]*)", re.sub("[ ,_]", "", str(value)).lower())
+    # Separators of thousands: 6,500,000 and not 6,5.
+    plain = re.sub(r"(?<=\d)[ ,_](?=\d{3}(?!\d))", "", str(value)).lower()
+    match = re.fullmatch(r"(\d+(?:\.\d+)?) ?([a-z]*)", plain)
     if not match or match[2] not in {"", *units}:
         raise FFPError(f"invalid {option} {value!r}; write it as {example}")
     return round(float(match[1]) * units.get(match[2], 1))

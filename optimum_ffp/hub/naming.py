@@ -40,16 +40,12 @@ def model_name(base: str) -> str:
     return short_name(base).rpartition("/")[2].removesuffix(".gguf")
 
 
-def without_folders(record: dict[str, Any]) -> dict[str, Any]:
-    """Return a copy of a record with local folders removed from names at any depth."""
-
-    def published(name: str, value: Any) -> Any:
-        if isinstance(value, dict):
-            return without_folders(value)
-        if isinstance(value, list):
-            return [published(name, item) for item in value]
-        if name in TEXT_KEYS and isinstance(value, str):
-            return TextMix.parse(value).published
-        return short_name(value) if name in MODEL_KEYS and isinstance(value, str) else value
-
-    return {name: published(name, value) for name, value in record.items()}
+def without_folders(value: Any, name: str = "") -> Any:
+    """Return a copy of a record, whose `name` is that of its field, with local folders removed at any depth."""
+    if isinstance(value, dict):
+        return {key: without_folders(item, key) for key, item in value.items()}
+    if isinstance(value, list):
+        return [without_folders(item, name) for item in value]
+    if isinstance(value, str) and name in TEXT_KEYS:
+        return TextMix.parse(value).published
+    return short_name(value) if isinstance(value, str) and name in MODEL_KEYS else value

@@ -113,7 +113,7 @@ def test_a_speed_is_measured_once(run, save_tiny_model, tmp_path, monkeypatch, c
         return 1e-6 * sum(weight.numel() for layer in decoder_layers(model) for weight in layer.parameters()), 0.01
 
     monkeypatch.setattr("optimum_ffp.evaluation.latency.time_generation", seconds)
-    out, costs = tmp_path / "out", tmp_path / "costs.json"
+    out, costs = tmp_path / "out", tmp_path / "new" / "costs.json"
     base = ("-m", save_tiny_model(), "--method", "no-search", "--calibration", "ridge")
     asked = (*base, "--speedup", 1.1, 1.2, "--costs", costs)
     code, output, errors = run(*asked, out, "--workload", "8+4x2", "--plan")

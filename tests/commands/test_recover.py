@@ -33,7 +33,7 @@ def recover(run_ffp, pruned, folder, data_folder, tmp_path):
     return run
 
 
-def test_a_model_is_recovered_and_told_of(recover, run_ffp, tmp_path, folder, data_folder):
+def test_a_model_is_recovered_and_told_of(recover, run_ffp, tmp_path, folder, data_folder, monkeypatch):
     code, output, errors = recover("--seed", "5", "--log-level", "debug", "--json", tmp_path / "out.json")
     assert code == 0, errors
     assert contents(tmp_path / "out").keys() == FILES | {"recovery-1.png"} and not list(tmp_path.glob("*.work"))
@@ -52,6 +52,10 @@ def test_a_model_is_recovered_and_told_of(recover, run_ffp, tmp_path, folder, da
     assert before.keys() == after.keys() and not all(torch.equal(before[name], after[name]) for name in before)
     code, output, _ = recover("--seed", "5", "--resume")
     assert code == 0 and len(output.splitlines()) == 1 and "finished" in output
+    # Another model has taken the place of the one that was recovered.
+    with monkeypatch.context() as patch:
+        patch.setattr("optimum_ffp.hub.record.prune_record", lambda *_, **__: {"seed": 1})
+        assert "--overwrite" in recover("--seed", "5", "--resume")[2]
     # What exists is replaced on demand alone.
     assert "--overwrite" in recover()[2]
     assert recover("--overwrite")[0] == 0

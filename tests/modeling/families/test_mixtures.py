@@ -19,7 +19,7 @@ from optimum_ffp.checkpoint import saving
 from optimum_ffp.commands.records import prune_records
 from optimum_ffp.commands.summary import summarize
 from optimum_ffp.compression.sorted_model import SortedModel
-from optimum_ffp.export import check_exportable
+from optimum_ffp.export.architectures import check_exportable
 from optimum_ffp.modeling.families import find_family, find_units
 from optimum_ffp.modeling.loading import LoadOptions, read_model_config
 from optimum_ffp.planning.estimate import estimate_prune
