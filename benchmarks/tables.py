@@ -467,7 +467,7 @@ TABLES = {
             ("dense", [{"model": "dense"}]),
             ("20 %, `--calibration layers`", [{"model": "ffp-20-seed0", "file": "smollm2-zero-shot-distilled"}]),
             ("20 %, the default", [{"model": "ffp-20-seed0", "file": "smollm2-zero-shot-model-20"}]),
-            ("20 %, trained as in `fast`", [{"model": "ffp-20-seed0", "file": "smollm2-zero-shot-fast-20"}]),
+            ("20 %, `ffp`, trained as in `fast`", [{"model": "ffp-20-seed0", "file": "smollm2-zero-shot-fast-20"}]),
             ("20 %, uniform, trained as in `fast`", [{"model": "uniform-20-seed0"}]),
             ("30 %, `--calibration layers`", [{"model": "ffp-30-seed0"}]),
             ("30 %, the default", [{"model": "no-search-30-seed0"}]),
