@@ -193,7 +193,7 @@ class FFPConfig(TextConfig):
     )
     preset: str = option(
         "default",
-        "Values for all options that you don't set: fast (a sixth of the tokens), default, best (1.6 times the tokens), "
+        "Values for all options that you don't set: fast (a sixth of the tokens), default, best (1.6 times the tokens) "
         "or paper (the settings of the FastForward Pruning paper).",
         "Pruning",
         choices=("fast", "default", "best", "paper"),
