@@ -193,8 +193,8 @@ class FFPConfig(TextConfig):
     )
     preset: str = option(
         "default",
-        "Values for all options that you don't set: fast (a sixth of the tokens), default, best (1.6 times the tokens) "
-        "or paper (the settings of the FastForward Pruning paper).",
+        "Values for all options that you don't set: fast (a sixth of the tokens), default, best (1.6 times the "
+        "tokens), or paper (the settings of the FastForward Pruning paper).",
         "Pruning",
         choices=("fast", "default", "best", "paper"),
     )
