@@ -121,7 +121,11 @@ class FFPPruner:
             raise FFPError("offload 'disk' needs a work_folder, which stores what doesn't fit into memory")
         device = None if self.options.offload == "none" else resolve_device(self.options.device)
         # Computed before weights are converted and reordered.
-        self._fingerprint = fingerprint(model) if work_folder else None
+        self._fingerprints = {
+            name: fingerprint(one)
+            for name, one in (("model", model), ("dense", dense))
+            if work_folder and one is not None
+        }
         self.measured = Measurements(
             model, tokenizer, config, data=data, device=device, token=self.options.token, dense=dense
         )
@@ -217,7 +221,7 @@ class FFPPruner:
         if self.measured.journal.folder is not None:  # Opened by an earlier call.
             return
         identity = {
-            "model": self._fingerprint,
+            **self._fingerprints,
             "config": self.measured.config.for_stages("measured"),
             "versions": package_versions(),
             "device": device_name(self.model.device),
@@ -252,7 +256,8 @@ class FFPPruner:
         if config.calibration is None:
             # Text that can't be used is found before anything is saved, and the memory is that before measurements.
             _ = self.measured.data
-            chosen = self.measured.journal.value("calibration", partial(processes.on_main, choose))
+            journal = self.measured.journal.part(config.lora)
+            chosen = journal.value("calibration", partial(processes.on_main, choose))
             adapters = f" by adapters of rank {chosen['lora']}" if chosen["lora"] else ""
             logger.info("using calibration %s%s, which fits into memory", chosen["calibration"], adapters)
             config = replace(config, **chosen)

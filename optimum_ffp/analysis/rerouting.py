@@ -113,7 +113,8 @@ def remove_greedily(unit: ModelUnit, hidden: torch.Tensor, fisher: torch.Tensor)
         Scores of shape `[experts]` and losses of shape `[removed experts]`, as for `removal_scores`.
     """
     router, experts, count = unit.slices[0].module, unit.output.module, unit.unit.groups
-    hidden, scale = hidden.to(router.weight.device), fisher.sqrt().to(router.weight.device)
+    hidden = hidden.to(router.weight.device, experts.down_proj.dtype)
+    scale = fisher.sqrt().to(hidden.device)
     total = float(processes.sum_(torch.tensor(float(len(hidden)))))
     products = torch.empty(len(hidden), count, count, device=hidden.device)
     for rows, batch in zip(products.split(BATCH), hidden.split(BATCH)):
@@ -135,13 +136,14 @@ def remove_greedily(unit: ModelUnit, hidden: torch.Tensor, fisher: torch.Tensor)
                 rows = (routed[1] == expert).any(1).nonzero()[:, 0]
                 without = removed.index_fill(0, expert, True)
                 rerouted = _errors(products, dense, _route(router, logits[rows], without), rows)
-                change += (rerouted - errors[rows]).double().sum().cpu()
+                # Summed on the host: MPS has no float64.
+                change += (rerouted - errors[rows]).cpu().double().sum()
             expert = int(candidates[processes.sum_(changes).argmin()])
             removed[expert] = True
             routed = _route(router, logits, removed)
             errors = _errors(products, dense, routed, torch.arange(len(hidden)))
             scores[expert] = len(losses)
-            losses.append(float(processes.sum_(errors.double().sum().cpu())) / total / 2)
+            losses.append(float(processes.sum_(errors.cpu().double().sum())) / total / 2)
     return scores, torch.tensor(losses, dtype=torch.float64)
 
 
@@ -151,7 +153,7 @@ def _products(experts: nn.Module, hidden: torch.Tensor, scale: torch.Tensor) -> 
     index = torch.arange(count, device=hidden.device).repeat(len(hidden))[:, None]
     rows = hidden.repeat_interleave(count, 0)
     outputs = experts(rows, index, torch.ones_like(index, dtype=rows.dtype)).float() * scale
-    outputs = outputs.view(len(hidden), count, -1)
+    outputs = outputs.unflatten(0, (len(hidden), count))
     with computing_in(hidden.device, None):
         return outputs @ outputs.mT
 

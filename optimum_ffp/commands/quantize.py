@@ -27,7 +27,6 @@ class FFPQuantizeCommand(Command):
         group.add_argument("output", metavar="OUT", help="Folder to write.")
         add_option(group, "scheme", required=True, choices=("w8a8", "w4a16"), help=SCHEMES)
         add_option(group, "dataset", help="Text for GPTQ, as for ffp prune. Default: none; rounds to the nearest.")
-        add_option(group, "text-column", metavar="NAME", help="Dataset column to read. Default: as for ffp prune.")
         add_option(
             group, "num-samples", type=int, default=128, help="Windows for GPTQ, as long as those of the prune."
         )
@@ -67,7 +66,7 @@ class FFPQuantizeCommand(Command):
                 test=None,
                 seed=0,
                 calibration=args.num_samples,
-                text_column=args.text_column,
+                text_column=record.get("text_column") if args.dataset == record.get("dataset") else None,
                 start_token=recorded_start_token(record),
             )
             windows = load_windows(tokenizer, model, request).calibration

@@ -10,7 +10,7 @@ from torch.nn.functional import linear
 from ..config import FFPConfig
 from ..modeling.families import ModelUnit
 from ..utils import processes
-from ..utils.cholesky import factorize, ridge_damping
+from ..utils.cholesky import algebra_device, factorize, ridge_damping
 from ..utils.precision import autocast_dtype, computing_in
 from ..utils.progress import progress_bar
 from .calibration import CalibrationTask
@@ -98,8 +98,9 @@ def fit_experts(
         fits = tokens < fitted
         with computing_in(hidden.device, None):
             gram, cross = (processes.sum_(inputs[fits].T @ rows[fits]) for rows in (inputs, before))
-            factor = factorize(gram, ridge_damping(gram, config.ridge_lambda))
-            change = torch.cholesky_solve(cross.double(), factor).float()
+            device = algebra_device(gram.device, len(gram))
+            factor = factorize(gram.to(device), ridge_damping(gram, config.ridge_lambda))
+            change = torch.cholesky_solve(cross.to(device).double(), factor).float().to(inputs.device)
             after = before - inputs @ change
         errors = processes.sum_(torch.stack([rows[~fits].square().sum() for rows in (before, after)]))
         if errors[1] < errors[0]:

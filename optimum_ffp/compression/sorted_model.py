@@ -99,6 +99,9 @@ class SortedModel:
         names = {module: name for name, module in self.model.named_modules()}
         self._output_names = [f"{names[unit.output.module]}.weight" for unit in units]
         self.prefixes = [f"{names[layer]}." for layer in layerwise.layers]
+        # Of tensors that a checkpoint keeps in another dtype, such as the biases of some routers.
+        dtypes = {name: tensor.dtype for name, tensor in self.model.state_dict().items()}
+        self._own_dtypes = {name: dtype for name, dtype in dtypes.items() if dtype != layerwise.stored_dtype}
         for index in range(len(layerwise.layers)):
             layerwise.weights.change(index, partial(self._sort_layer, index, orders), partial(self._forget, index))
         if layerwise.weights.resident and self.model.device.type == "cpu":
@@ -235,13 +238,14 @@ class SortedModel:
         kept = policy.kept_layers(layers)
         journal = journal or Journal()
         with change(layers):
-            state = journal.mapped("pruned-outer", partial(self._copy_weights, self.model, tuple(self.prefixes)))
+            state = journal.mapped("pruned-outer", partial(self._copy_weights, self.model, "", tuple(self.prefixes)))
         for index, layer in self.layerwise.iter_layers():
             if index not in kept:
                 continue
             with change(index):
                 prefix, removed = self.prefixes[kept.index(index)], self.removed_modules(policy, index)
-                layer_weights = journal.mapped(f"pruned-{index}", partial(self._copy_weights, layer, removed))
+                copy = partial(self._copy_weights, layer, self.prefixes[index], removed)
+                layer_weights = journal.mapped(f"pruned-{index}", copy)
                 state |= {prefix + name: tensor for name, tensor in layer_weights.items()}
         if homogeneous or self.family.experts:
             model_class, config = type(self.model), homogeneous_config(self.model, policy)
@@ -262,11 +266,14 @@ class SortedModel:
             pruned = pruned.to(device)
         return pruned.eval()
 
-    def _copy_weights(self, module: nn.Module, excluded: tuple[str, ...]) -> dict[str, torch.Tensor]:
-        """Copy weights to host memory, except those with the given prefixes, in the checkpoint's layout and dtype."""
+    def _copy_weights(self, module: nn.Module, prefix: str, excluded: tuple[str, ...]) -> dict[str, torch.Tensor]:
+        """Copy weights to host memory, except those with the given prefixes, in the checkpoint's layout and dtype.
+
+        `prefix` is that of the module's names in the dense model.
+        """
         # Views share storage with the dense weights; the checkpoint must hold only the kept ones.
         state = {
-            name: tensor.detach().to("cpu", self.stored_dtype(tensor), copy=True)
+            name: tensor.detach().to("cpu", self.stored_dtype(prefix + name), copy=True)
             for name, tensor in module.state_dict().items()
             if not name.startswith(excluded)
         }
@@ -275,9 +282,9 @@ class SortedModel:
                 state[f"{name}.weight"] = state[f"{name}.weight"].t().contiguous()
         return state
 
-    def stored_dtype(self, tensor: torch.Tensor) -> torch.dtype:
-        """Return the dtype that a tensor has in the checkpoint."""
-        return self.layerwise.stored_dtype if tensor.dtype == self.layerwise.dtype else tensor.dtype
+    def stored_dtype(self, name: str) -> torch.dtype:
+        """Return the dtype that a tensor of the dense model has in the checkpoint."""
+        return self._own_dtypes.get(name, self.layerwise.stored_dtype)
 
 
 def _zeros(features: int, hidden: torch.Tensor) -> torch.Tensor:

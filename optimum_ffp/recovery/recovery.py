@@ -248,10 +248,11 @@ class FFPRecovery:
 
     def _losses(self, model: PreTrainedModel, data: DataSplits, name: str) -> list[list[float]]:
         """Return the losses of a model on the test windows of each text, in nats per token."""
+        device = self.teacher.device
+        # Also if they are saved: what follows must not depend on that.
+        convert(model, compute_dtype(device, model.dtype), device).eval()
 
         def measure() -> list[list[float]]:
-            device = self.teacher.device
-            convert(model, compute_dtype(device, model.dtype), device).eval()
             with progress_bar(sum(map(len, data.tests)), f"Perplexity, {name}", "window") as bar:
                 shares = (test.tokens[processes.share(len(test))] for test in data.tests)
                 losses = (window_losses(model, share, on_batch=bar.update) for share in shares)

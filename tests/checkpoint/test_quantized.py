@@ -53,7 +53,7 @@ def pruned(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.mark.parametrize("gptq", [False, True], ids=["rounded", "GPTQ"])
 def test_what_is_written_is_near_the_pruned_model(run_ffp, pruned, tmp_path, windows, scheme, bits, limit, gptq):
     out = tmp_path / "out"
-    words = ["--dataset", pruned.parent / "data", "--text-column", "text", "--num-samples", 40] if gptq else []
+    words = ["--dataset", pruned.parent / "data", "--num-samples", 40] if gptq else []
     code, output, errors = run_ffp("quantize", "-m", pruned, out, "--scheme", scheme, *words)
     assert code == 0 and scheme in output, errors
     before, after = contents(pruned), contents(out)

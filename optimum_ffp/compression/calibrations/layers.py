@@ -90,5 +90,5 @@ def _fit_last_norm(sorted_model: SortedModel, training: LayerwiseTraining) -> Fi
     loss = PredictionLoss(training.layerwise, trained, dense, training.trainer.windows, training.dtype)
     with loss.ready():
         norms = last_norm_parameters(training.layerwise)
-        start = {name: one.to(sorted_model.stored_dtype(one)) for name, one in norms.items()}
+        start = {name: one.to(sorted_model.stored_dtype(name)) for name, one in norms.items()}
         return training.trainer.fit(loss, start)

@@ -105,8 +105,8 @@ class Training:
             seconds = trained.metrics["train_runtime"]
             model = self._unwrapped(trainer)
         evaluations = [row for row in trainer.state.log_history if "eval_loss" in row]
-        # The first one precedes the training.
-        best = min(evaluations[1:], key=lambda row: row["eval_perplexity"])
+        # The first one precedes the training, and is the only one if its loss is not finite.
+        best = min(evaluations[1:] or evaluations, key=lambda row: row["eval_perplexity"])
         trained_on = min(trainer.state.global_step * self.batch.windows, len(windows)) * windows.shape[1]
         return TrainingOutput(
             model=self._merged(model),

@@ -196,9 +196,26 @@ def test_experts_are_split_one_file_at_a_time(monkeypatch, tmp_path):
     assert all(loaded[name].equal(tensor) for name, tensor in pruned.state_dict().items())
 
 
+def test_the_corrections_of_a_router_keep_their_digits(data_folder, tmp_path, monkeypatch):
+    monkeypatch.setattr("optimum_ffp.analysis.measurements.compute_dtype", lambda *_: torch.float32)
+    pruner_of("deepseek-v3", data_folder, tmp_path / "dense")
+    config = FFPConfig(dataset=str(data_folder), **OPTIONS | {"experts": 6, "calibration": "none"})
+    pruner = FFPPruner.from_pretrained(tmp_path / "dense", config, device="cpu", dtype="bfloat16")
+    routers = {
+        name: torch.randn_like(bias)
+        for name, bias in pruner.model.named_buffers()
+        if name.endswith("e_score_correction_bias")
+    }
+    pruner.model.load_state_dict(routers, strict=False)
+    pruned = pruner.prune().model.state_dict()
+    for name, bias in routers.items():
+        assert pruned[name].dtype == torch.float32 and set(pruned[name].tolist()) < set(bias.tolist())
+
+
 @pytest.mark.parametrize("calibration", ["ridge", "layers", pytest.param("model", marks=pytest.mark.slow)])
 def test_experts_and_routers_that_stay_are_trained(data_folder, tmp_path, windows, calibration):
-    pruner = pruner_of("qwen2-moe", data_folder, tmp_path / "dense", sparsity=0.5, calibration=calibration)
+    options = {"sparsity": 0.5, "calibration": calibration, "distillation_rate": 0.0025}
+    pruner = pruner_of("qwen2-moe", data_folder, tmp_path / "dense", **options)
     result = pruner.prune()
     first, last = result.calibration["stages"][0], result.calibration["stages"][-1]
     assert first["stage"] == "none" and last["stage"] == calibration
