@@ -80,9 +80,10 @@ class FFPRecoverCommand(Command):
         estimate = estimate_recovery(student, empty_model(dense), config, options, count)
         repository, work = args.hub_model_id or Path(folder).name, work_folder_of(folder)
         uploads = [repository] if args.push_to_hub else []
-        # The pruned model may have been replaced by another one since.
-        pruned = prune_record(args.model, **options.hub())
-        request = processes.on_main(lambda: arguments.request_id(args, config, teacher, pruned))
+        # With the record of the pruned model, which may have been replaced since.
+        request = processes.on_main(
+            lambda: arguments.request_id(args, config, teacher, prune_record(args.model, **options.hub()))
+        )
         *_, last = ({}, *read_record(folder).get("recovery", []))
         if args.resume and not args.overwrite and processes.from_main(last.get("request") == request):
             end_finished([folder], work, [] if args.plan else uploads, args.private)

@@ -59,7 +59,7 @@ class FFPConfig(TextConfig):
         FFPError: If a value is not allowed, or an option is unknown.
     """
 
-    replaces = dict.fromkeys((*LIMITS, "policy"), (*LIMITS, "policy"))
+    replaces = dict.fromkeys(LIMITS, (*LIMITS, "policy"))
     replaces |= {"policy": (*LIMITS, "depth"), "method": ("policy",), "agent": ("search_steps",)}
     replaces |= {"costs": ("workload",), "workload": ("costs",)}
 
