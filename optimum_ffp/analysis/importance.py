@@ -2,13 +2,14 @@
 
 import torch
 
-from ..config.prune import find_choice, is_fisher_weighted
+from ..config import Plan
+from ..config.plan import is_fisher_weighted
 from ..utils.cholesky import factorize, ridge_damping
 from .gram import Statistics
 
 
 def order_groups(
-    criterion: str,
+    plan: Plan,
     weight: torch.Tensor,
     statistics: Statistics,
     block: int,
@@ -18,7 +19,7 @@ def order_groups(
     """Return the groups from most to least important. Ties keep their order in the model.
 
     Args:
-        criterion: Name of a module in `criteria`, or the dotted name of any other module.
+        plan: The criterion.
         weight: Weight of the output projection, shape `[out_features, features]`.
         statistics: Statistics of its input.
         block: Number of columns per group.
@@ -29,9 +30,9 @@ def order_groups(
     Returns:
         Group indices, shape `[groups]`, or `[groups, sections]` with several sections.
     """
-    if is_fisher_weighted(criterion):
+    if is_fisher_weighted(plan.criterion):
         weight = root(fisher.to(weight.device)) @ weight.float()
-    scores = find_choice("criterion", criterion).score(weight, statistics, block // sections)
+    scores = plan.function("criterion")(weight, statistics, block // sections)
     orders = torch.argsort(scores.view(sections, -1), descending=True, stable=True).cpu()
     return orders[0] if sections == 1 else orders.T.contiguous()
 
