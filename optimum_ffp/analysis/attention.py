@@ -106,7 +106,15 @@ def order_unit(unit: ModelUnit, statistics: Statistics, fisher: torch.Tensor | N
     This is done on the device of the statistics. The model is not sorted yet.
     """
     weight, block = unit.output.module.weight.data.to(statistics.gram.device), unit.output.block
-    order = order_groups(plan, weight, statistics, block=block, fisher=fisher, sections=unit.sections)
+    order = order_groups(
+        plan.criterion,
+        weight,
+        statistics,
+        block=block,
+        fisher=fisher,
+        sections=unit.sections,
+        options=plan.options.get("criterion"),
+    )
     if not plan.needs_factors:
         return OrderedUnit(unit, order)
     columns = unit.columns(order)

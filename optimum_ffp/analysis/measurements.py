@@ -101,14 +101,14 @@ class Measurements:
     Args:
         model: The dense model. Its heads and channels are reordered on first access of `prepared`.
         tokenizer: The tokenizer of the model.
-        config: Options of the measurements. Later changes of this object have no effect.
-        data: Windows to use instead of those of the config's datasets.
+        plan: Options of the measurements.
+        data: Windows to use instead of those of the plan's datasets.
         device: Device to move the weights of one layer at a time to; `None` if all stay on their device.
         token: Access token of the Hub, for the datasets.
         dense: The original dense model, if `model` was pruned before.
 
     Attributes:
-        config: A copy of the config, with `seq_len` resolved to a number.
+        plan: The plan.
         unit_variants: Units of the model by kind of attention group, as `find_unit_variants` returns them. A single
             variant is known before anything is measured.
         meter: Time, peak memory and tokens per stage.

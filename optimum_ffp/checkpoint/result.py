@@ -210,9 +210,7 @@ class PruningResult:
             "trust_remote_code": self.trust_remote_code,
             "given_data": self.given_data,
             "license": dict(self.license),
-            "versions": package_versions(
-                *(["stable-baselines3"] if (self.plan.method, self.plan.agent) == ("ffp", "ppo") else [])
-            ),
+            "versions": package_versions(),
             "parameters": {"dense": self.dense_parameters, "pruned": self.parameters},
             "model_sparsity": self.model_sparsity,
             "perplexity": first,
@@ -245,7 +243,8 @@ def final(perplexities: Mapping[str, float]) -> float:
     return perplexities.get("calibrated", perplexities.get("searched"))
 
 
-def package_versions(*more: str) -> dict[str, str]:
-    """Return the versions of Python and of the packages that all results depend on, and of more packages."""
-    installed = {package: version(package) for package in ("transformers", "optimum", "torch", *more)}
+def package_versions() -> dict[str, str]:
+    """Return the versions of Python and of the packages that results depend on."""
+    packages = ("transformers", "optimum", "torch", "stable-baselines3")
+    installed = {package: version(package) for package in packages}
     return {"python": platform.python_version(), "optimum-ffp": __version__} | installed

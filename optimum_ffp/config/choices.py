@@ -1,8 +1,8 @@
 """Choices that are modules, such as search agents and criteria, and the options that they own.
 
-A choice is a module with a function of a given name. If it has options, it also has a class `Options`, a `Config` whose
-fields are declared with `option`; the function takes an instance of it as the argument `options`. Modules with options
-import PyTorch and transformers only when their function is called, so that `--help` stays fast.
+A choice is a module with a function of a given name. If it has options, it also has a class `Options`, a `Config`
+whose fields are declared with `option`; the function takes an instance of it as the argument `options`. Modules with
+options import PyTorch and transformers only when their function is called, so that `--help` stays fast.
 """
 
 from dataclasses import Field

@@ -147,7 +147,7 @@ class Config:
 
     @classmethod
     def choice_fields(cls, options: Mapping[str, Any]) -> dict[str, Field]:
-        """Return the fields of options of the choices, by name; those of other packages' modules if `options` name any."""
+        """Return the fields of the choices' options by name, including those of modules that `options` names."""
         return {}
 
     @classmethod

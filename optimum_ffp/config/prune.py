@@ -412,11 +412,11 @@ class FFPConfig(TextConfig):
         if self.calibration in ("none", "ridge"):
             ignored["held_out_samples"] = "--calibration layers or model"
         used = {"agent": None if "agent" in ignored else self.agent_name, "calibration": self.calibration or "model"}
-        for option, chosen in used.items():
-            known = built_in_options(option)
+        for kind, chosen in used.items():
+            known = built_in_options(kind)
             own = known[chosen].option_names() if chosen in known else ()
             for name, owner in known.items():
-                ignored |= dict.fromkeys({*owner.option_names()} - {*own, *ignored}, f"--{option} {name}")
+                ignored |= dict.fromkeys({*owner.option_names()} - {*own, *ignored}, f"--{kind} {name}")
         return ignored
 
     def check(self) -> None:
@@ -445,8 +445,8 @@ class FFPConfig(TextConfig):
             if self.reward != "compensated":
                 raise FFPError("agent 'gradient' needs reward 'compensated'; or choose agent 'ppo'")
         defaults = {"method": "ffp", "agent": self.agent_name, "calibration": "model"}
-        for option in KINDS:
-            self.options_for(option, getattr(self, option) or defaults[option])
+        for kind in KINDS:
+            self.options_for(kind, getattr(self, kind) or defaults[kind])
         if self.method == "given" and not self.policy:
             raise FFPError("method 'given' needs a policy, such as a pruned folder; pass it as --policy (policy=...)")
         if self.method == "homogeneous" and self.attention == "auto":

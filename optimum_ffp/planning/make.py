@@ -65,8 +65,7 @@ def make_plans(
         warm_start: Whether the first search starts from an agent.
 
     Raises:
-        FFPError: If the model can't be pruned or offloaded, a module that is chosen can't be used, or a budget can't be
-            met.
+        FFPError: If the model can't be pruned or offloaded, a chosen module can't be used, or a budget can't be met.
     """
     machine, local_processes = machine or Machine.of(options.device), local_processes or processes.local_count()
     variants_of: dict[str, tuple[list[ModelUnit], ...]] = {}

@@ -20,7 +20,7 @@ class Options(layers.Options):
 
     distillation_passes: int = option(
         1,
-        "Number of passes over the calibration windows to train the layers; 0 with calibration model skips this stage.",
+        "Number of passes over the calibration windows to train the layers; 0 trains the whole model alone.",
         fast=0,
         best=2,
         stage="calibration",
