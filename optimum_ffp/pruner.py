@@ -132,10 +132,16 @@ class FFPPruner:
         self._is_checked, self._saved_in = False, None
         model.eval().requires_grad_(False)
 
-    def _make_plans(self, configs: Sequence[FFPConfig], **arguments: Any) -> list[Plan]:
-        """Plan prunes of this model with the memory that is free now, but the same in all processes."""
-        options, saves_work = self.options, self.work_folder is not None
-        plans, _ = make_plans(configs, self.model, options, saves_work=saves_work, length=self._length, **arguments)
+    def _make_plans(self, configs: Sequence[FFPConfig]) -> list[Plan]:
+        """Plan prunes of this model, as an interrupted process did."""
+        plans, _ = make_plans(
+            configs,
+            self.model,
+            self.options,
+            saves_work=self.work_folder is not None,
+            length=self._length,
+            decided=saved_decision(self.work_folder) if self.work_folder else None,
+        )
         return plans
 
     @cached_property
@@ -271,12 +277,6 @@ class FFPPruner:
         }
         on_disk = self.options.offload == "disk"
         self.measured.journal = Journal.open(self.work_folder, identity, resume=resume, on_disk=on_disk)
-        self._decision(self.plan)
-
-    def _decision(self, plan: Plan) -> Mapping[str, Any]:
-        """Return the calibration that an interrupted process has decided on, or save that of the plan."""
-        decision = {"calibration": plan.calibration, "lora": plan.lora}
-        return self.measured.journal.value(DECISION, lambda: decision) if plan is self.plan else decision
 
     def _check(self, plan: Plan) -> None:
         """Check, before anything is measured, what needs the model to run."""
@@ -311,6 +311,10 @@ class FFPPruner:
         if agent is not None:
             check_agent(agent, [unit.unit for unit in self.measured.unit_variants[0]], plan)
         self._check(plan)
+        # Text that can't be used is found before anything is saved.
+        _ = self.measured.data
+        if plan.asked.calibration is None:
+            self.measured.journal.value(DECISION, lambda: {"calibration": plan.calibration, "lora": plan.lora})
         times = None
         if plan.speedup is not None or plan.costs is not None:
             # Only the main process reads the file, which it may just have written.

@@ -76,7 +76,7 @@ class FFPConfig(TextConfig):
         low=1,
         cli={"metavar": "TOKENS"},
     )
-    sequences: int = option(1, "Number of sequences in the KV cache.", "Budget", low=1, when=("memory",))
+    sequences: int = option(1, "Number of sequences in the KV cache.", "Budget", low=1)
     speedup: float | None = limit_option(
         "Minimum speed as a multiple of the dense model's, such as 1.3. Attention and FFNs of several sizes are timed "
         "first, on the device of the prune.",

@@ -82,7 +82,9 @@ def make_plans(
     for option in KINDS:
         find_choice(option, drafts[0].get(option) or getattr(first, option) or "model")
     places = _places(first, model.config, options, machine, saves_work)
-    choices = [decided] if decided else _calibrations(first, places)
+    choices = _calibrations(first, places)
+    if decided and first.calibration is None:
+        choices = iter([decided])
     # A model that is trained as a whole has all weights on its device too, which is the first place.
     possible = (
         (choice, place) for choice in choices for place in (places[:1] if choice["calibration"] == "model" else places)
