@@ -13,7 +13,7 @@ def main(model_id: str, dataset: str, output: str, seq_len: int | None) -> None:
     pruner = FFPPruner.from_pretrained(model_id, config)
     agent = None
     for sparsity in (0.1, 0.2):
-        result = pruner.prune(sparsity, warm_start=agent)
+        result = pruner.prune(warm_start=agent, sparsity=sparsity)
         pruner.save_pretrained(f"{output}-{100 * sparsity:g}")
         print(f"{sparsity:.0%}: {result.parameters:,} parameters, perplexity {result.perplexity:.2f}")
         agent = result.agent

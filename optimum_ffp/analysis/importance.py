@@ -6,7 +6,7 @@ import torch
 
 from ..config.choices import find_choice
 from ..config.fields import Config
-from ..config.plan import is_fisher_weighted
+from ..plan import is_fisher_weighted
 from ..utils.cholesky import factorize, ridge_damping
 from .gram import Statistics
 
