@@ -6,12 +6,15 @@ import pytest
 import torch
 from torch.nn.functional import cross_entropy, kl_div
 
+from optimum_ffp import FFPConfig
 from optimum_ffp.allocation.policy import PruningPolicy
 from optimum_ffp.compression.training import whole_model
 from optimum_ffp.compression.training.trainer import DistillationTrainer
 from optimum_ffp.errors import FFPError
 from optimum_ffp.modeling.families import find_family, find_units
+from optimum_ffp.modeling.loading import LoadOptions
 from optimum_ffp.planning.estimate import Machine
+from optimum_ffp.planning.make import make_plan, recalibrated
 from optimum_ffp.utils import processes
 from tests.helpers import make_deep_model, make_pruner, make_tiny_model, make_tokenizer, without_parts, write_data
 
@@ -43,6 +46,14 @@ def test_a_policy_is_calibrated_with_options_that_name_no_calibration(pruner):
     chosen = pruner.finish(search, calibration=None, distillation_passes=0)
     assert (chosen.plan.calibration, chosen.plan.lora) == ("model", 0)
     assert_same_weights(chosen, pruner.finish(search, distillation_passes=0))
+
+
+def test_adapters_that_memory_has_decided_on_stay(pruner):
+    pytest.importorskip("peft")
+    decided = {"calibration": "model", "lora": 4}
+    plan = make_plan(FFPConfig(), pruner.model, LoadOptions("cpu"), decided=decided)
+    ranks = [recalibrated(plan, {"model_passes": 2} | options).lora for options in ({}, {"calibration": "model"})]
+    assert ranks == [4, 0]
 
 
 def test_several_processes_without_a_work_folder_end_before_they_measure(tmp_path, monkeypatch):
@@ -153,6 +164,6 @@ def test_the_calibration_that_memory_suffices_for_is_chosen_once(tmp_path, monke
 
     little = prune_with(0)
     assert little.calibration == "layers"
-    assert prune_with(2**40) == little
+    assert prune_with(2**40).to_dict() == little.to_dict()
     assert prune_with(2**40, sparsity=0.3).calibration == "layers"
     assert prepare(tmp_path / "dense", calibration=None).prune().plan.calibration == "model"
