@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from optimum_ffp.allocation.budget import Budget, Limit, sparsity_limit
 from optimum_ffp.allocation.mappings.curves import CurveMapping
 from optimum_ffp.allocation.policy import Unit
-from optimum_ffp.config.prune import find_choice
+from optimum_ffp.config.choices import find_choice
 from optimum_ffp.errors import FFPError
 from tests.helpers import SMOLLM2, linear_costs, sparsity_budget
 

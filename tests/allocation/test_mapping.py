@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from optimum_ffp.allocation.mapping import uniform
 from optimum_ffp.allocation.policy import Unit, block_parameters
-from optimum_ffp.config.prune import find_choice
+from optimum_ffp.config.choices import find_choice
 from optimum_ffp.errors import FFPError
 from tests.helpers import SMOLLM2, sparsity_budget, step_parameters
 
