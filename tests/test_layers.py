@@ -57,7 +57,7 @@ def test_no_module_of_a_package_imports_one_that_imports_it():
 
 
 def test_the_top_of_the_package_is_a_table_of_contents():
-    entries = [path for path in ROOT.iterdir() if path.name != "__pycache__"]
+    entries = [path for path in ROOT.iterdir() if path.name not in ("__pycache__", "py.typed")]
     assert {path.stem for path in entries} == {"__init__", *RANK} and len(entries) <= 20
 
 

@@ -37,10 +37,10 @@ def find_unit_variants(model: PreTrainedModel, family: Family, config: FFPConfig
     """
     possible, rows = family.attention_groups(model.config), getattr(model.config, "pruned_units", ())
     # An attention that was pruned before goes on to lose the same groups.
-    lost = {row["layer"]: row["group"] for row in rows if row["unit"] == "attention" and row["kept"] < row["items"]}
+    lost: dict[int, Group] = {row["layer"]: row["group"] for row in rows if row["unit"] == "attention" and row["kept"] < row["items"]}
     if config.policy:
         policy = [row for row in policy_rows(config.policy) if row.get("unit") == "attention"]
-        kept = {row.get("layer"): row.get("group") for row in policy}
+        kept: dict[int, Group] = {row.get("layer", -1): row.get("group", "kv_group") for row in policy}
         return (find_units(model, family, config.multiple_of, kept | lost),)
     wanted = GROUPS.get(config.attention)
     if wanted in possible:

@@ -8,6 +8,7 @@ from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerB
 
 from ..errors import FFPError
 from ..utils.batch_size import with_halving_batches
+from ..utils.lm_head import embedding_of
 from ..utils.progress import progress_bar
 from .cutting import find_start_token
 from .rows import apply_template
@@ -87,7 +88,7 @@ def find_opening(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, len
     Raises:
         FFPError: If the tokenizer has neither a start nor an end token, or the model has no embedding for it.
     """
-    vocabulary = model.get_input_embeddings().weight.shape[0]
+    vocabulary = embedding_of(model).weight.shape[0]
     if tokenizer.chat_template:
         try:
             opening, _ = apply_template(tokenizer, [{"role": "user", "content": "QUESTION"}]).split("QUESTION")

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from transformers import PreTrainedModel, StoppingCriteria, StoppingCriteriaList
 
+from ..utils.lm_head import embedding_of
 from ..utils.progress import progress_bar
 
 
@@ -61,7 +62,7 @@ def time_models(
     Returns:
         By name the seconds of every round until the first new token, and for the others.
     """
-    vocabulary = min(model.get_input_embeddings().num_embeddings for model in models.values())
+    vocabulary = min(embedding_of(model).num_embeddings for model in models.values())
     generator = torch.Generator().manual_seed(0)
     prompt = torch.randint(vocabulary, (batch_size, prompt_tokens), generator=generator)
     seconds: dict[Any, list[tuple[float, float]]] = {name: [] for name in models}

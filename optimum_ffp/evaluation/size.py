@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 from transformers import Cache, PreTrainedModel
-from transformers.utils import cached_file
+from transformers.utils.hub import cached_file
 
 from ..modeling.families import FAMILIES, MULTIMODAL, decoder_layers
 from ..utils.folders import expand

@@ -138,7 +138,8 @@ def float32_products(factor: torch.Tensor) -> Iterator[torch.Tensor]:
     if factor.dtype == torch.bfloat16 and has_fast_matmul(factor.device, torch.bfloat16):
         on_cpu = "bf16"
     # Once one of them was set, as by `tf32` in transformers, torch refuses to report the overall precision.
-    backends = torch.backends.cuda.matmul, torch.backends.mkldnn.matmul
+    # torch's declarations lack `mkldnn.matmul`.
+    backends = torch.backends.cuda.matmul, torch.backends.mkldnn.matmul  # pyright: ignore[reportAttributeAccessIssue]
     before = [backend.fp32_precision for backend in backends]
     try:
         for backend, precision in zip(backends, (on_cuda, on_cpu)):
