@@ -3,13 +3,13 @@
 import inspect
 import re
 from collections.abc import Iterator
-from dataclasses import fields
 from pathlib import Path
 from textwrap import dedent, fill
 from typing import Any
 
 import optimum_ffp
 from optimum_ffp.config import FFPConfig, RecoveryConfig
+from optimum_ffp.config.choices import KINDS, built_in_options
 from optimum_ffp.config.fields import Config, format_default
 
 
@@ -22,17 +22,24 @@ SECTION = r"^(Args|Attributes|Returns|Raises|Example):\n"
 def option_table(config_class: type[Config]) -> str:
     """Return the table of all options of a config; those of the command line are written with dashes."""
     has_presets = config_class is FFPConfig
-    columns = ("option", "default", *[f"`{name}`" for name in PRESETS], "read only with")
-    head = f"| {' | '.join(columns if has_presets else columns[:2])} |"
+    columns = ["option", "default"]
+    if has_presets:
+        columns += [*(f"`{name}`" for name in PRESETS), "option of"]
+    head = f"| {' | '.join(columns)} |"
     lines = [head, re.sub(r"[^|]+", "---", head)]
-    for field in fields(config_class):
+    owners = {
+        field.name: f"`{option} {name}`"
+        for option in KINDS
+        for name, options in reversed(built_in_options(option).items())
+        for field in options.option_fields()
+    }
+    for field in config_class.all_fields():
         metadata = field.metadata
         name = f"--{field.name.replace('_', '-')}" if metadata["group"] else field.name
         cells = [f"`{name}`", format_default(field)]
         if has_presets:
-            when = metadata["when"]
             cells += [str(metadata["presets"].get(name, "")).lower().strip("()") for name in PRESETS]
-            cells.append(f"`{when[0]}` {', '.join(when[1:])}" if when else "")
+            cells.append(owners.get(field.name, ""))
         lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines)
 

@@ -2,23 +2,23 @@
 
 import logging
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
-from functools import partial
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from .analysis.measurements import Measurements, adapted
+from .analysis.measurements import Measurements
 from .checkpoint.pushing import push_result
 from .checkpoint.result import PruningResult, SearchResult, package_versions
-from .checkpoint.saving import load_agent, save_checkpoint
+from .checkpoint.saving import SavedAgent, load_agent, save_checkpoint
 from .compression.calibration import CalibrationTask
 from .compression.training.end_to_end import check_launch
-from .config import FFPConfig
-from .config.prune import TRAINING_SUFFICES, find_choice
+from .config import FFPConfig, Plan
+from .config.prune import TRAINING_SUFFICES
 from .data import DataSplits
 from .data.samples import write_samples
 from .engine.token_counter import total_tokens
@@ -31,12 +31,12 @@ from .modeling.loading import (
     load_dense,
     load_pruned,
     pin_commit,
-    read_model_config,
     resolve_device,
+    shape_of,
 )
 from .modeling.padding import padded
-from .planning.estimate import Machine, estimate_prune
-from .search.runner import PolicySearch, check_budget
+from .planning.make import make_plan, make_plans, recalibrated, replace_options
+from .search.runner import PolicySearch
 from .search.task import check_agent
 from .utils import processes
 from .utils.batch_size import memory_errors
@@ -44,14 +44,13 @@ from .utils.device_memory import device_name
 from .utils.folders import expand
 from .utils.json import write_json
 from .utils.profiling import StageMeter
-from .utils.resume import EXPERTS, Journal, fingerprint
+from .utils.resume import DECISION, EXPERTS, Journal, fingerprint, saved_decision
 from .utils.tracking import Tracker, check_trackers
 
 
 logger = logging.getLogger(__name__)
 NO_SEARCH = (
-    f"skipped: when {100 * TRAINING_SUFFICES:g} % or more of the blocks are removed, training makes up for what a "
-    "search gains; --method ffp searches"
+    f"skipped: at {100 * TRAINING_SUFFICES:g} % sparsity and above, training makes it redundant; --method ffp searches"
 )
 
 
@@ -59,16 +58,16 @@ class FFPPruner:
     """Prunes a model, to one or several sizes.
 
     Data, statistics and the sorted model (`measured`) are computed once, on first use, and shared by all calls of
-    `prune`. Between calls `config` may change in options that are read later (`params`, `sparsity`, `method`,
-    `calibration`, ...); changing an option that `measured` depends on is an error. Several processes, such as those
-    of `accelerate launch`, share the work and all get the results; all of them must make the same calls.
+    `prune`, which may have other options (`params`, `sparsity`, `method`, `calibration`, ...), except those that
+    `measured` depends on. Several processes, such as those of `accelerate launch`, share the work and all get the
+    results; all of them must make the same calls.
 
     Args:
         model: The dense model, of a supported family. It is changed in place: `requires_grad` is turned off, and its
             heads and channels are reordered, which leaves its outputs as they are. The pruned model is another one,
             `result.model`.
         tokenizer: Tokenizer of the model.
-        config: Options of the prune.
+        config: Options of the prune, or a plan for this model.
         model_id: Hub id or path of the model, for the record.
         work_folder: Folder for finished work, including Gram and Fisher matrices, so that `prune(resume=True)` of
             another process can resume from it. It must be new, empty or left by another prune, and is used by one
@@ -80,6 +79,7 @@ class FFPPruner:
         pruned_from: Name of the pruned model, for the record. `model_id` and `options` are those of the dense one.
 
     Attributes:
+        plan: What a prune without other options does.
         measured: Windows, sorted model and losses of the dense model, which do not depend on the search.
         result: Last result of `finish` or `prune`.
 
@@ -99,7 +99,7 @@ class FFPPruner:
         self,
         model: PreTrainedModel,
         tokenizer: PreTrainedTokenizerBase,
-        config: FFPConfig,
+        config: FFPConfig | Plan,
         model_id: str | os.PathLike | None = None,
         work_folder: str | os.PathLike | None = None,
         report_to: str | Sequence[str] = (),
@@ -108,42 +108,56 @@ class FFPPruner:
         dense: PreTrainedModel | None = None,
         pruned_from: str | None = None,
     ):
-        self.report_to, resolved = check_trackers(report_to), config.resolve()
+        self.report_to = check_trackers(report_to)
         name = model_id or getattr(getattr(model, "config", None), "_name_or_path", None) or "the model"
         self.model_id = os.fspath(name)
         check_model(model, tokenizer, self.model_id)
-        for option in ("method", "criterion", "mapping", "calibration"):
-            if (choice := getattr(resolved, option)) is not None:
-                find_choice(option, choice)
         self.options, self.work_folder = options or LoadOptions(), work_folder
-        self.model, self.tokenizer, self.config = model, tokenizer, config
+        self.model, self.tokenizer, self.pruned_from = model, tokenizer, pruned_from
         if self.options.offload == "disk" and work_folder is None:
             raise FFPError("offload 'disk' needs a work_folder, which stores what doesn't fit into memory")
-        device = None if self.options.offload == "none" else resolve_device(self.options.device)
+        self._length = data.calibration.length if data else None
+        self.plan = config if isinstance(config, Plan) else self._make_plans([config])[0]
         # Computed before weights are converted and reordered.
         self._fingerprints = {
             name: fingerprint(one)
             for name, one in (("model", model), ("dense", dense))
             if work_folder and one is not None
         }
+        device = None if self.options.offload == "none" else resolve_device(self.options.device)
         self.measured = Measurements(
-            model, tokenizer, config, data=data, device=device, token=self.options.token, dense=dense
+            model, tokenizer, self.plan, data=data, device=device, token=self.options.token, dense=dense
         )
-        check_budget(model, self.measured.unit_variants, self.measured.config)
-        check_losses(self.measured.layerwise.losses(FIRST_TOKENS), model, self.model_id)
         self.result: PruningResult | None = None
-        self.pruned_from = pruned_from
-        self._license = read_license(self.model_id, **self.options.hub())
-        if config.base_model and not self._license:
-            self._license = read_license(config.base_model, token=self.options.token)
+        self._is_checked, self._saved_in = False, None
         model.eval().requires_grad_(False)
+
+    def _make_plans(self, configs: Sequence[FFPConfig]) -> list[Plan]:
+        """Plan prunes of this model, as an interrupted process did."""
+        plans, _ = make_plans(
+            configs,
+            self.model,
+            self.options,
+            saves_work=self.work_folder is not None,
+            length=self._length,
+            decided=saved_decision(self.work_folder) if self.work_folder else None,
+        )
+        return plans
+
+    @cached_property
+    def _license(self) -> Mapping[str, str]:
+        """Fields of the license of the dense model's card."""
+        found = read_license(self.model_id, **self.options.hub())
+        if self.plan.base_model and not found:
+            found = read_license(self.plan.base_model, token=self.options.token)
+        return found
 
     @classmethod
     @memory_errors()
     def from_pretrained(
         cls,
         model_id: str | os.PathLike,
-        config: FFPConfig | None = None,
+        config: FFPConfig | Plan | None = None,
         work_folder: str | os.PathLike | None = None,
         report_to: str | Sequence[str] = (),
         **options: Any,
@@ -152,7 +166,7 @@ class FFPPruner:
 
         Args:
             model_id: Hub id, folder, or `.gguf` file.
-            config: Options of the prune; the defaults if `None`.
+            config: Options of the prune, or a plan for this model; the defaults if `None`.
             work_folder: As for the class.
             report_to: As for the class.
             options: Fields of `LoadOptions`: `device`, `dtype`, `offload` (by default `"auto"`), `revision`,
@@ -165,10 +179,11 @@ class FFPPruner:
         config, name = config or FFPConfig(), os.fspath(model_id)
         defaults = {"offload": "auto", "base_model": config.base_model}
         pinned = pin_commit(name, LoadOptions(**defaults | options))
-        model_config = read_model_config(name, pinned)
-        if pinned.offload == "auto":
-            estimate = estimate_prune(model_config, config, pinned, saves_work=work_folder is not None)
-            pinned = replace(pinned, offload=processes.from_main(estimate.offload))
+        if not isinstance(config, Plan):
+            saves_work, model = work_folder is not None, shape_of(name, pinned)
+            decided = saved_decision(work_folder) if work_folder else None
+            config = make_plan(config, model, pinned, saves_work=saves_work, decided=decided)
+        pinned = replace(pinned, offload=config.offload)
         dense_id, dense_options, rows = find_dense(name, pinned)
         model, tokenizer = load_dense(dense_id, dense_options, work_folder and expand(work_folder) / EXPERTS)
         again = {}
@@ -180,27 +195,56 @@ class FFPPruner:
 
     def prune(
         self,
-        sparsity: float | None = None,
         warm_start: str | os.PathLike | Mapping[str, np.ndarray] | None = None,
         resume: bool = False,
+        **options: Any,
     ) -> PruningResult:
         """Search, calibrate, slice and evaluate. A further call reuses what was measured.
 
         Args:
-            sparsity: Fraction of the block parameters to remove, instead of `config.sparsity`.
             warm_start: Agent to start from (policy transfer): a checkpoint's folder or Hub id, or `result.agent`.
             resume: Whether to resume from the state that an interrupted process left in the work folder. On the CPU
                 the result is bitwise the same as without the interruption. `save_pretrained` removes that folder.
+            options: Options of this prune in place of those of the config, such as `sparsity=0.3`.
 
         Returns:
             The pruned model and its record; also stored as `self.result`.
 
         Raises:
-            FFPError: If the budget can't be met, the data or the agent can't be used, memory doesn't suffice, or the
-                work folder holds the state of another prune.
+            FFPError: If the budget can't be met, the data or the agent can't be used, memory doesn't suffice, an
+                option can't change, or the work folder holds the state of another prune.
         """
         self.open_journal(resume)
-        return self.finish(self.search(sparsity, warm_start))
+        return self.finish(self.search(warm_start, **options))
+
+    def sweep(
+        self,
+        configs: Iterable[FFPConfig | Plan],
+        warm_start: str | os.PathLike | Mapping[str, np.ndarray] | None = None,
+        resume: bool = False,
+    ) -> Iterator[PruningResult]:
+        """Prune to one size after another, and yield the results; save each before the next.
+
+        The agent of every search is the start of the next one, which needs half as many candidates.
+
+        Args:
+            configs: Options that differ in the budget, or their plans.
+            warm_start: As in `prune`, for the first search.
+            resume: As in `prune`.
+
+        Raises:
+            FFPError: As `prune`.
+        """
+        asked = [*configs]
+        plans = [one for one in asked if isinstance(one, Plan)]
+        if len(plans) < len(asked):
+            plans = self._make_plans([one.asked if isinstance(one, Plan) else one for one in asked])
+        self.open_journal(resume)
+        agent = warm_start
+        for plan in plans:
+            result = self.finish(self._search(plan, agent))
+            yield result
+            agent = agent if result.agent is None else SavedAgent(result.agent, self._saved_in or "AGENT")
 
     def open_journal(self, resume: bool = False) -> None:
         """Start saving finished work in the work folder, until `save_pretrained`.
@@ -222,130 +266,109 @@ class FFPPruner:
             return
         identity = {
             **self._fingerprints,
-            "config": self.measured.config.for_stages("measured"),
+            "config": self.plan.for_stages("measured"),
             "versions": package_versions(),
             "device": device_name(self.model.device),
             "computes in": self.measured.compute_dtypes,
             "data": self.measured.given_data,
             # Those of a given policy.
-            "groups": [unit.unit.group for unit in self.measured.unit_variants[0]] if self.config.policy else None,
-            **({} if self.measured.given_data else processes.on_main(self.measured.config.hash_files)),
+            "groups": [unit.unit.group for unit in self.measured.unit_variants[0]] if self.plan.policy else None,
+            **({} if self.measured.given_data else processes.on_main(self.plan.hash_files)),
         }
         on_disk = self.options.offload == "disk"
         self.measured.journal = Journal.open(self.work_folder, identity, resume=resume, on_disk=on_disk)
 
-    def _with_costs(self, config: FFPConfig) -> FFPConfig:
-        """Return the config with measured times, if it needs them."""
-        if config.speedup is None and config.costs is None:
-            return config
-        # Only the main process reads the file, which it may just have written.
-        return replace(config, costs=processes.on_main(lambda: config.cost_table) or self.measured.block_costs)
-
-    def _with_calibration(self, config: FFPConfig) -> FFPConfig:
-        """Return the config with the calibration that memory suffices for, which is chosen once, if it has none.
-
-        Raises:
-            FFPError: If the calibration can't run with these weights and processes.
-        """
-
-        def choose() -> dict[str, Any]:
-            machine = Machine.of(str(self.measured.layerwise.device))
-            estimate = estimate_prune(self.model.config, config, self.options, machine=machine)
-            return {"calibration": estimate.calibration, "lora": estimate.lora}
-
-        if config.calibration is None:
-            # Text that can't be used is found before anything is saved, and the memory is that before measurements.
-            _ = self.measured.data
-            journal = self.measured.journal.part(config.lora)
-            chosen = journal.value("calibration", partial(processes.on_main, choose))
-            adapters = f" by adapters of rank {chosen['lora']}" if chosen["lora"] else ""
-            logger.info("using calibration %s%s, which fits into memory", chosen["calibration"], adapters)
-            config = replace(config, **chosen)
-        if config.calibration == "model":
+    def _check(self, plan: Plan) -> None:
+        """Check, before anything is measured, what needs the model to run."""
+        self.measured.check(plan)
+        if plan.calibration == "model":
             device, work = self.measured.layerwise.device, self.measured.journal.folder
             check_launch(device, self.options.offload, work is not None, can_shard=False)
-        return config
+        if not self._is_checked:
+            check_losses(self.measured.layerwise.losses(FIRST_TOKENS), self.model, self.model_id)
+            self._is_checked = True
 
     @memory_errors()
     def search(
-        self,
-        sparsity: float | None = None,
-        warm_start: str | os.PathLike | Mapping[str, np.ndarray] | None = None,
-        config: FFPConfig | None = None,
+        self, warm_start: str | os.PathLike | Mapping[str, np.ndarray] | None = None, **options: Any
     ) -> SearchResult:
         """Search for a policy: the first half of `prune`.
 
         Args:
-            sparsity: As in `prune`.
             warm_start: As in `prune`.
-            config: Options of this search; `self.config` if `None`.
+            options: As in `prune`.
 
         Raises:
-            FFPError: As `prune`, or if the config differs in options that `measured` depends on.
+            FFPError: As `prune`.
         """
-        asked = adapted(config or self.config, self.model.config)
-        costs = asked.costs if isinstance(asked.costs, str) else None
-        asked = self._with_costs(asked if sparsity is None else replace(asked, sparsity=sparsity))
-        budget = check_budget(self.model, self.measured.unit_variants, self.measured.resolved(asked))
-        config = self.measured.resolved(asked.with_method(budget.sparsity))
-        self.measured.check(config)
-        skips = asked.method is None and config.method == "no-search"
-        agent = None if skips else load_agent(warm_start, self.options.token)
+        plan = self.plan
+        if options:
+            plan = self._make_plans([replace_options(self.plan.asked, options)])[0]
+        return self._search(plan, warm_start)
+
+    def _search(self, plan: Plan, warm_start: str | os.PathLike | Mapping[str, np.ndarray] | None) -> SearchResult:
+        agent = None if plan.skips_search else load_agent(warm_start, self.options.token)
         if agent is not None:
-            check_agent(agent, [unit.unit for unit in self.measured.unit_variants[0]], config)
-        config = self._with_calibration(config)
+            check_agent(agent, [unit.unit for unit in self.measured.unit_variants[0]], plan)
+        self._check(plan)
+        # Text that can't be used is found before anything is saved.
+        _ = self.measured.data
+        if plan.asked.calibration is None:
+            self.measured.journal.value(DECISION, lambda: {"calibration": plan.calibration, "lora": plan.lora})
+        times = None
+        if plan.speedup is not None or plan.costs is not None:
+            # Only the main process reads the file, which it may just have written.
+            times = processes.on_main(lambda: plan.cost_table) or self.measured.block_costs
         # Measure before the stage `search` starts: measurements have their own stages.
-        _ = self.measured.dense_losses if config.compares_policies else self.measured.prepared
+        _ = self.measured.dense_losses if plan.compares_policies else self.measured.prepared
         meter = StageMeter(counter=self.measured.layerwise.counter)
         with meter.stage("search"):
-            policy_search = PolicySearch(self.measured, config)
-            run = f"{Path(self.model_id).name}-{config.budget_name}"
-            with Tracker(self.report_to, run, config.to_dict()) as tracker:
+            policy_search = PolicySearch(self.measured, plan, times)
+            run = f"{Path(self.model_id).name}-{plan.asked.budget_name}"
+            with Tracker(self.report_to, run, plan.to_dict()) as tracker:
                 result = policy_search.run(agent, tracker.log_evaluation)
-        if costs and processes.is_main() and not expand(costs).exists():
-            with convert_errors(lambda error: f"costs {costs} can't be written: {one_line(error)}"):
-                expand(costs).parent.mkdir(parents=True, exist_ok=True)
-                write_json(expand(costs), result.config.costs)
-        result.cost, result.note = meter, NO_SEARCH if skips else result.note
+        if isinstance(plan.costs, str) and processes.is_main() and not expand(plan.costs).exists():
+            with convert_errors(lambda error: f"costs {plan.costs} can't be written: {one_line(error)}"):
+                expand(plan.costs).parent.mkdir(parents=True, exist_ok=True)
+                write_json(expand(plan.costs), result.times)
+        result.cost, result.note = meter, NO_SEARCH if plan.skips_search else result.note
         return result
 
     @memory_errors()
-    def finish(self, search: SearchResult, config: FFPConfig | None = None) -> PruningResult:
+    def finish(self, search: SearchResult, **options: Any) -> PruningResult:
         """Calibrate, slice and evaluate a policy: the second half of `prune`.
 
         Args:
             search: Result of `search`.
-            config: Options of calibration, to compare several with one policy; those of the search if `None`.
+            options: Other options of the calibration, to compare several with one policy.
 
         Returns:
             The pruned model and its record; also stored as `self.result`.
 
         Raises:
-            FFPError: If the config differs in options that `measured` depends on.
+            FFPError: If an option can't change.
         """
         measured, policy = self.measured, search.policy
-        calibrated_with = (config or search.config).for_stages("calibration")
-        config = replace(search.config, **calibrated_with)
-        measured.check(config)
-        config = self._with_calibration(config)
-        journal = measured.journal.part(config.for_stages("calibration"), policy.sizes)
+        plan = recalibrated(search.plan, options) if options else search.plan
+        self._check(plan)
+        journal = measured.journal.part(plan.for_stages("calibration"), policy.sizes)
         sorted_model = measured.prepared.sorted_model
         evaluated = {"dense": measured.dense_test_losses}
         # With offloaded weights it would take long.
         dense_samples = measured.dense_samples if self.options.offload == "none" else {}
         # The dense model's evaluation is counted in that of the measurements.
         meter = StageMeter(measured.meter, search.cost, counter=measured.layerwise.counter)
-        test_losses = partial(measured.test_losses, policy, journal=journal, batch_size=config.batch_size, meter=meter)
-        if config.reports_searched:
+        test_losses = partial(measured.test_losses, policy, journal=journal, batch_size=plan.batch_size, meter=meter)
+        if plan.reports_searched:
             evaluated["searched"] = test_losses("searched")
         with meter.stage("calibration"):
-            task = CalibrationTask(sorted_model, policy, measured.data, config, journal)
-            calibration = find_choice("calibration", config.calibration).calibrate(task)
-        if config.calibration != "none":
+            task = CalibrationTask(sorted_model, policy, measured.data, plan, journal)
+            calibration = plan.function("calibration")(task)
+        if plan.calibration != "none":
             evaluated["calibrated"] = test_losses("calibrated", weights=calibration.weights)
         with meter.stage("slicing"):
             model = sorted_model.materialize(
-                policy, calibration.weights, journal=journal, homogeneous=config.method == "homogeneous"
+                policy, calibration.weights, journal=journal, homogeneous=plan.method == "homogeneous"
             )
         with meter.stage("evaluation"):
             samples = processes.on_main(partial(write_samples, model, self.tokenizer)) if dense_samples else {}
@@ -355,7 +378,7 @@ class FFPPruner:
             model=model,
             tokenizer=self.tokenizer,
             search=search,
-            config=config,
+            plan=plan,
             base_model=self.model_id,
             pruned_from=self.pruned_from,
             dense_parameters=self.model.num_parameters(),
@@ -389,6 +412,7 @@ class FFPPruner:
         """
         result, journal = self._finished(), self.measured.journal
         processes.on_main(lambda: save_checkpoint(result, directory, overwrite, journal.folder))
+        self._saved_in = os.fspath(directory)
         if not keep_work:
             journal.remove()
             self.measured.journal = Journal()

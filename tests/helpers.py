@@ -25,13 +25,16 @@ from optimum_ffp.checkpoint.card import render_card
 from optimum_ffp.checkpoint.saving import load_record
 from optimum_ffp.compression.calibration import CalibrationTask
 from optimum_ffp.compression.calibrations import ridge
-from optimum_ffp.compression.calibrations.layers import Distilled, distill
+from optimum_ffp.compression.distillation import Distilled, distill
 from optimum_ffp.compression.ridge import PrefixRidge
 from optimum_ffp.compression.sorted_model import SortedModel
 from optimum_ffp.data import DataSplits, Windows
+from optimum_ffp.config import Plan
 from optimum_ffp.engine import LayerwiseModel
 from optimum_ffp.modeling.auto import PER_LAYER_LISTS
 from optimum_ffp.modeling.families import ModelUnit, find_family, find_units
+from optimum_ffp.modeling.loading import LoadOptions
+from optimum_ffp.planning.make import make_plan
 from optimum_ffp.utils.resume import Journal
 
 
@@ -275,6 +278,12 @@ def make_pruner(folder, data, work_folder=None, **options):
     return FFPPruner.from_pretrained(folder, config, work_folder, device="cpu")
 
 
+def plan_of(model: PreTrainedModel | None = None, data: DataSplits | None = None, **options: Any) -> Plan:
+    """The plan for a model, by default a tiny Llama, on the CPU."""
+    length = data.calibration.length if data else None
+    return make_plan(FFPConfig(**options), model or make_tiny_model(), LoadOptions("cpu"), length=length)
+
+
 def mixed_units(model: PreTrainedModel, groups: Sequence[Group | None] = (None,)) -> list[ModelUnit]:
     """The units of a dense model, where the groups of attention take turns by layer."""
     variants = [find_units(model, find_family(model.config), group=group) for group in groups]
@@ -354,16 +363,16 @@ def learn(
     training hold out some of the windows that it sees.
     """
     calibration, held_out = (Windows(tokens, "", "", start_token) for tokens in (windows, held_out))
-    config = FFPConfig(
+    plan = plan_of(
+        sorted_model.layerwise.dense.model,
         seq_len=windows.shape[1],
-        distillation_passes=passes,
-        distillation_rate=learning_rate,
         first_tokens=FIRST_TOKENS,
         search_dtype="model",
+        calibration="layers",
     )
     data = DataSplits(calibration, search=held_out, held_out=held_out, tests=())
-    task = CalibrationTask(sorted_model, policy, data, config, journal or Journal())
-    return distill(task, ridge.calibrate(task).weights)
+    task = CalibrationTask(sorted_model, policy, data, plan, journal or Journal())
+    return distill(task, ridge.calibrate(task).weights, passes=passes, learning_rate=learning_rate, parts=1)
 
 
 def make_deep_model(name: str) -> PreTrainedModel:

@@ -1,7 +1,6 @@
 import copy
 import json
 import math
-from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -14,7 +13,6 @@ from optimum_ffp.commands.records import prune_records
 from optimum_ffp.commands.summary import summarize
 from optimum_ffp.evaluation import window_losses
 from optimum_ffp.evaluation.size import kv_cache_bytes
-from optimum_ffp.search.task import UNIT_PARAMETERS
 from tests.helpers import (
     KINDS,
     SETTINGS,
@@ -152,34 +150,29 @@ def test_a_second_prune_measures_nothing_again_and_is_as_if_it_were_alone(save_t
     folder = save_tiny_model()
     later = {"method": "random", "calibration": "ridge", "min_retention": 0.5, "update_samples": 1, "search_steps": 5}
     pruner = make_pruner(folder, data_folder)
-    first = pruner.prune(0.2)
-    for name, value in later.items():
-        setattr(pruner.config, name, value)
+    first = pruner.prune(sparsity=0.2)
     with monkeypatch.context() as patch:
         for name in ("collect_statistics", "collect_fisher"):
             patch.setattr(f"optimum_ffp.analysis.prepare.{name}", None)
-        second = pruner.prune(0.4)
-    alone = make_pruner(folder, data_folder, **later).prune(0.4)
+        second = pruner.prune(sparsity=0.4, **later)
+    alone = make_pruner(folder, data_folder, **later).prune(sparsity=0.4)
     assert (second.policy, second.log, second.perplexities) == (alone.policy, alone.log, alone.perplexities)
-    assert second.config.to_dict() == alone.config.to_dict() and first.parameters > second.parameters
+    assert second.plan.to_dict() == alone.plan.to_dict() and first.parameters > second.parameters
 
 
 @pytest.mark.slow
 def test_what_was_measured_once_may_not_change(save_tiny_model, data_folder):
     pruner = make_pruner(save_tiny_model(), data_folder, method="uniform", calibration="ridge")
     search = pruner.search()
-    search.config.fisher_samples = 1
     with pytest.raises(FFPError, match="fisher_samples"):
-        pruner.finish(search)
-    pruner.config = FFPConfig(dataset="self", **SETTINGS)
+        pruner.finish(search, fisher_samples=1)
     for call in (pruner.prune, pruner.search):
         with pytest.raises(FFPError, match="dataset"):
-            call()
+            call(dataset="self")
     options = {"reward": "pruned", "agent": "ppo", "mapping": "greedy", "calibration": "none", "search_steps": 2}
     pruner = make_pruner(save_tiny_model(), data_folder, **options)
-    pruner.config.calibration = "ridge"
     with pytest.raises(FFPError, match="ridge"):
-        pruner.prune()
+        pruner.prune(calibration="ridge")
 
 
 @pytest.mark.slow
@@ -196,7 +189,7 @@ def test_what_is_measured_once_reads_no_other_options(save_tiny_model, data_fold
         assert pruner.measured.prepared.curves is not None
     # How many windows fit into memory at once changes nothing, and of these two only whether factors are needed.
     assert "num_samples" in read
-    measured = {*pruner.config.for_stages("measured"), "batch_size", "reward", "calibration"}
+    measured = {*pruner.plan.for_stages("measured"), "batch_size", "reward", "calibration"}
     assert read & {*FFPConfig.option_names()} <= measured
 
 
@@ -232,7 +225,7 @@ def test_held_out_error_of_every_layer_is_on_record(save_tiny_model, data_folder
     assert (record["windows"], record["window_length"], record["split"]) == (1, 24, "validation")
     assert [row["layer"] for row in record["layers"]] == [0, 1, 2]
     assert all(0 < row["error"] <= row["before"] for row in [*record["layers"], record["last_norm"]])
-    assert pruner.finish(result.search, replace(result.config, calibration="ridge")).calibration == {}
+    assert pruner.finish(result.search, calibration="ridge").calibration == {}
 
 
 @pytest.mark.slow
@@ -247,32 +240,32 @@ def test_bounds_and_multiples_are_kept(save_tiny_model, data_folder):
 def test_a_search_and_a_calibration_may_have_other_options_than_the_pruner(save_tiny_model, data_folder):
     folder, other = save_tiny_model(), {"method": "random", "min_retention": 0.5, "calibration": "none"}
     pruner = make_pruner(folder, data_folder, sparsity=0.3)
-    search = pruner.search(config=replace(pruner.config, **other))
-    assert min(search.policy.retentions) >= 0.5 and pruner.config.method == "ffp"
-    calibrated = pruner.finish(search, replace(search.config, calibration="ridge"))
+    search = pruner.search(**other)
+    assert min(search.policy.retentions) >= 0.5 and pruner.plan.method == "ffp"
+    calibrated = pruner.finish(search, calibration="ridge")
     alone = make_pruner(folder, data_folder, sparsity=0.3, **other | {"calibration": "ridge"}).prune()
     assert alone.policy == calibrated.policy and alone.perplexities == calibrated.perplexities
-    assert calibrated.config.to_dict() == alone.config.to_dict()
+    assert calibrated.plan.to_dict() == alone.plan.to_dict()
     assert list(pruner.finish(search).losses) == ["dense", "searched"]
 
 
 def test_the_search_is_skipped_at_those_sparsities_where_training_makes_up_for_it(save_tiny_model, data_folder):
     pruner = make_pruner(save_tiny_model(), data_folder, method=None)
-    low, high, again = (pruner.search(sparsity) for sparsity in (0.2, 0.3, 0.2))
-    assert [found.config.method for found in (low, high, again)] == ["ffp", "no-search", "ffp"]
+    low, high, again = (pruner.search(sparsity=sparsity) for sparsity in (0.2, 0.3, 0.2))
+    assert [found.plan.method for found in (low, high, again)] == ["ffp", "no-search", "ffp"]
     assert low.policy == again.policy and low.log and not high.log
     assert low.note is None and "--method ffp" in high.note
     # A number of parameters removes as much.
-    assert pruner.search(config=replace(pruner.config, sparsity=None, params="23k")).note == high.note
+    assert pruner.search(sparsity=None, params="23k").note == high.note
     # The agent of the lower one isn't needed, and nothing that is asked for is skipped.
-    assert pruner.search(0.3, low.agent).policy == high.policy
-    assert pruner.search(0.3, low.agent, replace(pruner.config, method="ffp")).note is None
+    assert pruner.search(low.agent, sparsity=0.3).policy == high.policy
+    assert pruner.search(low.agent, sparsity=0.3, method="ffp").note is None
 
 
 def test_work_is_kept_for_further_sparsities(save_tiny_model, data_folder, tmp_path):
     pruner = make_pruner(save_tiny_model(), data_folder, tmp_path / "work", method="uniform", calibration="ridge")
     for sparsity, keep in ((0.2, True), (0.3, False)):
-        pruner.prune(sparsity)
+        pruner.prune(sparsity=sparsity)
         with pytest.raises(FFPError, match="never replaced"):
             pruner.save_pretrained(data_folder)
         pruner.save_pretrained(tmp_path / f"{sparsity}", keep_work=keep)
@@ -283,7 +276,7 @@ def test_work_is_kept_for_further_sparsities(save_tiny_model, data_folder, tmp_p
 def test_windows_are_as_long_as_the_model_knows(save_tiny_model, data_folder):
     config = FFPConfig(dataset=str(data_folder), method="uniform", preset="paper", num_samples=4, search_samples=2)
     result = FFPPruner(make_tiny_model("gpt2"), make_tokenizer(), config).prune()
-    assert result.config.seq_len == result.test.length == 64 and config.seq_len is None
+    assert result.plan.seq_len == result.test.length == 64 and config.seq_len is None
     with pytest.raises(FFPError, match="65"):
         make_pruner(save_tiny_model(), data_folder, seq_len=65)
 
@@ -331,7 +324,7 @@ def test_what_can_not_be_pruned_is_refused_whoever_has_loaded_it(save_tiny_model
         (foreign, "code"),
     ):
         with pytest.raises(FFPError, match=word):
-            FFPPruner(model, make_tokenizer(), FFPConfig())
+            pruner_of(model, data_folder).prune()
 
 
 @pytest.mark.slow
@@ -341,7 +334,7 @@ def test_units_that_read_zeros_are_pruned_like_any_other(data_folder):
     model.model.layers[1].self_attn.v_proj.weight.data.zero_()
     # Without a search, which on a random model may well end at the uniform policy.
     for options in ({}, {"criterion": "obs", "ridge_lambda": 0.0}):
-        result = pruner_of(copy.deepcopy(model), data_folder, method="no-search", **options).prune(0.3)
+        result = pruner_of(copy.deepcopy(model), data_folder, method="no-search", **options).prune(sparsity=0.3)
         assert all(torch.isfinite(tensor).all() for tensor in result.model.state_dict().values())
         # They are worth nothing, so they are what is removed first.
         dead = {(0, "ffn"), (1, "attention")}
@@ -386,8 +379,6 @@ def test_an_agent_of_a_model_of_other_sizes_is_refused(agent, save_tiny_model, d
     other = pruner_of(make_tiny_model(intermediate_size=64), data_folder, agent=agent)
     with pytest.raises(FFPError, match="sizes"):
         other.search(warm_start=learned)
-    # Earlier versions saved no sizes.
-    other.search(warm_start={name: array for name, array in learned.items() if name != UNIT_PARAMETERS})
 
 
 def test_a_local_model_without_a_license_takes_that_of_its_base_model(save_tiny_model, data_folder, monkeypatch):

@@ -106,7 +106,7 @@ def test_searches_of_one_pruner_measure_the_dense_model_once(save_tiny_model, da
 
     for module in ("analysis.measurements", "search.evaluator"):
         monkeypatch.setattr(f"optimum_ffp.{module}.policy_losses", watched)
-    found = [pruner.search(sparsity) for sparsity in (0.2, 0.3)]
+    found = [pruner.search(sparsity=sparsity) for sparsity in (0.2, 0.3)]
     assert measured.count(True) == 1 < len(measured)
     assert len({one.dense_perplexity for one in found}) == 1
 
@@ -120,24 +120,24 @@ def assert_same(result, other):
 def test_searches_of_another_agent_have_entries_of_their_own(save_tiny_model, data_folder, tmp_path):
     folder, work = save_tiny_model(), tmp_path / "work"
     alone = make_pruner(folder, data_folder, agent="gradient", search_steps=48)
-    agent = alone.search(0.4).agent
-    cold, warm = alone.search(0.3), alone.search(0.3, agent)
+    agent = alone.search(sparsity=0.4).agent
+    cold, warm = alone.search(sparsity=0.3), alone.search(agent, sparsity=0.3)
     assert cold.log != warm.log
     # In the same process, and in another that resumes with an agent which the first search had not.
     first = make_pruner(folder, data_folder, work_folder=work, agent="gradient", search_steps=48)
     first.open_journal()
     again = make_pruner(folder, data_folder, work_folder=work, agent="gradient", search_steps=48)
-    found = [first.search(0.3), first.search(0.3, agent)]
+    found = [first.search(sparsity=0.3), first.search(agent, sparsity=0.3)]
     again.open_journal(resume=True)
-    found.append(again.search(0.3, agent))
+    found.append(again.search(agent, sparsity=0.3))
     assert [(one.policy, one.log) for one in found] == [(one.policy, one.log) for one in (cold, warm, warm)]
 
 
 def test_a_second_prune_shares_the_work_folder(save_tiny_model, data_folder, tmp_path, monkeypatch):
     folder, work = save_tiny_model(), tmp_path / "work"
     pruner = make_pruner(folder, data_folder, work_folder=work)
-    pruner.prune(0.2)
-    second = pruner.prune(0.3)
+    pruner.prune(sparsity=0.2)
+    second = pruner.prune(sparsity=0.3)
     with monkeypatch.context() as patch:
         for name in (
             "analysis.prepare.collect_statistics",
@@ -146,11 +146,11 @@ def test_a_second_prune_shares_the_work_folder(save_tiny_model, data_folder, tmp
             "search.evaluator.policy_losses",
         ):
             patch.setattr(f"optimum_ffp.{name}", None)
-        assert_same(make_pruner(folder, data_folder, work_folder=work).prune(0.3, resume=True), second)
+        assert_same(make_pruner(folder, data_folder, work_folder=work).prune(sparsity=0.3, resume=True), second)
     pruner.save_pretrained(tmp_path / "out")
     assert not work.exists()
     # Nothing is kept again before it is asked for.
-    pruner.search(0.2)
+    pruner.search(sparsity=0.2)
     assert not work.exists()
 
 

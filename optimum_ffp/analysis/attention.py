@@ -11,7 +11,7 @@ from transformers.utils import logging
 from ..allocation.knapsack import lower_hull
 from ..allocation.policy import GROUP_NAMES, Group, Unit
 from ..compression.ridge import PrefixRidge
-from ..config import FFPConfig
+from ..config import FFPConfig, Plan
 from ..hub.record import policy_rows
 from ..modeling.families import Family, ModelUnit, find_units
 from .fisher import loss_curve
@@ -23,14 +23,16 @@ logger = logging.get_logger(__name__)
 GROUPS: dict[str, Group] = {"kv-groups": "kv_group", "query-heads": "query_head"}
 
 
-def find_unit_variants(model: PreTrainedModel, family: Family, config: FFPConfig) -> tuple[list[ModelUnit], ...]:
+def find_unit_variants(
+    model: PreTrainedModel, family: Family, config: FFPConfig, attention: str
+) -> tuple[list[ModelUnit], ...]:
     """Return the units of a dense model, once for every kind of attention group that can be pruned.
 
     Args:
         model: The dense model.
         family: The family record of the model.
-        config: `policy`, whose groups the units have (`read_policy` checks the rest), or `attention`. The choice is
-            left open only if loss curves can make it.
+        config: `policy`, whose groups the units have (`read_policy` checks the rest), and `multiple_of`.
+        attention: What to remove, as the option. The choice is left open only if loss curves can make it.
 
     Returns:
         One list of units, or two that differ in the units of attention: by KV groups, then by query heads.
@@ -42,7 +44,7 @@ def find_unit_variants(model: PreTrainedModel, family: Family, config: FFPConfig
         policy = [row for row in policy_rows(config.policy) if row.get("unit") == "attention"]
         kept: dict[int, Group] = {row.get("layer", -1): row.get("group", "kv_group") for row in policy}
         return (find_units(model, family, config.multiple_of, kept | lost),)
-    wanted = GROUPS.get(config.attention)
+    wanted = GROUPS.get(attention)
     if wanted in possible:
         possible = (wanted,)
     elif config.mapping != "curves":
@@ -52,7 +54,7 @@ def find_unit_variants(model: PreTrainedModel, family: Family, config: FFPConfig
         name = model.config._name_or_path or "the model"
         outcome = "is not pruned" if possible == ("all_heads",) else f"loses {GROUP_NAMES[possible[0]]}"
         # Once, since the plan of a prune finds the units too.
-        logger.warning_once(f"attention {config.attention} isn't possible for {name}; it {outcome}")
+        logger.warning_once(f"attention {attention} isn't possible for {name}; it {outcome}")
     layers = range(model.config.num_hidden_layers)
     by_layer = (dict.fromkeys(layers, group) | lost for group in possible)
     return tuple(find_units(model, family, config.multiple_of, groups) for groups in by_layer)
@@ -98,18 +100,26 @@ class OrderedUnit:
         )
 
 
-def order_unit(unit: ModelUnit, statistics: Statistics, fisher: torch.Tensor | None, config: FFPConfig) -> OrderedUnit:
-    """Order a unit's groups by `config.criterion`, and compute its ridge factor and loss curve if they are needed.
+def order_unit(unit: ModelUnit, statistics: Statistics, fisher: torch.Tensor | None, plan: Plan) -> OrderedUnit:
+    """Order a unit's groups by `plan.criterion`, and compute its ridge factor and loss curve if they are needed.
 
     This is done on the device of the statistics. The model is not sorted yet.
     """
     weight, block = unit.output.module.weight.data.to(statistics.gram.device), unit.output.block
-    order = order_groups(config.criterion, weight, statistics, block=block, fisher=fisher, sections=unit.sections)
-    if not config.needs_factors:
+    order = order_groups(
+        plan.criterion,
+        weight,
+        statistics,
+        block=block,
+        fisher=fisher,
+        sections=unit.sections,
+        options=plan.options.get("criterion"),
+    )
+    if not plan.needs_factors:
         return OrderedUnit(unit, order)
     columns = unit.columns(order)
-    ridge, curve = PrefixRidge.of(statistics.gram, config.ridge_lambda, columns), None
-    if config.mapping == "curves":
+    ridge, curve = PrefixRidge.of(statistics.gram, plan.ridge_lambda, columns), None
+    if plan.mapping == "curves":
         curve = loss_curve(weight.index_select(1, columns.to(weight.device)), ridge, fisher, block)
     return OrderedUnit(unit, order, ridge.factor, curve)
 

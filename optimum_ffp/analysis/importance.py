@@ -1,8 +1,12 @@
 """Importance order of a unit's groups, from the weight of its output projection and the statistics of its input."""
 
+from functools import partial
+
 import torch
 
-from ..config.prune import find_choice, is_fisher_weighted
+from ..config.choices import find_choice
+from ..config.fields import Config
+from ..config.plan import is_fisher_weighted
 from ..utils.cholesky import factorize, ridge_damping
 from .gram import Statistics
 
@@ -14,6 +18,7 @@ def order_groups(
     block: int,
     fisher: torch.Tensor | None = None,
     sections: int = 1,
+    options: Config | None = None,
 ) -> torch.Tensor:
     """Return the groups from most to least important. Ties keep their order in the model.
 
@@ -25,13 +30,17 @@ def order_groups(
         fisher: `G = E[g gᵀ]` of its output, shape `[out_features, out_features]`, for criteria weighted by it.
         sections: Number of sections of columns, each of which has `block / sections` columns of every group and is
             ordered separately: the KV heads, if a group is one query head of each.
+        options: Options of the criterion, if it has any.
 
     Returns:
         Group indices, shape `[groups]`, or `[groups, sections]` with several sections.
     """
     if is_fisher_weighted(criterion):
         weight = root(fisher.to(weight.device)) @ weight.float()
-    scores = find_choice("criterion", criterion).score(weight, statistics, block // sections)
+    score = find_choice("criterion", criterion).score
+    if options is not None:
+        score = partial(score, options=options)
+    scores = score(weight, statistics, block // sections)
     orders = torch.argsort(scores.view(sections, -1), descending=True, stable=True).cpu()
     return orders[0] if sections == 1 else orders.T.contiguous()
 

@@ -5,17 +5,16 @@ import logging
 import math
 from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
-from dataclasses import replace
 from functools import cached_property, partial
 from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from ..allocation.policy import PruningPolicy, Unit
 from ..compression.sorted_model import SortedModel
-from ..config import FFPConfig
+from ..config import Plan
 from ..config.texts import TextMix
 from ..data import (
     DataRequest,
@@ -23,7 +22,6 @@ from ..data import (
     check_calibration_tokens,
     load_windows,
     window_length,
-    with_window_length,
 )
 from ..data.cutting import check_known
 from ..data.samples import write_samples
@@ -33,7 +31,6 @@ from ..engine.layerwise_model import unchanged
 from ..errors import FFPError
 from ..evaluation import to_perplexity
 from ..evaluation.block_costs import measure_costs
-from ..hub.record import read_policy
 from ..modeling.auto import mark_untied
 from ..modeling.families import ModelUnit, find_family
 from ..utils import processes
@@ -47,11 +44,6 @@ from .prepare import Prepared, prepare
 
 
 logger = logging.getLogger(__name__)
-
-
-def adapted(config: FFPConfig, model_config: PretrainedConfig) -> FFPConfig:
-    """Return the config with what the family decides. Raises `FFPError` if an option isn't for this family."""
-    return config.for_experts() if find_family(model_config).experts else config
 
 
 def policy_losses(
@@ -104,19 +96,19 @@ class Measurements:
     """Data, sorted model and losses of one dense model, each computed on first access.
 
     The measurements depend only on the model and options of stage `measured`, so that searches and calibrations with
-    other options share them. `check` rejects a config that requires other measurements.
+    other options share them. `check` rejects a plan that requires other measurements.
 
     Args:
         model: The dense model. Its heads and channels are reordered on first access of `prepared`.
         tokenizer: The tokenizer of the model.
-        config: Options of the measurements. Later changes of this object have no effect.
-        data: Windows to use instead of those of the config's datasets.
+        plan: Options of the measurements.
+        data: Windows to use instead of those of the plan's datasets.
         device: Device to move the weights of one layer at a time to; `None` if all stay on their device.
         token: Access token of the Hub, for the datasets.
         dense: The original dense model, if `model` was pruned before.
 
     Attributes:
-        config: A copy of the config, with `seq_len` resolved to a number.
+        plan: The plan.
         unit_variants: Units of the model by kind of attention group, as `find_unit_variants` returns them. A single
             variant is known before anything is measured.
         meter: Time, peak memory and tokens per stage.
@@ -131,7 +123,7 @@ class Measurements:
         self,
         model: PreTrainedModel,
         tokenizer: PreTrainedTokenizerBase,
-        config: FFPConfig,
+        plan: Plan,
         data: DataSplits | None = None,
         device: torch.device | None = None,
         token: str | None = None,
@@ -149,15 +141,15 @@ class Measurements:
         if dense is not None:
             self.layerwise.original = LayerwiseModel(dense, self.layerwise.family, device, compute)
             self.layerwise.dense.counter = self.layerwise.counter
-        self.unit_variants = find_unit_variants(model, self.layerwise.family, config.resolve())
-        self.config = self.resolved(config)
+        self.unit_variants = find_unit_variants(model, self.layerwise.family, plan, plan.attention)
+        self.plan = plan
         self.meter = StageMeter(counter=self.layerwise.counter)
         self.journal = Journal()
 
     @property
     def compute_dtypes(self) -> list[str]:
         """Dtype that layers compute in and dtype of autocast; both depend on the hardware too."""
-        dtype, autocast = self.layerwise.dtype, autocast_dtype(self.model, self.config.search_dtype)
+        dtype, autocast = self.layerwise.dtype, autocast_dtype(self.model, self.plan.search_dtype)
         return [dtype_name(dtype), dtype_name(autocast or dtype)]
 
     @cached_property
@@ -181,38 +173,25 @@ class Measurements:
         """Units of the model."""
         return tuple(unit.unit for unit in self.model_units)
 
-    def resolved(self, config: FFPConfig) -> FFPConfig:
-        """Return a copy of a config with `seq_len` set, to the length of the calibration windows if they were passed.
-
-        The sparsity is that of the policy if one is given.
-
-        Raises:
-            FFPError: If it is larger than the model's number of positions, or the policy isn't one of this model.
-        """
-        config = adapted(config, self.model.config)
-        if config.policy:
-            config = replace(config, sparsity=read_policy(config.policy, self.units).sparsity)
-        if self._given_data is None:
-            return with_window_length(config, self.model.config)
-        return replace(config.resolve(), seq_len=self._given_data.calibration.length)
-
-    def differences(self, config: FFPConfig) -> list[str]:
+    def differences(self, plan: Plan) -> list[str]:
         """Return a message for every option whose value requires new measurements."""
-        before, now = self.config.for_stages("measured"), self.resolved(config).for_stages("measured")
-        changed = [f"{name} was {before[name]!r} and is {now[name]!r}" for name in before if before[name] != now[name]]
-        if config.needs_factors and not self.config.needs_factors:
-            changed.append("reward and calibration didn't need ridge regression and now do")
+        before, now = self.plan.for_stages("measured"), plan.for_stages("measured")
+        changed = [
+            f"{name} ({before.get(name)!r} -> {now.get(name)!r})" for name in now if before.get(name) != now[name]
+        ]
+        if plan.needs_factors and not self.plan.needs_factors:
+            changed.append("reward or calibration (no ridge regression -> ridge regression)")
         return changed
 
-    def check(self, config: FFPConfig) -> None:
-        """Raise `FFPError` if a config requires new measurements."""
-        if changed := self.differences(config):
-            raise FFPError(f"{'; '.join(changed)}: measurements are reused; create a new FFPPruner with this config")
+    def check(self, plan: Plan) -> None:
+        """Raise `FFPError` if a plan requires new measurements."""
+        if changed := self.differences(plan):
+            raise FFPError(f"{', '.join(changed)} can't change after measuring; create a new FFPPruner")
 
     @cached_property
     def data(self) -> DataSplits:
         """Calibration, search, held-out and test windows."""
-        request = DataRequest.of(self.config, self._token)
+        request = DataRequest.of_prune(self.plan, self._token)
         with self.meter.stage("data"):
             load = partial(processes.on_main, lambda: self._load(request).to_list())
             data = DataSplits.from_list(self.journal.value("data", load))
@@ -249,7 +228,7 @@ class Measurements:
         """
         if self.layerwise.weights.offloaded:
             raise FFPError("speed is measured with all weights on the device; choose offload none, or pass costs")
-        measure = partial(measure_costs, self.model, self.config.workload)
+        measure = partial(measure_costs, self.model, self.plan.workload)
         with self.meter.stage("speed"):
             return self.journal.value("costs", partial(processes.on_main, measure))
 
@@ -259,7 +238,7 @@ class Measurements:
         return prepare(
             self.layerwise,
             variants=self.unit_variants,
-            config=self.config,
+            plan=self.plan,
             windows=self.data.calibration,
             meter=self.meter,
             journal=self.journal,
@@ -274,15 +253,15 @@ class Measurements:
         Raises:
             FFPError: If the perplexity is not finite.
         """
-        config, windows = self.config, self.data.search.tokens
-        dtype = autocast_dtype(self.model, config.search_dtype)
+        plan, windows = self.plan, self.data.search.tokens
+        dtype = autocast_dtype(self.model, plan.search_dtype)
 
         def measure() -> list[float]:
             losses = policy_losses(
                 self.prepared.sorted_model,
                 None,
                 windows,
-                batch_size=config.batch_size,
+                batch_size=plan.batch_size,
                 dtype=dtype,
                 description="Dense model on the search windows",
             )
@@ -302,7 +281,7 @@ class Measurements:
     def dense_test_losses(self) -> Evaluation:
         """`test_losses` of the dense model."""
         _ = self.prepared
-        return self.test_losses(None, "dense", journal=self.journal, batch_size=self.config.batch_size)
+        return self.test_losses(None, "dense", journal=self.journal, batch_size=self.plan.batch_size)
 
     @cached_property
     def dense_samples(self) -> dict[str, str]:

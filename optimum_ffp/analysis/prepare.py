@@ -10,7 +10,7 @@ import torch
 from ..allocation.mappings.curves import CurveMapping
 from ..compression.ridge import PrefixRidge
 from ..compression.sorted_model import SortedModel
-from ..config import FFPConfig
+from ..config import Plan
 from ..data import Windows, with_first_tokens
 from ..engine import HiddenStates, LayerwiseModel
 from ..modeling.families import ModelUnit, units_of_layer
@@ -35,8 +35,8 @@ class Prepared:
     """A sorted model and its loss curves, shared by all searches.
 
     Attributes:
-        sorted_model: The sorted model, with its ridge factors if the config needs them.
-        curves: Loss curves of all units, if the config's mapping needs them.
+        sorted_model: The sorted model, with its ridge factors if the plan needs them.
+        curves: Loss curves of all units, if the plan's mapping needs them.
         rare_experts: By layer, experts with too few tokens (`order_experts`).
     """
 
@@ -48,7 +48,7 @@ class Prepared:
 def prepare(
     layerwise: LayerwiseModel,
     variants: Sequence[Sequence[ModelUnit]],
-    config: FFPConfig,
+    plan: Plan,
     windows: Windows,
     meter: StageMeter,
     journal: Journal,
@@ -58,7 +58,7 @@ def prepare(
     Args:
         layerwise: The dense model. Its heads and channels are reordered.
         variants: The units, as `find_unit_variants` returns them. Of two variants the better is chosen per layer.
-        config: Criterion, mapping, calibration.
+        plan: Criterion, mapping, calibration.
         windows: Calibration windows.
         meter: Measures time and peak memory of every stage.
         journal: Saves the measurements.
@@ -71,10 +71,10 @@ def prepare(
         )
     if layerwise.family.experts:
         with meter.stage("statistics"):
-            orders, rare = order_experts(layerwise, variants[0], config, windows.tokens, journal)
+            orders, rare = order_experts(layerwise, variants[0], plan, windows.tokens, journal)
         return Prepared(SortedModel(layerwise, variants[0], orders), curves=None, rare_experts=rare)
-    preparation = _Preparation(layerwise, variants, config, windows, meter, journal)
-    if config.needs_fishers:
+    preparation = _Preparation(layerwise, variants, plan, windows, meter, journal)
+    if plan.needs_fishers:
         with meter.stage("fisher"):
             preparation.collect_fishers()
     units = preparation.order_units()
@@ -83,9 +83,9 @@ def prepare(
         layerwise,
         units=[ordered.unit for ordered in units],
         orders=[ordered.order for ordered in units],
-        ridges=[PrefixRidge(ordered.factor) for ordered in units] if config.needs_factors else None,
+        ridges=[PrefixRidge(ordered.factor) for ordered in units] if plan.needs_factors else None,
     )
-    curves = CurveMapping([ordered.curve for ordered in units]) if config.mapping == "curves" else None
+    curves = CurveMapping([ordered.curve for ordered in units]) if plan.mapping == "curves" else None
     return Prepared(sorted_model, curves)
 
 
@@ -95,17 +95,17 @@ class _Preparation:
 
     layerwise: LayerwiseModel
     variants: Sequence[Sequence[ModelUnit]]
-    config: FFPConfig
+    plan: Plan
     windows: Windows
     meter: StageMeter
     journal: Journal
 
     def __post_init__(self) -> None:
-        self.dtype = autocast_dtype(self.layerwise.model, self.config.search_dtype)
-        self.relative = self.layerwise.family.normalized_outputs and self.config.relative_outputs
+        self.dtype = autocast_dtype(self.layerwise.model, self.plan.search_dtype)
+        self.relative = self.layerwise.family.normalized_outputs and self.plan.relative_outputs
         self.matrix_device = matrix_device(self.layerwise, self.variants[0])
         self.layers = range(len(self.layerwise.layers))
-        self.layer_journal = self.journal.part(self.config.needs_factors)
+        self.layer_journal = self.journal.part(self.plan.needs_factors)
         # By unit; only in the main process, which orders them.
         self.fishers: list[torch.Tensor | None] = [None] * len(self.variants[0])
 
@@ -123,8 +123,8 @@ class _Preparation:
             self.fishers = collect_fisher(
                 self.layerwise,
                 units,
-                self.windows.tokens[: self.config.fisher_samples],
-                seed=self.config.seed,
+                self.windows.tokens[: self.plan.fisher_samples],
+                seed=self.plan.seed,
                 dtype=self.dtype,
                 relative=self.relative,
                 keep=keep,
@@ -143,14 +143,14 @@ class _Preparation:
         units = {}
         with self.meter.stage("statistics"):
             share = self.windows.tokens[processes.share(len(self.windows))]
-            sequences = with_first_tokens(share, self.config.first_tokens, self.windows.start_token)
+            sequences = with_first_tokens(share, self.plan.first_tokens, self.windows.start_token)
             states = HiddenStates(self.layerwise, sequences, self.dtype)
         with progress_bar(len(self.layers), "Statistics", "layer") as bar:
             for index, layer in self.layerwise.iter_layers():
                 members = units_of_layer(self.variants[0], index) if index in missing else []
                 with self.meter.stage("statistics"):
                     statistics = collect_statistics(
-                        partial(states.advance, layer, index, self.config.batch_size * self.windows.length),
+                        partial(states.advance, layer, index, self.plan.batch_size * self.windows.length),
                         [self.variants[0][member] for member in members],
                         self.relative,
                     )
@@ -172,14 +172,14 @@ class _Preparation:
             for member in units_of_layer(self.variants[0], layer)
         ]
         copies_factors = self.layerwise.device.type == "cuda" and self.matrix_device.type == "cpu"
-        if copies_factors and self.config.needs_factors and not self.journal.on_disk:
+        if copies_factors and self.plan.needs_factors and not self.journal.on_disk:
             # Pinned, since factors are copied to the GPU one at a time.
             units = [replace(ordered, factor=pin(ordered.factor)) for ordered in units]
         return units
 
     def _order(self, layer: int, statistics: list[Statistics]) -> dict[str, torch.Tensor]:
         """Order and factor the units of one layer."""
-        config, packed = self.config, {}
+        packed = {}
         for member in units_of_layer(self.variants[0], layer):
             unit_statistics, fisher = statistics.pop(0), self.fishers[member]
             device = algebra_device(unit_statistics.gram.device, len(unit_statistics.gram))
@@ -187,7 +187,7 @@ class _Preparation:
             # Variants differ in attention only.
             units = {variant[member].unit: variant[member] for variant in self.variants}
             with self.meter.stage("importance"):
-                ordered = [order_unit(unit, unit_statistics, fisher, config) for unit in units.values()]
+                ordered = [order_unit(unit, unit_statistics, fisher, self.plan) for unit in units.values()]
             packed |= choose_variant(ordered).pack(f"{member}.")
             del unit_statistics
         return packed

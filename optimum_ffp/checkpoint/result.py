@@ -10,7 +10,7 @@ import numpy as np
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from ..allocation.policy import PruningPolicy
-from ..config import FFPConfig
+from ..config import Plan
 from ..config.budgets import describe_limits
 from ..data import Windows
 from ..utils import processes
@@ -30,7 +30,8 @@ class SearchResult:
         baselines: Perplexity of policies without a search by method, if evaluated; of one that dropped out, that of
             the dense model times the ratio on the windows that were read.
         agent: State of the agent for policy transfer, if the method has one.
-        config: Options, with the budget.
+        plan: Options, with the budget.
+        times: Measured times of attention and FFNs by size, if the budget or the check of the speed needed them.
         dense_perplexity: Perplexity of the dense model on the search windows, if policies were compared.
         tokens_evaluated: Tokens in forward passes for these evaluations.
         windows: Description of the search windows, if policies were compared.
@@ -46,7 +47,8 @@ class SearchResult:
     log: list[dict[str, Any]] = field(default_factory=list)
     baselines: dict[str, float] = field(default_factory=dict)
     agent: Mapping[str, np.ndarray] | None = None
-    config: FFPConfig | None = None
+    plan: Plan | None = None
+    times: dict[str, Any] | None = None
     dense_perplexity: float | None = None
     tokens_evaluated: int = 0
     windows: dict[str, Any] = field(default_factory=dict)
@@ -59,8 +61,8 @@ class SearchResult:
     def to_dict(self) -> dict[str, Any]:
         """Return the JSON-ready record for `ffp_config.json`."""
         record = {
-            "method": self.config.method,
-            "seed": self.config.seed,
+            "method": self.plan.method,
+            "seed": self.plan.seed,
             "candidate_evaluations": len(self.log),
             "tokens_evaluated": self.tokens_evaluated,
             "non_finite": sum(entry["perplexity"] is None for entry in self.log),
@@ -84,12 +86,12 @@ class PruningResult:
         model: The pruned model, a `PreTrainedModel`.
         tokenizer: Tokenizer of the dense model.
         search: The policy and its search.
-        config: Options. Those of calibration may differ from `search.config`.
+        plan: Options. Those of calibration may differ from `search.plan`.
         base_model: Hub id, folder or file of the dense model.
         dense_parameters: Parameters of the dense model.
         test_windows: Test windows of each text.
         losses: Losses of every test window of every text, in nats per token, by model: `dense`, `searched` (before
-            calibration, if `config.reports_searched`) and `calibrated`.
+            calibration, if `plan.reports_searched`) and `calibrated`.
         samples: What the dense and the pruned model write greedily after a `prompt`; none if the weights of the dense
             model don't stay on the device.
         calibration: Record of the calibration (`Calibration.record`).
@@ -108,7 +110,7 @@ class PruningResult:
     model: PreTrainedModel
     tokenizer: PreTrainedTokenizerBase
     search: SearchResult
-    config: FFPConfig
+    plan: Plan
     base_model: str
     dense_parameters: int
     test_windows: Sequence[Windows]
@@ -136,8 +138,8 @@ class PruningResult:
                 f"  perplexity on {text}: " + ", ".join(f"{name} {value:.3f}" for name, value in figures.items())
                 for text, figures in self.perplexities.items()
             ),
-            f"  search: {self.config.method}, {len(self.search.log)} candidates",
-            f"  calibration: {self.config.calibration}",
+            f"  search: {self.plan.method}, {len(self.search.log)} candidates",
+            f"  calibration: {self.plan.calibration}",
         ]
         return "\n".join(lines)
 
@@ -208,7 +210,7 @@ class PruningResult:
             "trust_remote_code": self.trust_remote_code,
             "given_data": self.given_data,
             "license": dict(self.license),
-            "versions": package_versions(*["stable-baselines3"] * self.config.reads("clip_range")),
+            "versions": package_versions(),
             "parameters": {"dense": self.dense_parameters, "pruned": self.parameters},
             "model_sparsity": self.model_sparsity,
             "perplexity": first,
@@ -241,7 +243,8 @@ def final(perplexities: Mapping[str, float]) -> float:
     return perplexities.get("calibrated", perplexities.get("searched"))
 
 
-def package_versions(*more: str) -> dict[str, str]:
-    """Return the versions of Python and of the packages that all results depend on, and of more packages."""
-    installed = {package: version(package) for package in ("transformers", "optimum", "torch", *more)}
+def package_versions() -> dict[str, str]:
+    """Return the versions of Python and of the packages that results depend on."""
+    packages = ("transformers", "optimum", "torch", "stable-baselines3")
+    installed = {package: version(package) for package in packages}
     return {"python": platform.python_version(), "optimum-ffp": __version__} | installed

@@ -99,7 +99,12 @@ def write_checkpoint(
 def _write(result: PruningResult, folder: Path) -> dict[str, Any]:
     save_model(result.model, folder)
     save_tokenizer(result.tokenizer, folder)
-    record = result.config.to_dict() | result.to_dict() | {"model": describe_model(result.model, result.tokenizer)}
+    record = (
+        result.plan.to_dict()
+        | {"costs": result.search.times}
+        | result.to_dict()
+        | {"model": describe_model(result.model, result.tokenizer)}
+    )
     # Publishable JSON, without local folders, NaN and infinity.
     record, log = (json.loads(to_json(content)) for content in (without_folders(record), result.log))
     (folder / LOG_FILE).write_text("".join(f"{json.dumps(entry)}\n" for entry in log), encoding="utf-8")

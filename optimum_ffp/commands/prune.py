@@ -2,7 +2,7 @@
 
 import shlex
 from argparse import ArgumentParser, Namespace
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from pathlib import Path
 
 from ..config import FFPConfig
@@ -59,20 +59,20 @@ class FFPPruneCommand(Command):
     def execute(args: Namespace) -> None:
         """Check, lock, prune, save and push, with every requested budget; several share one agent."""
         swept, configs = read_configs(args)
-        asked, config, names = configs[0], configs[0].resolve(), [one.budget_name for one in configs]
+        config, names = configs[0], [one.budget_name for one in configs]
         folders = output_folders(args, names)
         repositories = repository_names(args, folders, names)
         arguments.warn_of_hub_options(args)
 
         from ..checkpoint.plots import write_front
-        from ..checkpoint.saving import SavedAgent, load_agent
+        from ..checkpoint.saving import load_agent
         from ..hub.naming import without_folders
-        from ..modeling.loading import LoadOptions, read_model_config
-        from ..planning.estimate import estimate_prune
+        from ..modeling.loading import LoadOptions, shape_of
+        from ..planning.make import make_plans
         from ..planning.preflight import find_problems
         from ..pruner import FFPPruner
         from ..utils import processes
-        from ..utils.resume import work_folder_of
+        from ..utils.resume import saved_decision, work_folder_of
         from ..utils.tracking import check_trackers
         from .records import check_json, prune_records, write_records
         from .summary import begin, end_finished, show_plan, summarize, sweep_table, upload, warn_of_high_perplexity
@@ -90,12 +90,13 @@ class FFPPruneCommand(Command):
         agent = load_agent(args.warm_start)
         front = f"{arguments.output_name(args)}-ffp-pareto.png"
         options = LoadOptions(**{name: getattr(args, name) for name in LOAD_OPTIONS}, base_model=config.base_model)
-        estimate = estimate_prune(
-            read_model_config(args.model, options),
-            asked,
-            options,
+        plans, estimate = make_plans(
             configs,
+            shape_of(args.model, options),
+            options,
             local_processes=max(processes.local_count(), args.num_processes or 1),
+            decided=saved_decision(work) if args.resume else None,
+            warm_start=agent is not None,
         )
         found = find_problems(
             config,
@@ -111,18 +112,10 @@ class FFPPruneCommand(Command):
             show_plan("prune", estimate, folders[0], found, args.json)
             return
         begin(estimate, found, work, args.resume)
-        placed = asdict(options) | {"offload": processes.from_main(estimate.offload)}
-        pruner = FFPPruner.from_pretrained(args.model, asked, work, args.report_to, **placed)
+        pruner = FFPPruner.from_pretrained(args.model, plans[0], work, args.report_to, **asdict(options))
         records = []
-        for one, folder in zip(configs, folders):
-            pruner.config = one
-            if agent is not None and folder != folders[0]:
-                # Agents transfer between budgets, so that further searches need half as many candidates.
-                pruner.config = replace(one, search_steps=max(1, config.search_steps // 2))
-            result = pruner.prune(warm_start=agent, resume=True)
+        for result, folder in zip(pruner.sweep(plans, agent, resume=True), folders):
             result.request = request
-            if result.agent is not None:
-                agent = SavedAgent(result.agent, folder)
             pruner.save_pretrained(folder, args.overwrite, keep_work=folder != folders[-1])
             if processes.is_main():
                 # The last record is that of the dense model.
@@ -150,9 +143,10 @@ def read_configs(args: Namespace) -> tuple[str | None, list[FFPConfig]]:
         raise FFPError(f"only one budget option can have several values, found {options}")
     for name, (first, *_) in given.items():
         setattr(args, name, first)
-    config = FFPConfig.from_args(args)
-    swept = several[0] if several else None
-    return swept, [replace(config, **{swept: value}) for value in given[swept]] if swept else [config]
+    if not several:
+        return None, [FFPConfig.from_args(args)]
+    swept = several[0]
+    return swept, [FFPConfig.from_args(args, **{swept: value}) for value in given[swept]]
 
 
 def output_folders(args: Namespace, names: list[str]) -> list[str]:

@@ -77,7 +77,7 @@ def prune_records(result: PruningResult, folder: str) -> list[Record]:
     pruned |= {name: note for name, note in notes.items() if note}
     for stage in result.calibration.get("stages", ()):
         pruned |= {f"held_out_{name}/{stage['stage']}": stage[key] for name, key in HELD_OUT.items()}
-    pruned |= {"calibration": result.calibration.get("kept", result.config.calibration)}
+    pruned |= {"calibration": result.calibration.get("kept", result.plan.calibration)}
     pruned |= _perplexities(tests, "pruned") | {"tokens": result.tokens} | _cost(result.cost)
     dense = _model("prune", "dense", result.base_model, result.dense_parameters, result.model.dtype)
     return [pruned, dense | _perplexities(tests, "dense")]

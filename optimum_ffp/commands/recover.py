@@ -57,8 +57,9 @@ class FFPRecoverCommand(Command):
         from ..modeling.loading import LoadOptions, empty_model, read_any_config, read_pruned_config
         from ..planning.estimate import estimate_recovery
         from ..planning.preflight import find_problems
+        from ..recovery.plan import make_recovery_plan
         from ..recovery.recovery import FFPRecovery
-        from ..recovery.teacher import find_teacher, with_dataset
+        from ..recovery.teacher import find_teacher
         from ..utils import processes
         from ..utils.folders import read_record
         from ..utils.profiling import StageMeter
@@ -75,21 +76,21 @@ class FFPRecoverCommand(Command):
         teacher, teacher_options = find_teacher(args.model, args.teacher, options)
         dense = read_any_config(teacher, teacher_options)
         check_dequantizable(teacher, dense)
-        config = with_dataset(config, args.model, options)
+        plan = make_recovery_plan(config, args.model, options)
         count = max(processes.local_count(), args.num_processes or 1)
-        estimate = estimate_recovery(student, empty_model(dense), config, options, count)
+        estimate = estimate_recovery(student, empty_model(dense), plan, options, count)
         repository, work = args.hub_model_id or Path(folder).name, work_folder_of(folder)
         uploads = [repository] if args.push_to_hub else []
         # With the record of the pruned model, which may have been replaced since.
         request = processes.on_main(
-            lambda: arguments.request_id(args, config, teacher, prune_record(args.model, **options.hub()))
+            lambda: arguments.request_id(args, plan, teacher, prune_record(args.model, **options.hub()))
         )
         *_, last = ({}, *read_record(folder).get("recovery", []))
         if args.resume and not args.overwrite and processes.from_main(last.get("request") == request):
             end_finished([folder], work, [] if args.plan else uploads, args.private)
             return
         found = find_problems(
-            config,
+            plan,
             models=[args.model, teacher],
             folders=[folder],
             disk=estimate.disk,
@@ -102,7 +103,7 @@ class FFPRecoverCommand(Command):
             return
         begin(estimate, found, work, args.resume)
         loading = asdict(options)
-        recovery = FFPRecovery.from_pretrained(args.model, config, args.teacher, work, args.report_to, **loading)
+        recovery = FFPRecovery.from_pretrained(args.model, plan, args.teacher, work, args.report_to, **loading)
         meter = StageMeter()
         with meter.stage("recovery"):
             record = recovery.record = replace(recovery.recover(resume=args.resume), request=request)

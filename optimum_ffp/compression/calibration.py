@@ -8,7 +8,7 @@ from typing import Any
 import torch
 
 from ..allocation.policy import PruningPolicy
-from ..config import FFPConfig
+from ..config import Plan
 from ..data import DataSplits
 from ..evaluation import to_perplexity
 from ..evaluation.divergence import Comparison, Predictions
@@ -43,14 +43,14 @@ class CalibrationTask:
         sorted_model: The sorted model, with its ridge factors.
         policy: Number of groups to keep per unit.
         data: Windows of all roles.
-        config: Options.
+        plan: Options.
         journal: Saves finished work.
     """
 
     sorted_model: SortedModel
     policy: PruningPolicy
     data: DataSplits
-    config: FFPConfig
+    plan: Plan
     journal: Journal
 
     def conclude(self, stage: str, before: Calibration, weights: dict[str, torch.Tensor]) -> Calibration:
@@ -68,7 +68,7 @@ class CalibrationTask:
             share = held_out.tokens[processes.share(len(held_out))]
             rows = torch.zeros(len(candidates), len(share), 2, dtype=torch.float64)
             if len(share):
-                dtype, dense = autocast_dtype(layerwise.model, self.config.search_dtype), layerwise.dense
+                dtype, dense = autocast_dtype(layerwise.model, self.plan.search_dtype), layerwise.dense
                 with dense.cast_outer_weights():
                     predictions = Predictions(dense.model, share)
                 dense.losses(share, dtype=dtype, on_decoded=predictions.append)

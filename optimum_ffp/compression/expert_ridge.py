@@ -7,7 +7,7 @@ import torch
 from torch import nn
 from torch.nn.functional import linear
 
-from ..config import FFPConfig
+from ..config import Plan
 from ..modeling.families import ModelUnit
 from ..utils import processes
 from ..utils.cholesky import algebra_device, factorize, ridge_damping
@@ -29,7 +29,7 @@ def compensated_experts(task: CalibrationTask) -> dict[str, torch.Tensor]:
     sorted_model, data, weights = task.sorted_model, task.data, {}
     layerwise = sorted_model.layerwise
     units = {unit.unit.layer: unit for unit in sorted_model.model_units}
-    dtype = autocast_dtype(layerwise.model, task.config.search_dtype)
+    dtype = autocast_dtype(layerwise.model, task.plan.search_dtype)
     windows, held_out = (one.tokens[processes.share(len(one))] for one in (data.calibration, data.held_out))
     stride = -(-data.calibration.tokens.numel() // TOKENS)
     states, arguments = layerwise.embed(torch.cat([windows, held_out]))
@@ -41,7 +41,7 @@ def compensated_experts(task: CalibrationTask) -> dict[str, torch.Tensor]:
 
     def fit(unit: ModelUnit, *tokens: torch.Tensor) -> dict[str, torch.Tensor]:
         with sorted_model.change(task.policy)(unit.unit.layer), computing_in(layerwise.device, dtype):
-            down = fit_experts(unit, *tokens, fitted, task.config)
+            down = fit_experts(unit, *tokens, fitted, task.plan)
         name = f"{sorted_model.prefixes[unit.unit.layer]}{layerwise.family.experts.module}.down_proj"
         return {name: down.to("cpu", layerwise.stored_dtype)}
 
@@ -66,7 +66,7 @@ def fit_experts(
     targets: torch.Tensor,
     scales: torch.Tensor,
     fitted: int,
-    config: FFPConfig,
+    plan: Plan,
 ) -> torch.Tensor:
     """Fit the down projections of kept experts to the output of all experts, by block coordinate descent.
 
@@ -79,7 +79,7 @@ def fit_experts(
         targets: Outputs of the dense model's experts, of the same shape.
         scales: Weight of each token's error, shape `[tokens]`.
         fitted: Number of tokens to fit to.
-        config: λ, `ridge_lambda`.
+        plan: λ, `ridge_lambda`.
 
     Returns:
         The down projections, float32, shape `[experts, hidden size, features]`.
@@ -99,7 +99,7 @@ def fit_experts(
         with computing_in(hidden.device, None):
             gram, cross = (processes.sum_(inputs[fits].T @ rows[fits]) for rows in (inputs, before))
             device = algebra_device(gram.device, len(gram))
-            factor = factorize(gram.to(device), ridge_damping(gram, config.ridge_lambda))
+            factor = factorize(gram.to(device), ridge_damping(gram, plan.ridge_lambda))
             change = torch.cholesky_solve(cross.to(device).double(), factor).float().to(inputs.device)
             after = before - inputs @ change
         errors = processes.sum_(torch.stack([rows[~fits].square().sum() for rows in (before, after)]))

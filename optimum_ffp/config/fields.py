@@ -8,14 +8,14 @@ import os
 from argparse import ArgumentParser, BooleanOptionalAction, Namespace, _ArgumentGroup
 from collections.abc import Collection, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import Field, dataclass, fields, replace
+from dataclasses import Field, dataclass, fields
 from difflib import get_close_matches
 from functools import wraps
 from importlib.util import find_spec
 from inspect import cleandoc
 from pathlib import Path
 from pkgutil import iter_modules
-from typing import Any, TypeVar, get_args, get_origin
+from typing import Any, ClassVar, TypeVar, get_args, get_origin
 
 from ..errors import FFPError
 from .budgets import QUANTITIES, parse_quantity
@@ -24,6 +24,8 @@ from .budgets import QUANTITIES, parse_quantity
 logger = logging.getLogger(__name__)
 T = TypeVar("T", bound="Config")
 METAVARS = {int: "N", float: "X"}
+# Field of a config with the options of its choices, such as those of a search agent, by name.
+CHOICE_OPTIONS = "choice_options"
 
 
 def option(
@@ -34,8 +36,8 @@ def option(
     choices: str | Sequence[str] = (),
     low: float = 0,
     high: float = math.inf,
-    when: tuple[str, ...] = (),
     stage: str = "search",
+    for_experts: bool = True,
     default_text: str | None = None,
     cli: Mapping[str, Any] | None = None,
     **presets: Any,
@@ -49,15 +51,24 @@ def option(
         choices: Allowed values, or the package whose modules are the choices, such as `search.methods`.
         low: Minimum of a number.
         high: Maximum of a number.
-        when: Another option, followed by the values of it for which this one is read; without values, the options of
-            which one must be given, such as `("memory or kv_cache",)`.
         stage: First stage that depends on the option: `measured` (of the dense model), `search` or `calibration`.
+        for_experts: Whether the option has a meaning for a mixture of experts.
         default_text: Description of the default, if the value doesn't say enough.
         cli: Additional arguments of `add_argument`.
         presets: Values by preset, such as `paper=32`; `from_file` with a preset resets these options.
     """
-    metadata = {"help": help, "group": group, "choices": choices, "low": low, "high": high, "when": when}
-    metadata |= {"stage": stage, "default_text": default_text, "cli": cli or {}, "presets": presets}
+    metadata = {
+        "help": help,
+        "group": group,
+        "choices": choices,
+        "low": low,
+        "high": high,
+        "stage": stage,
+        "for_experts": for_experts,
+        "default_text": default_text,
+        "cli": cli or {},
+        "presets": presets,
+    }
     return dataclasses.field(default=default, metadata=metadata)
 
 
@@ -72,14 +83,19 @@ def named_options(cls: type[T]) -> type[T]:
     init = cls.__init__
 
     @wraps(init)
-    def init_with_preset(self, **options: Any) -> None:
-        for name in options.keys() - {*cls.option_names()}:
-            raise FFPError(f"{cls.__name__} has no option {name}{suggest_name(name, cls.option_names())}")
-        init(self, **cls.preset_values(options.get("preset")) | options)
+    def init_with_preset(self: T, **options: Any) -> None:
+        own, of_choices = cls.option_names(), cls.choice_fields(options)
+        for name in options.keys() - {*own, *of_choices, CHOICE_OPTIONS}:
+            raise FFPError(f"{cls.__name__} has no option {name}{suggest_name(name, {*own, *of_choices})}")
+        values = cls.preset_values(options.get("preset")) | options
+        if chosen := {name: check_value(of_choices[name], values.pop(name)) for name in of_choices.keys() & options}:
+            values[CHOICE_OPTIONS] = chosen
+        init(self, **values)
 
     cls.__init__ = init_with_preset
     arguments = [
-        f"    {field.name}: {field.metadata['help']} Default: {format_default(field)}." for field in fields(cls)
+        f"    {field.name}: {field.metadata['help']} Default: {format_default(field)}."
+        for field in cls.option_fields()
     ]
     cls.__doc__ = "\n".join([cleandoc(cls.__doc__ or ""), "", "Args:", *arguments])
     return cls
@@ -91,68 +107,76 @@ def suggest_name(name: str, known: Collection[str]) -> str:
     return f"; did you mean {matches[0]}?" if matches else ""
 
 
-@dataclass(kw_only=True)
+@dataclass(frozen=True, kw_only=True)
 class Config:
-    """Base class of configs, whose fields are options. `resolve()` fills in derived defaults.
+    """Base class of configs, whose fields are options.
 
     Attributes:
         replaces: Options of a file that an override replaces along with its own, since they exclude each other or the
             default of one depends on the other.
     """
 
-    replaces = {}
+    replaces: ClassVar[Mapping[str, Sequence[str]]] = {}
 
     def __post_init__(self) -> None:
-        for field in fields(self):
-            setattr(self, field.name, _checked(field, getattr(self, field.name)))
-        self.resolve().check()
+        for field in self.option_fields():
+            object.__setattr__(self, field.name, check_value(field, getattr(self, field.name)))
+        self.check()
 
     def check(self) -> None:
-        """Check combinations of options, after derived defaults are filled in.
+        """Check combinations of options.
 
         Raises:
             FFPError: If options are incompatible.
         """
 
-    def derived(self) -> dict[str, Any]:
-        """Return the defaults that are derived from other options."""
+    @property
+    def ignored(self) -> dict[str, str]:
+        """Options that have no effect, with what they would need."""
         return {}
 
-    def resolve(self: T) -> T:
-        """Return the config with derived defaults filled in."""
-        missing = {name: value for name, value in self.derived().items() if getattr(self, name) is None}
-        return replace(self, **missing) if missing else self
+    @classmethod
+    def option_fields(cls) -> list[Field]:
+        """Return the fields of all options."""
+        return [field for field in fields(cls) if "help" in field.metadata]
 
     @classmethod
     def option_names(cls) -> list[str]:
         """Return the names of all options."""
-        return [field.name for field in fields(cls)]
+        return [field.name for field in cls.option_fields()]
+
+    @classmethod
+    def choice_fields(cls, options: Mapping[str, Any]) -> dict[str, Field]:
+        """Return the fields of the choices' options by name, including those of modules that `options` names."""
+        return {}
+
+    @classmethod
+    def all_fields(cls) -> list[Field]:
+        """Return the fields of all options, including those of the choices."""
+        return [*cls.option_fields(), *cls.choice_fields({}).values()]
 
     @classmethod
     def preset_values(cls, preset: Any) -> dict[str, Any]:
         """Return the options that a preset sets, with their values."""
-        presets = {field.name: field.metadata["presets"] for field in fields(cls)}
+        presets = {field.name: field.metadata["presets"] for field in cls.option_fields()}
         return {name: values[preset] for name, values in presets.items() if str(preset) in values}
 
     def for_stages(self, *stages: str) -> dict[str, Any]:
         """Return the options whose first dependent stage is one of these."""
-        return {field.name: getattr(self, field.name) for field in fields(self) if field.metadata["stage"] in stages}
-
-    def reads(self, name: str) -> bool:
-        """Return whether an option has an effect with the current values of the others."""
-        when = self.__dataclass_fields__[name].metadata["when"]
-        if len(when) == 1:
-            return any(getattr(self, other) is not None for other in when[0].split(" or "))
-        # An option without a value yet, such as the calibration, may get any.
-        return not when or getattr(self.resolve(), when[0]) in (None, *when[1:]) and self.reads(when[0])
+        return {
+            field.name: getattr(self, field.name)
+            for field in self.option_fields()
+            if field.metadata["stage"] in stages
+        }
 
     def to_dict(self) -> dict[str, Any]:
         """Return all options in JSON-ready form."""
-        return {name: list(value) if isinstance(value, tuple) else value for name, value in vars(self).items()}
+        values = {name: getattr(self, name) for name in self.option_names()}
+        return {name: list(value) if isinstance(value, tuple) else value for name, value in values.items()}
 
     @classmethod
     def options_from_record(cls, record: dict[str, Any], path: str | os.PathLike) -> dict[str, Any]:
-        """Return the options in a record, including one of an earlier version."""
+        """Return the options in a record."""
         return record
 
     @classmethod
@@ -167,22 +191,28 @@ class Config:
         Raises:
             FFPError: If the file can't be read, or a value is not allowed.
         """
-        options, known = cls.options_from_record(read_file(path), path), cls.option_names()
-        for name in options.keys() - {*known}:
-            logger.warning(f"{path}: {cls.__name__} has no option {name}, ignored{suggest_name(name, known)}")
+        record = read_file(path)
+        options, own = cls.options_from_record(record, path), cls.option_fields()
         replaced = {other for name in overrides for other in (name, *cls.replaces.get(name, ()))}
-        replaced |= {field.name for field in fields(cls) if field.metadata["presets"] and "preset" in overrides}
-        options = {name: options[name] for name in known if name in options and name not in replaced}
-        for name, value in options.items():
-            if _is_module(cls.__dataclass_fields__[name], value):
-                raise FFPError(f"{path}: {name} {value} is code, which a file can't select; pass it as an option")
-        return cls(**options | overrides)
+        replaced |= {field.name for field in cls.all_fields() if field.metadata["presets"] and "preset" in overrides}
+        options = {name: value for name, value in options.items() if name not in replaced}
+        for field in own:
+            if is_module(field, value := options.get(field.name)):
+                raise FFPError(
+                    f"{path} needs {field.name} {value}, which a file alone can't select; install the package "
+                    f"{value.partition('.')[0]} and pass --{field.name.replace('_', '-')} {value} ({field.name}=...)"
+                )
+        known = {*cls.option_names(), *cls.choice_fields(options | overrides)}
+        # The record of a result has other entries too.
+        for name in () if "ffp_version" in record else options.keys() - known:
+            logger.warning(f"{path}: {cls.__name__} has no option {name}, ignored{suggest_name(name, known)}")
+        return cls(**{name: value for name, value in options.items() if name in known} | overrides)
 
     @classmethod
     def add_arguments(cls, parser: ArgumentParser) -> dict[str, _ArgumentGroup]:
         """Add the options that have a group to a parser, and return the argument groups by title."""
         groups: dict[str, _ArgumentGroup] = {}
-        for field in fields(cls):
+        for field in cls.all_fields():
             title = field.metadata["group"]
             if title is None:
                 continue
@@ -193,15 +223,13 @@ class Config:
         return groups
 
     @classmethod
-    def from_args(cls: type[T], args: Namespace) -> T:
+    def from_args(cls: type[T], args: Namespace, **overrides: Any) -> T:
         """Return the config for parsed arguments: options of the command line override `--config FILE`."""
-        given = {name: value for name in cls.option_names() if (value := getattr(args, name, None)) is not None}
+        names = (field.name for field in cls.all_fields())
+        given = {name: value for name in names if (value := getattr(args, name, None)) is not None} | overrides
         config = cls.from_file(args.config, **given) if args.config is not None else cls(**given)
-        for name in given:
-            if not config.reads(name):
-                other, *values = config.__dataclass_fields__[name].metadata["when"]
-                read = f"if {other} is {' or '.join(', '.join(values).rsplit(', ', 1))}" if values else f"with {other}"
-                logger.warning(f"--{name.replace('_', '-')} has no effect: it is only read {read}")
+        for name in given.keys() & config.ignored.keys():
+            logger.warning(f"--{name.replace('_', '-')} is ignored without {config.ignored[name]}")
         return config
 
 
@@ -231,8 +259,12 @@ def choices_of(field: Field) -> tuple[str, ...]:
     choices = field.metadata["choices"]
     if not isinstance(choices, str):
         return tuple(choices)
-    folder = Path(__file__).parents[1].joinpath(*choices.split("."))
-    return tuple(sorted(module.name.replace("_", "-") for module in iter_modules([str(folder)])))
+    return tuple(sorted(module.name.replace("_", "-") for module in iter_modules([str(choice_folder(choices))])))
+
+
+def choice_folder(package: str) -> Path:
+    """Return the folder of a package whose modules are choices, such as `search.agents`."""
+    return Path(__file__).parents[1].joinpath(*package.split("."))
 
 
 def format_default(field: Field) -> str:
@@ -258,7 +290,7 @@ def _argument(field: Field) -> dict[str, Any]:
     return {"type": argument_type, "metavar": metavar} | field.metadata["cli"]
 
 
-def _checked(field: Field, value: Any) -> Any:
+def check_value(field: Field, value: Any) -> Any:
     """Validate a value, and return it with paths as strings, lists as tuples and quantities as numbers."""
     if value is None and field.default is None:
         return None
@@ -284,7 +316,7 @@ def _checked(field: Field, value: Any) -> Any:
     return value
 
 
-def _is_module(field: Field, value: Any) -> bool:
+def is_module(field: Field, value: Any) -> bool:
     """Return whether a value is the dotted name of a module, where the choices are modules."""
     return isinstance(field.metadata["choices"], str) and isinstance(value, str) and "." in value
 
@@ -294,7 +326,7 @@ def _check_choice(field: Field, value: Any) -> None:
     if value in choices:
         return
     with suppress(ImportError):
-        if _is_module(field, value) and find_spec(value):
+        if is_module(field, value) and find_spec(value):
             return
     raise FFPError(f"{field.name} {value!r} is not known; choose from {', '.join(choices)}")
 

@@ -193,8 +193,8 @@ class TextMix:
 
     texts: tuple[Text, ...]
 
-    @classmethod
-    def parse(cls, dataset: str) -> "TextMix":
+    @staticmethod
+    def parse(dataset: str) -> "TextMix":
         """Parse comma-separated texts, each with its share after a colon, or none with a share for equal shares.
 
         The name of an existing file or folder is always a single text. Hub ids and Windows paths may contain colons,
@@ -203,21 +203,7 @@ class TextMix:
         Raises:
             FFPError: If a text is named twice, or the shares are incomplete, not above 0, or don't add up to 1.
         """
-        if (text := Text(dataset)).exists:
-            return cls((text,))
-        parts = [re.fullmatch(r"(.*?)(?::(\d+\.?\d*|\.\d+))?", part.strip()) for part in dataset.split(",")]
-        names, shares = [part[1] for part in parts], [part[2] and float(part[2]) for part in parts]
-        if "" in names or len(set(names)) < len(names):
-            raise FFPError(f"dataset {dataset!r} must list each text once, separated by commas")
-        if shares == [None] * len(shares):
-            shares = [1 / len(shares)] * len(shares)
-        # Thirds may be written as 0.33.
-        if not all(shares) or abs(sum(shares) - 1) > 0.011:
-            raise FFPError(
-                f"dataset {dataset!r} must give each text a share above 0, adding up to 1, as in "
-                "wikitext2:0.7,c4:0.3, or none for equal shares"
-            )
-        return cls(tuple(Text(name, share / sum(shares)) for name, share in zip(names, shares)))
+        return _parse(dataset)
 
     def __iter__(self) -> Iterator[Text]:
         return iter(self.texts)
@@ -281,7 +267,26 @@ class TextMix:
         return ",".join(f"{name}:{text.share:.6g}" for name, text in zip(names, self))
 
 
-@dataclass(kw_only=True)
+@cache
+def _parse(dataset: str) -> TextMix:
+    if (text := Text(dataset)).exists:
+        return TextMix((text,))
+    parts = [re.fullmatch(r"(.*?)(?::(\d+\.?\d*|\.\d+))?", part.strip()) for part in dataset.split(",")]
+    names, shares = [part[1] for part in parts], [part[2] and float(part[2]) for part in parts]
+    if "" in names or len(set(names)) < len(names):
+        raise FFPError(f"dataset {dataset!r} must list each text once, separated by commas")
+    if shares == [None] * len(shares):
+        shares = [1 / len(shares)] * len(shares)
+    # Thirds may be written as 0.33.
+    if not all(shares) or abs(sum(shares) - 1) > 0.011:
+        raise FFPError(
+            f"dataset {dataset!r} must give each text a share above 0, adding up to 1, as in "
+            "wikitext2:0.7,c4:0.3, or none for equal shares"
+        )
+    return TextMix(tuple(Text(name, share / sum(shares)) for name, share in zip(names, shares)))
+
+
+@dataclass(frozen=True, kw_only=True)
 class TextConfig(Config):
     """Base class of configs with the options `dataset`, if it is set, and `eval_dataset`."""
 
@@ -289,7 +294,7 @@ class TextConfig(Config):
         super().__post_init__()
         for name in ("dataset", "eval_dataset"):
             if getattr(self, name) is not None:
-                setattr(self, name, mark_local_paths(getattr(self, name)))
+                object.__setattr__(self, name, mark_local_paths(getattr(self, name)))
 
     @property
     def texts(self) -> TextMix:

@@ -1,11 +1,11 @@
 """Texts, and number and length of the windows to read of them."""
 
 import math
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 from transformers import PretrainedConfig
 
-from ..config import FFPConfig, RecoveryConfig
+from ..config import Plan, RecoveryPlan
 from ..config.texts import TextMix
 from ..errors import FFPError
 
@@ -46,24 +46,25 @@ class DataRequest:
     token: str | None = None
 
     @classmethod
-    def of(
-        cls, config: FFPConfig | RecoveryConfig, token: str | None = None, length: int | None = None
-    ) -> "DataRequest":
-        """Create the request for a config with `seq_len` (see `with_window_length`), or for windows of `length`."""
+    def of(cls, plan: Plan | RecoveryPlan, length: int, token: str | None = None, **windows: int) -> "DataRequest":
+        """Create the request for windows of `length`, with the number of `windows` by role."""
         return cls(
-            texts=config.texts,
-            reported=config.reported,
-            length=length or config.seq_len,
-            # A recovery has none.
-            calibration=getattr(config, "num_samples", 0),
-            search=getattr(config, "search_samples", 0),
-            held_out=config.held_out_samples,
-            test=config.eval_samples,
-            seed=config.seed,
-            text_column=config.text_column,
-            start_token=config.start_token,
+            texts=plan.texts,
+            reported=plan.reported,
+            length=length,
+            held_out=plan.held_out_samples,
+            test=plan.eval_samples,
+            seed=plan.seed,
+            text_column=plan.text_column,
+            start_token=plan.start_token,
             token=token,
+            **windows,
         )
+
+    @classmethod
+    def of_prune(cls, plan: Plan, token: str | None = None) -> "DataRequest":
+        """Create the request of a prune."""
+        return cls.of(plan, plan.seq_len, token, calibration=plan.num_samples, search=plan.search_samples)
 
     @property
     def generated(self) -> int:
@@ -113,8 +114,3 @@ def window_length(seq_len: int | None, config: PretrainedConfig) -> int:
     if positions and seq_len > positions:
         raise FFPError(f"seq_len {seq_len} exceeds the {positions} positions of the model; lower it")
     return seq_len
-
-
-def with_window_length(config: FFPConfig, model_config: PretrainedConfig) -> FFPConfig:
-    """Resolve a config, including `seq_len`. Raises `FFPError` like `window_length`."""
-    return replace(config.resolve(), seq_len=window_length(config.seq_len, model_config))

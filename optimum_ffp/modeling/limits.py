@@ -1,7 +1,7 @@
 """Limits on what a model costs, from the options of the budget."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from fractions import Fraction
 from typing import Any
 
@@ -11,17 +11,26 @@ from transformers import PretrainedConfig, PreTrainedModel, StaticCache
 from ..allocation.budget import Limit, parameter_costs, sparsity_limit
 from ..allocation.policy import Unit, block_parameters
 from ..config import FFPConfig
+from ..config.prune import WORKLOAD
 from ..errors import FFPError
 from .families import find_family
 
 
-def find_limits(model: PreTrainedModel, units: Sequence[Unit], config: FFPConfig) -> list[Limit]:
+def find_limits(
+    model: PreTrainedModel,
+    units: Sequence[Unit],
+    config: FFPConfig,
+    given: Mapping[str, float],
+    times: dict[str, Any] | None,
+) -> list[Limit]:
     """Return the limits that a budget sets.
 
     Args:
         model: The dense model; may be on the meta device. Its dtype is that of the weights and of the KV cache.
         units: Its units.
-        config: The budget.
+        config: Options of the KV cache, the depth and the workload.
+        given: Limits by option.
+        times: Measured times, as returned by `measure_costs`, if they are known.
 
     Returns:
         The limits. That on the speed is pending as long as no times were measured.
@@ -30,34 +39,35 @@ def find_limits(model: PreTrainedModel, units: Sequence[Unit], config: FFPConfig
         FFPError: If the KV cache is limited, and no KV head of this model can be removed, nor an attention whole, the
             times aren't those of this model, or it has no experts.
     """
-    limits = [] if config.sparsity is None else [sparsity_limit(units, config.sparsity)]
-    if config.experts is not None:
-        limits.append(_experts_limit(model.config, units, config.experts))
-    if not config.limits.keys() - {"sparsity", "experts"}:
+    limits = [sparsity_limit(units, given["sparsity"])] if "sparsity" in given else []
+    if "experts" in given:
+        limits.append(_experts_limit(model.config, units, int(given["experts"])))
+    if not given.keys() - {"sparsity", "experts"}:
         return limits
     parameters, outside = parameter_costs(units), model.num_parameters() - block_parameters(units)
-    cache, fixed = _cache_bytes(model, units, config) if config.memory or config.kv_cache else ([], 0)
-    if config.params is not None:
-        limits.append(Limit("params", config.params, config.params - outside, parameters, lambda cost: cost + outside))
-    if config.memory is not None:
+    cache, fixed = _cache_bytes(model, units, config) if given.keys() & {"memory", "kv_cache"} else ([], 0)
+    if "params" in given:
+        allowed = given["params"] - outside
+        limits.append(Limit("params", given["params"], allowed, parameters, lambda cost: cost + outside))
+    if "memory" in given:
         itemsize = model.dtype.itemsize
         costs = [itemsize * weights + keys for weights, keys in zip(parameters, cache)]
         rest = itemsize * outside + fixed
-        limits.append(Limit("memory", config.memory, config.memory - rest, costs, lambda cost: cost + rest))
-    if config.kv_cache is not None:
+        limits.append(Limit("memory", given["memory"], given["memory"] - rest, costs, lambda cost: cost + rest))
+    if "kv_cache" in given:
         groups = find_family(model.config).attention_groups(model.config)
         if "kv_group" not in groups and config.depth == "none":
             reason = "its layers have a single KV head" if groups == ("query_head",) else "its attention is not pruned"
             raise FFPError(f"the KV cache of this model can't shrink: {reason}; choose params or memory, or depth")
         total = int(sum(costs[-1] for costs in cache))
         # Exact decimal arithmetic, as for the sparsity.
-        allowed = math.floor(Fraction(str(config.kv_cache)) * total)
-        limits.append(Limit("kv_cache", config.kv_cache, allowed, cache, lambda cost: cost / total))
-    if config.speedup is not None and (table := config.cost_table):
-        limits.append(speedup_limit(units, table, config.speedup))
-    elif config.speedup is not None:
-        costs, pending = [np.zeros(unit.groups + 1) for unit in units], f"times of {config.workload}"
-        limits.append(Limit("speedup", config.speedup, math.inf, costs, pending=pending))
+        allowed = math.floor(Fraction(str(given["kv_cache"])) * total)
+        limits.append(Limit("kv_cache", given["kv_cache"], allowed, cache, lambda cost: cost / total))
+    if "speedup" in given and times:
+        limits.append(speedup_limit(units, times, given["speedup"]))
+    elif "speedup" in given:
+        costs, pending = [np.zeros(unit.groups + 1) for unit in units], f"times of {config.workload or WORKLOAD}"
+        limits.append(Limit("speedup", given["speedup"], math.inf, costs, pending=pending))
     return limits
 
 

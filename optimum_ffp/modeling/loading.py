@@ -64,6 +64,11 @@ class LoadOptions:
     token: str | None = None
     base_model: str | None = None
 
+    @property
+    def torch_dtype(self) -> torch.dtype | str:
+        """The dtype; `"auto"` for the checkpoint's."""
+        return resolve_dtype(self.dtype)
+
     def hub(self) -> dict[str, Any]:
         """Return the options of `huggingface_hub` that are set."""
         options = {"revision": self.revision, "token": self.token}
@@ -254,6 +259,15 @@ def read_model_config(model_id: str, options: LoadOptions) -> PretrainedConfig:
         check_unquantized(model_id, read_any_config(model_id, options))
         config.pruned_units = rows
     return config
+
+
+def shape_of(model_id: str, options: LoadOptions) -> PreTrainedModel:
+    """Return a dense model, or a pruned model's dense model, without weights, in the dtype that it will be loaded in.
+
+    Raises `FFPError` like `read_model_config` and `empty_model`.
+    """
+    dtype = options.torch_dtype
+    return empty_model(read_model_config(model_id, options), dtype if isinstance(dtype, torch.dtype) else None)
 
 
 def empty_model(config: PretrainedConfig, dtype: torch.dtype | None = None) -> PreTrainedModel:

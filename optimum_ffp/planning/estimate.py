@@ -1,41 +1,35 @@
-"""Estimates of the memory, disk and tokens of a prune or a recovery, from the configs of the models alone."""
+"""Estimates of the memory, disk and tokens of a prune or a recovery, from its plan and the shapes of the models."""
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from importlib.util import find_spec
 
 import torch
 from transformers import PretrainedConfig, PreTrainedModel
 
 from ..allocation.budget import Budget
-from ..allocation.policy import Unit
-from ..analysis.attention import find_unit_variants
-from ..analysis.measurements import adapted
 from ..analysis.rerouting import PRODUCTS
 from ..analysis.rerouting import TOKENS as ROUTED_TOKENS
-from ..compression.calibrations.model import EVALUATIONS, training_options, trains_in_bfloat16
+from ..compression.calibrations import layers
+from ..compression.calibrations import model as model_calibration
 from ..compression.expert_ridge import TOKENS as FITTED_TOKENS
 from ..compression.training.batch import Batch
-from ..compression.training.end_to_end import check_launch
-from ..config import FFPConfig, RecoveryConfig
-from ..config.prune import GRADIENT_COST, LORA_RANK
-from ..data import DataRequest, check_calibration_tokens, with_window_length
+from ..compression.training.whole_model import EVALUATIONS, training_batch, trains_in_bfloat16
+from ..config import Plan, RecoveryPlan
+from ..config.prune import GRADIENT_COST
+from ..data import DataRequest
 from ..data.self_generated import TOKENS_AT_ONCE
 from ..engine.layerwise_model import HEADROOM, hidden_state_bytes
-from ..hub.record import read_policy
 from ..modeling.families import ModelUnit, decoder_layers, find_family, outer_matrices
-from ..modeling.loading import LoadOptions, empty_model, loading_errors, resolve_device, resolve_dtype
-from ..modeling.offloading import check_offload
+from ..modeling.loading import LoadOptions, resolve_device, resolve_dtype
 from ..search.depth import WINDOWS, max_evaluations, parts_of
-from ..search.runner import check_budget
 from ..search.task import finalist_count, finalist_windows
 from ..utils import processes
 from ..utils.cholesky import ALGEBRA_BYTES
 from ..utils.device_memory import free_device_memory
 from ..utils.host_memory import free_host_memory
 from ..utils.lm_head import POSITIONS
-from ..utils.precision import compute_dtype, computes_in_bfloat16, frozen_dtype, is_quantized
+from ..utils.precision import compute_dtype, computes_in_bfloat16, frozen_dtype
 
 
 # Memory of a process with all libraries loaded and their threads started.
@@ -125,83 +119,35 @@ def format_bytes(size: int) -> str:
 
 
 def estimate_prune(
-    model_config: PretrainedConfig,
-    config: FFPConfig,
-    options: LoadOptions,
-    searches: Sequence[FFPConfig] = (),
-    saves_work: bool = True,
-    local_processes: int | None = None,
-    machine: Machine | None = None,
+    plans: Sequence[Plan],
+    model: PreTrainedModel,
+    units: Sequence[ModelUnit],
+    machine: Machine,
+    local_processes: int,
 ) -> Estimate:
-    """Estimate a prune, and choose where its weights are, and its calibration if `config` has none.
-
-    That is the first for which memory suffices of `model`, of all weights or of adapters, and `layers`.
+    """Estimate prunes that differ in the budget.
 
     Args:
-        model_config: Config of the dense model.
-        config: Options.
-        options: How the model will be loaded. With offload `"auto"` the weights are in the first place for which
-            memory suffices, or else in the last.
-        searches: Configs that differ from `config` in the budget, one for each prune; `config` if empty.
-        saves_work: Whether finished work is saved to disk, which offload `"disk"` needs.
-        local_processes: Number of processes on this machine that share the work; by default that of this run.
-        machine: Device and available memory; those of this machine if `None`.
-
-    Raises:
-        FFPError: If the model can't be pruned or offloaded, or a budget can't be met.
+        plans: The plans, with the same calibration and place of weights.
+        model: The dense model; may be on the meta device.
+        units: Its units.
+        machine: Device and available memory.
+        local_processes: Number of processes on this machine that share the work.
     """
-    searches = [adapted(search, model_config) for search in searches or [config]]
-    config = with_window_length(adapted(config, model_config), model_config)
-    machine, local_processes = machine or Machine.of(options.device), local_processes or processes.local_count()
-    name = model_config._name_or_path or "the model"
-    stored, asked = model_config.dtype or torch.float32, resolve_dtype(options.dtype)
-    model, family = empty_model(model_config, stored if asked == "auto" else asked), find_family(model_config)
-    with loading_errors(name, None):
-        variants = find_unit_variants(model, family, config)
-    if config.policy:
-        policy = read_policy(config.policy, [unit.unit for unit in variants[0]])
-        searches = [replace(config, sparsity=policy.sparsity)]
-    budgets = [check_budget(model, variants, search.resolve()) for search in searches]
-    searches = [search.with_method(budget.sparsity).resolve() for search, budget in zip(searches, budgets)]
-    check_calibration_tokens(config.num_samples * config.seq_len, max(unit.width for unit in variants[0]))
-    written = DataRequest.of(config).generated
-    dequantized = name.endswith(".gguf") or is_quantized(model_config)
-    places, on_accelerator = [options.offload], machine.accelerator is not None
-    if options.offload == "auto":
-        reads_files = saves_work and not dequantized and asked in ("auto", stored)
-        # Those of a model that generates text, is timed or was pruned before are on its device.
-        is_timed = config.speedup and config.cost_table is None
-        stays = is_timed or hasattr(model_config, "pruned_units") or (written and on_accelerator)
-        places = ["none"] if stays else ["none", *["host"] * on_accelerator, *["disk"] * reads_files]
-    else:
-        check_offload(options.offload, machine.device, asked, model_config, dequantized)
-    choices = [config]
-    if config.calibration is None:
-        ranks = [0, *[LORA_RANK] * bool(find_spec("peft"))] if config.lora is None else [config.lora]
-        choices = [replace(config, calibration="model", lora=rank) for rank in ranks if places[0] == "none"]
-        choices.append(replace(config, calibration="layers"))
-    # A model that is trained as a whole has all weights on its device too, which is the first place.
-    possible = ((one, place) for one in choices for place in (places[:1] if one.calibration == "model" else places))
-    for choice, place in possible:
-        prune = _Prune(
-            config=choice,
-            place=place,
-            model=model,
-            units=variants[0],
-            budgets=budgets,
-            written=written,
-            local_processes=local_processes,
-            machine=machine,
-        )
-        estimate = prune.estimate()
-        if not estimate.warnings:
-            break
-    if choice.calibration == "model":
-        check_launch(machine.device, place, saves_work, can_shard=False)
+    budgets, written = [plan.budget for plan in plans], DataRequest.of_prune(plans[0]).generated
+    prune = _Prune(
+        plan=plans[0],
+        model=model,
+        units=units,
+        budgets=budgets,
+        written=written,
+        local_processes=local_processes,
+        machine=machine,
+    )
     parameters, outer = model.num_parameters(), sum(one.numel() for one in outer_matrices(model))
     return replace(
-        estimate,
-        tokens=_max_tokens(choice, searches, written, budgets[0].units),
+        prune.estimate(),
+        tokens=_max_tokens(plans, written),
         budget=[line for budget in budgets for line in budget.describe()],
         quantized={
             # Embeddings and the head stay in 8 bits; both have a scale per block of 32.
@@ -226,8 +172,7 @@ class _Bytes:
 class _Prune:
     """A prune with a given calibration and place of weights. Sizes are bytes, `layers` and `trained` parameters."""
 
-    config: FFPConfig
-    place: str
+    plan: Plan
     model: PreTrainedModel
     units: Sequence[ModelUnit]
     budgets: Sequence[Budget]
@@ -236,23 +181,23 @@ class _Prune:
     machine: Machine
 
     def __post_init__(self) -> None:
-        model, config, shape = self.model, self.config, self.model.config
+        model, plan, shape, self.place = self.model, self.plan, self.model.config, self.plan.offload
         self.stored, self.computed = model.dtype.itemsize, compute_dtype(self.machine.device, model.dtype).itemsize
         self.all_resident, self.in_memory = self.place == "none" and self.computed == self.stored, self.place != "disk"
         self.layers = [sum(one.numel() for one in layer.parameters()) for layer in decoder_layers(model)]
         self.weights, self.in_layers = model.get_memory_footprint(), sum(self.layers) * self.stored
         removed = min(budget.removed_parameters for budget in self.budgets) * self.stored
         self.pruned = self.weights - removed
-        self.calibrated = (self.in_layers - removed) * (config.calibration in ("layers", "model"))
+        self.calibrated = (self.in_layers - removed) * plan.trains
         projections = [] if find_family(shape).experts else [unit.output.module for unit in self.units]
         # A token passes through several experts at once.
         self.widest = max(unit.width for unit in self.units) * (1 if projections else shape.num_experts_per_tok)
-        self.factors = 4 * sum(module.in_features**2 for module in projections) * config.needs_factors
-        self.fishers = 4 * sum(module.out_features**2 for module in projections) * config.needs_fishers
+        self.factors = 4 * sum(module.in_features**2 for module in projections) * plan.needs_factors
+        self.fishers = 4 * sum(module.out_features**2 for module in projections) * plan.needs_fishers
         self.experts = 0 if projections else self.stored * sum(unit.unit.parameters for unit in self.units)
         self.trained = 0
-        if config.calibration == "model":
-            self.trained = _trained_parameters(model, self.pruned // self.stored, config.lora)
+        if plan.calibration == "model":
+            self.trained = _trained_parameters(model, self.pruned // self.stored, plan.lora)
         self.free = max(0, (self.machine.accelerator or 0) - self.resident().device)
 
     def resident(self) -> _Bytes:
@@ -276,29 +221,29 @@ class _Prune:
 
     def stages(self) -> Iterator[_Bytes]:
         """Yield the memory of each stage, without what all stages need."""
-        config, shape, length, computed = self.config, self.model.config, self.config.seq_len, self.computed
+        plan, shape, length, computed = self.plan, self.model.config, self.plan.seq_len, self.computed
         window = length * shape.hidden_size * computed
         chunk = hidden_state_bytes(self.all_resident, self.machine.host, self.local_processes, self.free)
-        backward = (len(self.layers) + 2) * max(config.fisher_samples, config.update_samples) * window
-        read = self.hidden_states(max(min(chunk, backward), config.num_samples * window))
+        backward = (len(self.layers) + 2) * max(plan.fisher_samples, plan.update_samples) * window
+        read = self.hidden_states(max(min(chunk, backward), plan.num_samples * window))
         per_token = 16 * shape.hidden_size + (3 * computed + 8) * self.widest + _score_bytes(shape, length)
         activations = length * per_token
-        logits = min(POSITIONS, length) * shape.vocab_size * (16 + 12 * config.batch_size)
-        yield read + _Bytes(logits + (1 + config.batch_size) * activations, self.fishers)
+        logits = min(POSITIONS, length) * shape.vocab_size * (16 + 12 * plan.batch_size)
+        yield read + _Bytes(logits + (1 + plan.batch_size) * activations, self.fishers)
         algebra = (GRAMS_BYTES + ALGEBRA_BYTES) * self.widest**2
         on_device = algebra * (algebra < self.free)
         yield read + _Bytes(on_device, algebra - on_device + self.fishers * self.in_memory)
-        if self.calibrated and config.layer_passes:
+        if self.calibrated and getattr(plan.options.get("calibration"), "distillation_passes", 0):
             # Those of the dense and of the pruned model.
-            states = self.hidden_states(2 * (config.num_samples + config.held_out_samples) * window)
+            states = self.hidden_states(2 * (plan.num_samples + plan.held_out_samples) * window)
             weights = TRAINING_BYTES * max(self.layers)
             yield states + _Bytes(weights + 2 * activations, self.calibrated * self.in_memory)
         yield _Bytes(host=(self.calibrated + self.pruned * min(2, len(self.budgets))) * self.in_memory)
         if self.experts:
             # What is kept of a layer's tokens to remove experts greedily, or for their ridge regression.
-            greedy, groups = config.expert_criterion == "loss", self.units[0].unit.groups
+            greedy, groups = plan.expert_criterion == "loss", self.units[0].unit.groups
             products = min(PRODUCTS, ROUTED_TOKENS * groups**2) * greedy
-            fitted = min(FITTED_TOKENS, config.num_samples * length) * (config.calibration != "none")
+            fitted = min(FITTED_TOKENS, plan.num_samples * length) * (plan.calibration != "none")
             yield read + _Bytes(max(4 * products, fitted * shape.hidden_size * (2 * computed + 8)))
         if self.written:
             # Keys and values of the passages that are generated at once, with all layers loaded.
@@ -310,13 +255,14 @@ class _Prune:
 
     def whole_model_training(self) -> _Bytes:
         """Return the memory of training the whole model."""
-        bf16 = trains_in_bfloat16(self.machine.device, self.model.dtype, self.config)
+        bf16 = trains_in_bfloat16(self.machine.device, self.model.dtype, self.plan.search_dtype)
         size = torch.bfloat16.itemsize if bf16 else self.computed
-        options = training_options(self.config, tokens=self.config.num_samples * self.config.seq_len, count=1)
-        batch, stored = Batch.for_model(options, self.model.config, count=1), self.computed if options.lora else 4
+        tokens, options = self.plan.num_samples * self.plan.seq_len, self.plan.options["calibration"]
+        batch, lora = training_batch(self.plan, options, self.model.config, tokens), self.plan.lora
+        stored = self.computed if lora else 4
         parameters, teacher = self.pruned // self.stored, self.weights // self.stored * size * (size != self.stored)
         state = _training_bytes(
-            parameters, self.trained, options.lora, stored=stored, computed=size, shares=self.local_processes
+            parameters, self.trained, lora, stored=stored, computed=size, shares=self.local_processes
         )
         return _Bytes(teacher + state + _activation_bytes(self.model, batch, size), self.calibrated + self.pruned)
 
@@ -333,55 +279,46 @@ class _Prune:
             host=self.local_processes * (PROCESS_BYTES + host),
             disk=len(self.budgets) * on_disk + work,
             offload=self.place,
-            calibration=self.config.calibration,
-            lora=(self.config.lora or 0) * (self.config.calibration == "model"),
+            calibration=self.plan.calibration,
+            lora=self.plan.lora,
         )
 
 
-def _max_tokens(config: FFPConfig, searches: Sequence[FFPConfig], written: int, units: Sequence[Unit]) -> int:
-    """Return an upper bound of the tokens of a prune, with the options of each search, and windows that it writes."""
-    read, held_out, passes, windows = config.num_samples, config.held_out_samples, config.layer_passes, 0
+def _max_tokens(plans: Sequence[Plan], written: int) -> int:
+    """Return an upper bound of the tokens of prunes, and of the windows that the model writes."""
+    plan, budget = plans[0], plans[0].budget
+    held_out, windows = plan.held_out_samples, 0
     # Texts may have no start token.
-    length = config.seq_len // config.distillation_parts
-    with_first = 1 + (math.ceil(length / config.first_tokens) / length if config.first_tokens else 0)
-    if config.calibration in ("layers", "model") and passes:
-        distilled = 2 * (read + held_out) + passes * GRADIENT_COST * read + (1 + passes) * held_out
-        # The dense model, and the pruned one before and after.
-        windows += with_first * distilled + 3 * held_out
-    if config.calibration == "model":
-        # In addition to training: the dense model, the trained one and, if no layers were trained, the one before.
-        windows += (1 + GRADIENT_COST) * config.model_passes * read
-        windows += (2 * (EVALUATIONS + 1) + 2 + (not passes)) * held_out
-    needs_fishers = config.needs_fishers
-    if units[0].kind == "experts":
-        needs_fishers = config.expert_criterion == "loss"
-        # Ridge regression, then the dense model, and the pruned one before and after.
-        windows += (read + 4 * held_out) * (config.calibration != "none")
-    fishers = GRADIENT_COST * min(config.fisher_samples, read) * needs_fishers
-    windows = len(searches) * windows + sum(_search_windows(search, units) for search in searches)
-    dense = config.search_samples * any(search.compares_policies for search in searches)
-    return math.ceil((written + with_first * read + fishers + dense + windows) * config.seq_len)
+    with_first = 1 + (math.ceil(plan.seq_len / plan.first_tokens) / plan.seq_len if plan.first_tokens else 0)
+    options = plan.options.get("calibration")
+    if isinstance(options, layers.Options) and (passes := options.distillation_passes):
+        distilled = (2 + passes * GRADIENT_COST) * plan.num_samples + (3 + passes) * held_out
+        windows += (with_first + options.parts(plan.seq_len) / plan.seq_len) * distilled + 3 * held_out
+    if isinstance(options, model_calibration.Options):
+        windows += (1 + GRADIENT_COST) * options.model_passes * plan.num_samples
+        windows += (2 * (EVALUATIONS + 1) + 3) * held_out
+    if budget.units[0].kind == "experts":
+        windows += plan.num_samples + 4 * held_out
+    searches = sum(_search_windows(plan) for plan in plans)
+    measured = with_first * plan.num_samples + GRADIENT_COST * min(plan.fisher_samples, plan.num_samples)
+    return math.ceil((written + measured + plan.search_samples + len(plans) * windows + searches) * plan.seq_len)
 
 
-def _search_windows(config: FFPConfig, units: Sequence[Unit]) -> int:
+def _search_windows(plan: Plan) -> int:
     """Return an upper bound of the windows that a search reads in forward passes."""
-    search, removes_whole = config.search_samples, config.depth != "none"
-    depth = min(WINDOWS, search) * max_evaluations(len(parts_of(units, config.depth))) * removes_whole
-    if not config.compares_policies:
-        return depth
-    if config.method == "homogeneous":
-        return depth + finalist_windows(config.candidates, search)
-    # Including the candidates of the last update of PPO, and two baselines.
-    finalists = finalist_count(config.search_steps) + config.candidates * config.reads("clip_range")
-    compared = [finalists + 2] if config.fall_back else [finalists, 2]
-    updates = config.search_steps * min(config.update_samples, search)
-    return depth + updates + sum(finalist_windows(count, search) for count in compared)
+    search, windows = plan.search_samples, 0
+    if plan.depth != "none":
+        windows += min(WINDOWS, search) * max_evaluations(len(parts_of(plan.budget.units, plan.depth)))
+    if plan.compares_policies:
+        finalists = finalist_count(plan.search_steps) + plan.candidates + 2
+        windows += plan.search_steps * min(plan.update_samples, search) + finalist_windows(finalists, search)
+    return windows
 
 
 def estimate_recovery(
     student: PreTrainedModel,
     teacher: PreTrainedModel,
-    config: RecoveryConfig,
+    plan: RecoveryPlan,
     options: LoadOptions,
     local_processes: int = 1,
     machine: Machine | None = None,
@@ -391,7 +328,7 @@ def estimate_recovery(
     Args:
         student: The pruned model; may be on the meta device.
         teacher: The dense model.
-        config: Options, with a dataset.
+        plan: Options.
         options: How both are loaded.
         local_processes: Number of processes on this machine that share the windows.
         machine: Device and available memory; those of this machine if `None`.
@@ -399,19 +336,19 @@ def estimate_recovery(
     machine, asked = machine or Machine.of(options.device), resolve_dtype(options.dtype)
     on_accelerator = machine.accelerator is not None
     shares = local_processes * processes.count() // processes.local_count()
-    batch, bf16 = Batch.for_model(config, student.config, shares), computes_in_bfloat16(machine.device, config.bf16)
+    batch, bf16 = Batch.of_recovery(plan, student.config, shares), computes_in_bfloat16(machine.device, plan.bf16)
     dense = compute_dtype(machine.device, teacher.dtype if asked == "auto" else asked)
-    stored = frozen_dtype(machine.device, student.dtype, bf16) if config.lora else torch.float32
+    stored = frozen_dtype(machine.device, student.dtype, bf16) if plan.lora else torch.float32
     size = torch.bfloat16.itemsize if bf16 else stored.itemsize
     parameters = student.num_parameters()
-    trained = _trained_parameters(student, parameters, config.lora)
-    weights = _training_bytes(parameters, trained, config.lora, stored=stored.itemsize, computed=size, shares=shares)
+    trained = _trained_parameters(student, parameters, plan.lora)
+    weights = _training_bytes(parameters, trained, plan.lora, stored=stored.itemsize, computed=size, shares=shares)
     weights += teacher.num_parameters() * (size if bf16 else dense.itemsize)
     if processes.shards_models():
         # FSDP gathers the running and the next layer of both models.
         largest = max(sum(one.numel() for one in layer.parameters()) for layer in decoder_layers(teacher))
         weights = weights // shares + 6 * size * largest
-    used = weights + _activation_bytes(student, batch, size, config.gradient_checkpointing)
+    used = weights + _activation_bytes(student, batch, size, plan.gradient_checkpointing)
     # Weights pass through host memory on their way to an accelerator.
     staged = max(dense.itemsize * teacher.num_parameters(), 12 * trained)
     tokens = batch.steps * batch.tokens

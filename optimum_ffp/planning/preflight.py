@@ -9,7 +9,7 @@ from pathlib import Path
 
 from huggingface_hub import HfApi, constants
 
-from ..config import FFPConfig, RecoveryConfig
+from ..config import FFPConfig, RecoveryPlan
 from ..data import check_text
 from ..errors import FFPError
 from ..hub.upload import check_push, describe_failure
@@ -22,7 +22,7 @@ logger = logging.getLogger(__name__)
 
 
 def find_problems(
-    config: FFPConfig | RecoveryConfig,
+    config: FFPConfig | RecoveryPlan,
     models: Sequence[str],
     folders: Sequence[str],
     disk: int,

@@ -2,7 +2,6 @@
 
 import os
 from collections.abc import Callable, Sequence
-from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -16,8 +15,8 @@ from ..checkpoint.result import package_versions
 from ..compression.calibration import is_improvement
 from ..compression.training.batch import Batch
 from ..compression.training.end_to_end import Training, TrainingOutput, check_launch, default_rate
-from ..config import RecoveryConfig
-from ..config.prune import TRAINED_RATE
+from ..config import RecoveryConfig, RecoveryPlan
+from ..config.training import TRAINED_RATE
 from ..data import DataRequest, DataSplits, load_windows, training_windows
 from ..data.samples import write_samples
 from ..errors import FFPError, NotRecoveredError
@@ -29,7 +28,8 @@ from ..utils.precision import compute_dtype, computes_in_bfloat16, convert, dtyp
 from ..utils.progress import progress_bar
 from ..utils.resume import Journal, fingerprint
 from ..utils.tracking import Tracker, check_trackers
-from .teacher import check_teacher, find_teacher, with_dataset
+from .plan import make_recovery_plan
+from .teacher import check_teacher, find_teacher
 
 
 REMEDIES = "gradient_checkpointing, a smaller batch_size or seq_len, lora, more GPUs, or another device"
@@ -70,7 +70,7 @@ class FFPRecovery:
         student: PreTrainedModel,
         teacher: PreTrainedModel,
         tokenizer: PreTrainedTokenizerBase,
-        config: RecoveryConfig,
+        config: RecoveryConfig | RecoveryPlan,
         source: str | os.PathLike,
         teacher_id: str | os.PathLike,
         work_folder: str | os.PathLike | None = None,
@@ -81,13 +81,15 @@ class FFPRecovery:
         self.student, self.teacher, self.tokenizer = student, teacher, tokenizer
         self.source, self.teacher_id = os.fspath(source), os.fspath(teacher_id)
         self.options = options or LoadOptions()
-        config = with_dataset(config, self.source, self.options)
-        self.config = replace(config, learning_rate=config.learning_rate or default_rate(student, TRAINED_RATE))
+        self.plan = (
+            config if isinstance(config, RecoveryPlan) else make_recovery_plan(config, self.source, self.options)
+        )
         check_launch(teacher.device, self.options.offload, work_folder is not None)
         self.record: RecoveryRecord | None = None
         self.journal, self.work_folder = Journal(), work_folder
-        self.bf16 = computes_in_bfloat16(teacher.device, config.bf16)
-        self.batch = Batch.for_model(config, student.config)
+        self.learning_rate = self.plan.learning_rate or default_rate(student, TRAINED_RATE)
+        self.bf16 = computes_in_bfloat16(teacher.device, self.plan.bf16)
+        self.batch = Batch.of_recovery(self.plan, student.config, processes.count())
         self.stored_dtype = student.dtype
         self.dense_teacher = check_teacher(self.source, student, self.teacher_id, teacher, self.options)
 
@@ -96,7 +98,7 @@ class FFPRecovery:
     def from_pretrained(
         cls,
         model_id: str | os.PathLike,
-        config: RecoveryConfig | None = None,
+        config: RecoveryConfig | RecoveryPlan | None = None,
         teacher: str | os.PathLike | None = None,
         work_folder: str | os.PathLike | None = None,
         report_to: str | Sequence[str] = (),
@@ -148,7 +150,7 @@ class FFPRecovery:
         if self.record:
             raise FFPError("recover() can be called once per FFPRecovery; create a new instance")
         self._open_journal(resume)
-        request = DataRequest.of(self.config, self.options.token, length=self.batch.length)
+        request = DataRequest.of(self.plan, self.batch.length, self.options.token)
         load = partial(processes.on_main, lambda: load_windows(self.tokenizer, self.teacher, request).to_list())
         load_more = partial(processes.tensors_on_main, lambda: self._load_training_windows(request))
         is_measured = self.journal.has("test-losses-dense")
@@ -170,15 +172,13 @@ class FFPRecovery:
         # Measuring converted it to the compute dtype.
         convert(self.student, self.stored_dtype)
         self.record = RecoveryRecord(
-            options=self.config.to_dict(),
+            options=self._options(),
             source=self.source,
             teacher=self.teacher_id,
             dense_teacher=self.dense_teacher,
             window_length=self.batch.length,
             windows_per_step=self.batch.windows,
-            passes=dict(
-                zip((text.name for text in self.config.texts if not text.is_self), windows["passes"].tolist())
-            ),
+            passes=dict(zip((text.name for text in self.plan.texts if not text.is_self), windows["passes"].tolist())),
             curve=trained.curve,
             kept=trained.best,
             held_out=data.held_out.describe(),
@@ -223,6 +223,9 @@ class FFPRecovery:
             raise FFPError("nothing to save yet; call recover() first")
         return partial(save_recovered, self.record, self.student, self.tokenizer, hub=self.options.hub())
 
+    def _options(self) -> dict[str, Any]:
+        return self.plan.to_dict() | {"learning_rate": self.learning_rate}
+
     def _open_journal(self, resume: bool) -> None:
         if self.work_folder is None:
             if resume:
@@ -231,8 +234,8 @@ class FFPRecovery:
         identity = {
             "model": fingerprint(self.student),
             "teacher": fingerprint(self.teacher),
-            "config": self.config.to_dict(),
-            **processes.on_main(self.config.hash_files),
+            "config": self._options(),
+            **processes.on_main(self.plan.hash_files),
             "windows_per_step": self.batch.windows,
             # Sharded checkpoints have other files.
             "fsdp": os.environ.get("FSDP_STATE_DICT_TYPE", "") if processes.shards_models() else None,
@@ -264,12 +267,13 @@ class FFPRecovery:
         """Train the student; the result keeps its dtype."""
         if self.bf16:
             convert(self.teacher, torch.bfloat16)
-        with Tracker(self.report_to, f"{Path(self.source).name}-recovered", self.config.to_dict()) as tracker:
+        with Tracker(self.report_to, f"{Path(self.source).name}-recovered", self._options()) as tracker:
             training = Training(
                 student=self.student,
                 teacher=self.teacher,
                 dtype=self.stored_dtype,
-                config=self.config,
+                options=self.plan,
+                learning_rate=self.learning_rate,
                 batch=self.batch,
                 bf16=self.bf16,
                 tracker=tracker,

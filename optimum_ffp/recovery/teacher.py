@@ -1,4 +1,4 @@
-"""The teacher of a pruned model, and the text that the model was created from."""
+"""The teacher of a pruned model."""
 
 import logging
 from dataclasses import replace
@@ -6,16 +6,11 @@ from dataclasses import replace
 import torch
 from transformers import PreTrainedModel
 
-from ..config import RecoveryConfig
-from ..config.texts import TextMix
 from ..errors import FFPError
 from ..hub.naming import model_name
-from ..hub.record import prune_record, recorded_start_token
+from ..hub.record import prune_record
 from ..modeling.loading import LoadOptions, find_dense
 
-
-# Default training text, and a text of prunes that is too short for training.
-DATASET, SHORT_DATASET = "c4", "wikitext2"
 
 logger = logging.getLogger(__name__)
 
@@ -70,23 +65,3 @@ def check_teacher(
             f"pruned from, according to its record: {base} ({recorded:,} parameters)"
         )
     return is_dense
-
-
-def with_dataset(config: RecoveryConfig, student_id: str, options: LoadOptions) -> RecoveryConfig:
-    """Resolve a config, with the text of the prune as default if it is a large dataset on the Hub.
-
-    The column and start token of the prune are then defaults too. Arguments are as for `find_teacher`.
-    """
-    config, defaults = config.resolve(), {"start_token": "auto"}
-    if config.dataset is None:
-        record = prune_record(student_id, **options.hub())
-        dataset, given_data = record.get("dataset", DATASET), record.get("provenance", {}).get("given_data")
-        # Local files may be elsewhere.
-        if not given_data and all(text.hub_dataset and text.name != SHORT_DATASET for text in TextMix.parse(dataset)):
-            defaults = {"dataset": dataset, "start_token": recorded_start_token(record)}
-            defaults["text_column"] = record.get("text_column")
-        else:
-            defaults["dataset"] = DATASET
-            pruned_on = "given windows" if given_data else dataset
-            logger.warning(f"training on {DATASET}, not on {pruned_on} as in the prune; choose a text with --dataset")
-    return replace(config, **{name: getattr(config, name) or value for name, value in defaults.items()})

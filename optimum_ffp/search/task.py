@@ -11,8 +11,7 @@ from ..allocation.budget import Budget
 from ..allocation.mappings.curves import CurveMapping
 from ..allocation.policy import PruningPolicy, Unit
 from ..checkpoint.result import SearchResult
-from ..config import FFPConfig
-from ..config.prune import find_choice
+from ..config import Plan
 from ..errors import FFPError
 from ..evaluation import to_perplexity
 from .evaluator import CandidateEvaluator
@@ -46,13 +45,12 @@ def finalist_count(steps: int) -> int:
     return min(max(2, steps // 16), steps)
 
 
-def check_agent(state: AgentState, units: Sequence[Unit], config: FFPConfig) -> None:
-    """Raise `FFPError` if a search can't start from an agent. Those of earlier versions don't store unit sizes."""
-    if not config.reads("agent"):
-        raise FFPError(f"method {config.method!r} has no agent; leave out warm_start, or choose method 'ffp'")
-    find_choice("agent", config.agent).check_state(state, units, config)
-    parameters = state.get(UNIT_PARAMETERS)
-    if parameters is not None and not np.array_equal(parameters, _parameters(units)):
+def check_agent(state: AgentState, units: Sequence[Unit], plan: Plan) -> None:
+    """Raise `FFPError` if a search can't start from an agent."""
+    if plan.method != "ffp":
+        raise FFPError(f"method {plan.method!r} has no agent; leave out warm_start, or choose method 'ffp'")
+    plan.function("agent", "check_state")(state, units)
+    if not np.array_equal(state.get(UNIT_PARAMETERS, ()), _parameters(units)):
         raise FFPError(
             "the warm-start agent is for a model with other attention and FFN sizes; warm-start from a checkpoint of "
             "the same dense model"
@@ -68,6 +66,7 @@ class SearchTask:
     """Input of a search: the budget, the mapping from scores to policies, their evaluator, and the number of steps.
 
     Attributes:
+        plan: Options of the search.
         budget: Limits that the policy meets.
         mapping: Maps raw scores and a budget to a policy.
         evaluate: Evaluator of policies.
@@ -83,6 +82,7 @@ class SearchTask:
         updates: Number of entries of the log before the finalists were compared.
     """
 
+    plan: Plan
     budget: Budget
     mapping: Callable[[np.ndarray, Budget], PruningPolicy]
     evaluate: CandidateEvaluator
@@ -117,9 +117,9 @@ class SearchTask:
         """Number of evaluations reserved for comparing the best candidates on more windows."""
         return finalist_count(self.steps)
 
-    def map_scores(self, scores: np.ndarray, sparsity: float) -> PruningPolicy:
-        """Return the policy of raw scores that meets the budget, relaxed to a lower sparsity."""
-        return self.mapping(scores, self.budget.relaxed(sparsity / self.sparsity))
+    def map_scores(self, scores: np.ndarray, sparsity: float | None = None) -> PruningPolicy:
+        """Return the policy of raw scores that meets the budget, or the budget relaxed to a lower sparsity."""
+        return self.mapping(scores, self.budget if sparsity is None else self.budget.relaxed(sparsity / self.sparsity))
 
     def windows(self, samples: int, offset: int = 0) -> np.ndarray:
         """Return the indices of `samples` consecutive windows from `offset`, modulo their number, at most all once."""
@@ -127,18 +127,20 @@ class SearchTask:
             return np.arange(self.max_samples)
         return (offset + np.arange(samples)) % self.max_samples
 
-    def excess_losses(self, policies: Sequence[PruningPolicy], sparsity: float, windows: np.ndarray) -> np.ndarray:
+    def excess_losses(
+        self, policies: Sequence[PruningPolicy], windows: np.ndarray, sparsity: float | None = None
+    ) -> np.ndarray:
         """Return losses minus that of the dense model on the same windows, infinite if perplexity is not finite.
 
         Only candidates at the final sparsity and full fidelity can become the best of the search.
 
         Args:
             policies: The candidates.
-            sparsity: Target sparsity of the candidates.
             windows: Indices of the windows to evaluate on.
+            sparsity: Sparsity of the candidates if it is lower than the final one.
         """
         losses = self.evaluate(policies, windows).mean(1)
-        return self._record(policies, losses=losses, sparsity=sparsity, windows=windows)
+        return self._record(policies, losses, windows, sparsity)
 
     def size_gradients(self, policy: PruningPolicy, windows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Return the size gradients of a candidate at the target sparsity.
@@ -153,16 +155,20 @@ class SearchTask:
         """
         gradients = self.evaluate.size_gradients(policy, windows)
         losses = gradients.losses.mean(keepdims=True)
-        self._record([policy], losses=losses, sparsity=self.sparsity, windows=windows)
+        self._record([policy], losses, windows)
         return gradients.down, gradients.up
 
     def _record(
-        self, policies: Sequence[PruningPolicy], losses: np.ndarray, sparsity: float, windows: np.ndarray
+        self,
+        policies: Sequence[PruningPolicy],
+        losses: np.ndarray,
+        windows: np.ndarray,
+        sparsity: float | None = None,
     ) -> np.ndarray:
         with np.errstate(over="ignore", invalid="ignore"):
             perplexities = np.exp(losses)
         excess = np.where(np.isfinite(perplexities), losses - self.evaluate.dense_losses[windows].mean(), np.inf)
-        final = sparsity == self.sparsity and len(windows) == self.max_samples
+        final = sparsity is None and len(windows) == self.max_samples
         for policy, loss, perplexity in zip(policies, excess, perplexities):
             finite = bool(np.isfinite(loss))
             if final and finite and (self.best is None or perplexity < self.best[0]):
@@ -170,7 +176,7 @@ class SearchTask:
             self.log.append(
                 {
                     "evaluation": len(self.log) + 1,
-                    "target_sparsity": float(sparsity),
+                    "target_sparsity": self.sparsity if sparsity is None else sparsity,
                     "sparsity": policy.sparsity,
                     "samples": len(windows),
                     "perplexity": float(perplexity) if finite else None,
@@ -195,7 +201,7 @@ class SearchTask:
         Raises:
             FFPError: If no candidate has a finite perplexity.
         """
-        policies = dict.fromkeys(self.map_scores(scores, self.sparsity) for scores in finalists)
+        policies = dict.fromkeys(self.map_scores(scores) for scores in finalists)
         result = self.choose(list(policies))
         if agent is not None:
             result.agent = {**agent, UNIT_PARAMETERS: _parameters(self.units)}
@@ -231,6 +237,6 @@ class SearchTask:
             order = np.argsort(means, kind="stable")
             kept, out = np.split(order, [math.ceil(len(policies) / 2) if first else 0])
             dropped, windows = [policies[index] for index in out], np.arange(first, self.max_samples)
-            excess |= zip(dropped, self._record(dropped, losses=means[out], sparsity=self.sparsity, windows=windows))
+            excess |= zip(dropped, self._record(dropped, means[out], windows))
             policies, losses = [policies[index] for index in kept], losses[kept]
         return excess

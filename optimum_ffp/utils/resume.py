@@ -30,6 +30,8 @@ FORMAT = "optimum-ffp work folder, 2"
 VALUE, TENSORS = ".entry.json", ".entry.safetensors"
 # Folder of `Trainer` checkpoints.
 CHECKPOINTS = "checkpoints"
+# Entry with the calibration that was chosen by the free memory.
+DECISION = "calibration"
 # Folder of a mixture's experts, which are written while it is loaded.
 EXPERTS = "experts"
 # Number of sampled entries per tensor for the fingerprint of a model.
@@ -167,6 +169,12 @@ class Journal:
             raise FFPError(
                 f"{path.parent} can't be written: {error}; free disk space, then resume with --resume"
             ) from None
+
+
+def saved_decision(folder: str | os.PathLike) -> dict[str, Any] | None:
+    """Return the calibration and rank of adapters that an interrupted prune has chosen, if there is one."""
+    path = resolve(folder) / f"{DECISION}{VALUE}"
+    return processes.on_main(lambda: json.loads(path.read_text(encoding="utf-8")) if path.is_file() else None)
 
 
 def work_folder_of(output: str | os.PathLike) -> Path:

@@ -67,7 +67,7 @@ def test_the_record_has_the_policy_the_figures_and_all_files(pruned):
     assert record["files"] == sorted(FILES) and record["schema_version"] == 1
     model = {"class": "FFPLlamaForCausalLM", "code_file": "modeling_ffp_llama.py", "linear": True, "gguf": None}
     assert record["model"] == model | {"chat": False, "language_model_only": False}
-    config = pruner.result.config
+    config = pruner.result.plan
     loaded = FFPConfig.from_file(folder / "ffp_config.json", dataset=config.dataset)
     assert loaded.to_dict() == config.to_dict()
     assert (folder / "README.md").read_text() == render_card(record, "./pruned")
@@ -92,7 +92,7 @@ def test_agent_can_be_loaded_for_transfer(pruned):
     agent = load_agent(folder)
     assert set(agent) == set(pruner.result.agent)
     saved = pruner.result
-    assert pruner.prune(0.4, warm_start=folder).policy.sparsity == pytest.approx(0.4, abs=0.01)
+    assert pruner.prune(warm_start=folder, sparsity=0.4).policy.sparsity == pytest.approx(0.4, abs=0.01)
     pruner.result = saved
 
 

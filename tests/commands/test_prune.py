@@ -159,7 +159,7 @@ def test_a_policy_is_repeated_without_a_search(run, save_tiny_model, tmp_path, m
     monkeypatch.chdir(tmp_path)
     code, output, errors = run("-m", model, "--policy", sizes, *options)
     assert code == 0, errors
-    assert "the policy is that of sizes-0.3.json" in output and "--search-steps has no effect" in caplog.text
+    assert "the policy is that of sizes-0.3.json" in output and "--search-steps is ignored" in caplog.text
     out = tmp_path / "tiny-llama-sizes-0.3"
     again = json.loads((out / "ffp_config.json").read_text())
     assert again["policy"] == record["policy"] and again["search"]["candidate_evaluations"] == 0
@@ -189,9 +189,7 @@ def test_options_of_a_file_and_those_that_nothing_reads(run, save_tiny_model, tm
     code, output, errors = run(*words, "--context", "8k", "--hub-model-id", "it")
     assert code == 0 and "tokens" in output, errors
     # What a file holds need not be read, or known.
-    assert (
-        "context has no effect: it is only read with memory or kv_cache" in caplog.text and "clip" not in caplog.text
-    )
+    assert "--context is ignored without --memory or --kv-cache" in caplog.text and "clip" not in caplog.text
     assert "hub-model-id has no effect" in caplog.text
     assert "no option slope_samples" in caplog.text
     caplog.clear()

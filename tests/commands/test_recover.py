@@ -166,6 +166,6 @@ def test_models_that_cannot_be_used_are_refused(recover, tmp_path, folder, prune
         assert code == 2 and word in errors
     code, _, errors = recover("--teacher", tmp_path / "teacher")
     assert code == 2 and "quanti" in errors
-    monkeypatch.setattr("optimum_ffp.config.prune.find_spec", lambda name: None)
+    monkeypatch.setattr("optimum_ffp.config.training.find_spec", lambda name: None)
     code, _, errors = recover("--lora", "2", "--plan")
     assert code == 2 and "pip install peft" in errors

@@ -11,6 +11,9 @@ import pytest
 
 from optimum_ffp import FFPConfig, FFPError, RecoveryConfig
 from optimum_ffp.config.budgets import parse_workload
+from optimum_ffp.modeling.loading import LoadOptions
+from optimum_ffp.recovery.plan import make_recovery_plan
+from tests.helpers import plan_of
 
 
 def save(record, folder):
@@ -21,16 +24,15 @@ def save(record, folder):
 
 def test_signatures_are_real_and_documented():
     for kind in (FFPConfig, RecoveryConfig):
-        assert [*inspect.signature(kind).parameters] == kind.option_names()
-        assert all(f"    {name}: " in kind.__doc__ for name in kind.option_names())
+        assert {*kind.option_names()} <= {*inspect.signature(kind).parameters}
+        assert all(f"    {field.name}: " in kind.__doc__ for field in kind.option_fields())
     assert inspect.signature(FFPConfig).parameters["num_samples"].default == 128
 
 
 @pytest.mark.parametrize("kind", [FFPConfig, RecoveryConfig])
 def test_every_preset_of_an_option_can_be_chosen(kind):
-    options = kind.__dataclass_fields__
-    presets = {name for option in options.values() for name in option.metadata["presets"]}
-    assert presets and presets <= {*options["preset"].metadata["choices"]}
+    presets = {name for option in kind.all_fields() for name in option.metadata["presets"]}
+    assert presets and presets <= {*kind.__dataclass_fields__["preset"].metadata["choices"]}
 
 
 def test_paper_preset_is_the_papers_numbers():
@@ -38,7 +40,8 @@ def test_paper_preset_is_the_papers_numbers():
     assert config.dataset == "wikitext2" and config.agent == "ppo"
     assert (config.criterion, config.mapping, config.reward) == ("wanda", "greedy", "pruned")
     assert config.calibration == "ridge"
-    assert (config.learning_rate, config.clip_range, config.hidden_sizes) == (1e-4, 0.2, (256, 128))
+    ppo = config.options_for("agent", "ppo")
+    assert (ppo.learning_rate, ppo.clip_range, ppo.hidden_sizes) == (1e-4, 0.2, (256, 128))
     assert (config.search_steps, config.ridge_lambda, config.rate_precision) == (1000, 0.01, 0.01)
     assert (config.num_samples, config.seq_len) == (32, None)
     given = FFPConfig(preset="paper", search_steps=64, mapping="water-filling")
@@ -56,21 +59,24 @@ def test_paper_preset_is_the_papers_numbers():
         ({"preset": "paper"}, ("ppo", "kv-groups", 1000)),
     ],
 )
-def test_defaults_that_follow_others_are_resolved_in_a_copy(options, derived):
+def test_defaults_that_follow_others_are_those_of_the_plan(options, derived):
     config = FFPConfig(**options)
-    resolved = config.resolve()
-    assert (resolved.agent, resolved.attention, resolved.search_steps) == derived
-    assert resolved.resolve() == resolved
-    assert all(getattr(config, name) == options.get(name) for name in ("agent",) if "preset" not in options)
+    plan = plan_of(**options)
+    assert (plan.agent, plan.attention, plan.search_steps) == derived
+    assert plan.asked == config and config.agent == (
+        options.get("agent") or config.preset_values(config.preset).get("agent")
+    )
 
 
 @pytest.mark.parametrize(("preset", "tokens"), [("quick", 2_000_000), ("standard", 100_000_000)])
 def test_budgets_of_a_recovery(preset, tokens):
-    config = RecoveryConfig(preset=preset).resolve()
-    assert config.max_tokens == tokens
-    few = RecoveryConfig(preset=preset, max_tokens="5k", lora=8).resolve()
+    def plan(**options):
+        return make_recovery_plan(RecoveryConfig(dataset="c4", preset=preset, **options), "pruned", LoadOptions())
+
+    assert plan().max_tokens == tokens
+    few = plan(max_tokens="5k", lora=8)
     assert (few.max_tokens, few.batch_tokens, few.learning_rate) == (5000, 25, 5e-4)
-    assert RecoveryConfig(max_tokens=50).resolve().batch_tokens == 1
+    assert plan(max_tokens=50).batch_tokens == 1
     for text, number in {"400k": 400_000, "1.5B": 1_500_000_000, "2,000": 2000}.items():
         assert RecoveryConfig(max_tokens=text).max_tokens == number
 
@@ -98,7 +104,7 @@ REFUSED = [
     (FFPConfig, {"policy": "pruned", "depth": "layers"}, "policy"),
     (FFPConfig, {"agent": "gradient", "reward": "pruned"}, "reward"),
     (FFPConfig, {"agent": "gradient", "mapping": "greedy"}, "mapping"),
-    (FFPConfig, {"criterion": "no_such_package.criterion"}, "fisher-obs"),
+    (FFPConfig, {"criterion": "no_such_package.criterion"}, "no_such_package"),
     (FFPConfig, {"criterion": 1.5}, "fisher-obs"),
     (FFPConfig, {"preset": "other"}, "paper"),
     (FFPConfig, {"dataset": None}, "dataset"),
@@ -130,13 +136,11 @@ REFUSED = [
         ({"sparsity": 0.3, "agent": "gradient"}, "ffp"),
         ({"sparsity": 0.3, "preset": "paper", "calibration": "layers"}, "ffp"),
         ({"sparsity": 0.3, "method": "random"}, "random"),
-        ({"policy": "pruned"}, "given"),
     ],
 )
 def test_the_method_that_is_not_given(options, method):
-    config = FFPConfig(**options)
-    assert config.with_method(config.resolve().sparsity).resolve().method == method
-    assert config.method in (None, options.get("method"), "given")
+    assert plan_of(**options).method == method
+    assert FFPConfig(policy="pruned").method == "given"
 
 
 @pytest.mark.parametrize(("kind", "options", "word"), REFUSED)
@@ -148,8 +152,10 @@ def test_what_is_refused(kind, options, word):
 def test_paths_and_modules_of_others_are_values(tmp_path):
     for kind in (FFPConfig, RecoveryConfig):
         assert kind(dataset=tmp_path / "text.jsonl").dataset == str(tmp_path / "text.jsonl")
-    assert FFPConfig(criterion="json.tool").criterion == "json.tool"
-    with pytest.raises(FFPError, match="code"):
+    assert (
+        FFPConfig(criterion="optimum_ffp.analysis.criteria.wanda").criterion == "optimum_ffp.analysis.criteria.wanda"
+    )
+    with pytest.raises(FFPError, match="install.*--criterion json.tool"):
         FFPConfig.from_file(save({"criterion": "json.tool"}, tmp_path))
 
 
@@ -161,10 +167,10 @@ def test_what_is_saved_is_read_again(tmp_path):
     # A preset beside a file replaces what presets set, and nothing else.
     again = FFPConfig.from_file(path, preset="default", num_samples=5)
     assert again == FFPConfig(sparsity=0.3, eval_dataset="c4", num_samples=5)
-    recovery = RecoveryConfig(lora=8, max_tokens="3M", seed=4).resolve()
+    recovery = RecoveryConfig(lora=8, max_tokens="3M", batch_tokens=9, seed=4)
     path = save({"policy": {}, "recovery": [{"options": {}}, {"options": recovery.to_dict()}]}, tmp_path)
     assert RecoveryConfig.from_file(path) == recovery
-    assert RecoveryConfig.from_file(path, preset="standard").resolve().batch_tokens == 131_072
+    assert RecoveryConfig.from_file(path, preset="standard").batch_tokens is None
 
 
 def test_an_override_replaces_what_depends_on_it(tmp_path):
@@ -172,28 +178,31 @@ def test_an_override_replaces_what_depends_on_it(tmp_path):
     assert FFPConfig.from_file(folder).policy == str(folder)
     for override in ({"sparsity": 0.4}, {"method": "ffp"}):
         assert FFPConfig.from_file(folder, **override) == FFPConfig(**override)
-    path = save(FFPConfig(params="1M").resolve().to_dict(), tmp_path)
-    assert FFPConfig.from_file(path, policy="b").resolve().limits == FFPConfig(policy="b").resolve().limits
-    assert FFPConfig.from_file(path, agent="ppo").resolve().search_steps == 256
+    path = save(plan_of(params="24k").to_dict(), tmp_path)
+    assert FFPConfig.from_file(path, policy="b").limits == FFPConfig(policy="b").limits
+    assert FFPConfig.from_file(path, agent="ppo").search_steps is None
+    assert (
+        FFPConfig.from_file(path, calibration="layers")
+        .choice_options.keys()
+        .isdisjoint({"lora", "distillation_passes"})
+    )
     path = save(FFPConfig(depth="layers").to_dict() | {"costs": {"workload": "8+4", "units": []}}, tmp_path)
     assert FFPConfig.from_file(path, policy="b").depth == "none"
     assert FFPConfig.from_file(path, workload="4+8").costs is None
-    recovery = RecoveryConfig(learning_rate=8e-6, max_tokens=4000).resolve()
+    recovery = RecoveryConfig(learning_rate=8e-6, max_tokens=4000, batch_tokens=20)
     path = save({"policy": {}, "recovery": [{"options": recovery.to_dict()}]}, tmp_path)
     overrides = {"lora": 8, "max_tokens": "2M"}
     assert RecoveryConfig.from_file(path, **overrides) == RecoveryConfig(**overrides)
 
 
 def test_fast_trains_the_layers_where_the_whole_model_does_not_fit():
-    assert FFPConfig(preset="fast", calibration="model").layer_passes == 0
-    assert FFPConfig(preset="fast", calibration="layers").layer_passes == 2
+    for calibration, passes in (("model", 0), ("layers", 2)):
+        assert plan_of(preset="fast", calibration=calibration).options["calibration"].distillation_passes == passes
 
 
-def test_records_of_earlier_versions(tmp_path, caplog):
-    earlier = {"grad": True, "slope_samples": 2, "self_share": 0.1, "dataset": "c4", "distillation_seq_len": 512}
-    config = FFPConfig.from_file(save(FFPConfig().to_dict() | earlier, tmp_path))
+def test_entries_of_a_record_that_are_no_options(tmp_path, caplog):
+    config = FFPConfig.from_file(save(FFPConfig(dataset="c4").to_dict() | {"search": {}, "files": []}, tmp_path))
     assert config == FFPConfig(dataset="c4") and not caplog.text
-    assert FFPConfig.from_file(save({"calibration": "distillation"}, tmp_path)) == FFPConfig(calibration="layers")
     with pytest.raises(FFPError, match="is not known; choose from"):
         FFPConfig.from_file(save({"agent": "bandit"}, tmp_path))
     with pytest.raises(FFPError, match="without a recovery"):
@@ -207,9 +216,9 @@ def test_an_unknown_key_of_a_file_is_a_warning(tmp_path, caplog):
 
 
 def test_adapters_are_refused_at_once_without_peft(monkeypatch):
-    monkeypatch.setattr("optimum_ffp.config.prune.find_spec", lambda name: None)
+    monkeypatch.setattr("optimum_ffp.config.training.find_spec", lambda name: None)
     for kind in (FFPConfig, RecoveryConfig):
-        assert kind(lora=0).lora == 0
+        assert kind(lora=0)
         with pytest.raises(FFPError, match="pip install peft"):
             kind(lora=8)
 
@@ -222,12 +231,14 @@ def test_broken_files_are_refused(tmp_path, content):
         FFPConfig.from_file(path)
 
 
-def test_an_option_is_read_with_what_it_depends_on():
-    assert FFPConfig().reads("search_steps") and not FFPConfig().reads("learning_rate")
-    assert FFPConfig(agent="ppo").reads("learning_rate")
-    assert FFPConfig(reward="pruned").reads("learning_rate")
+def test_an_option_is_ignored_without_what_it_depends_on():
+    assert "search_steps" not in FFPConfig().ignored and "learning_rate" in FFPConfig().ignored
+    assert "learning_rate" not in FFPConfig(agent="ppo").ignored
+    assert "learning_rate" not in FFPConfig(reward="pruned", mapping="greedy").ignored
     # The agent itself is not read by this method.
-    assert not FFPConfig(agent="ppo", method="random").reads("learning_rate")
+    assert "learning_rate" in FFPConfig(agent="ppo", method="random").ignored
+    assert "model_passes" in FFPConfig(calibration="layers").ignored
+    assert {"train_seq_len", "model_passes", "lora"}.isdisjoint(FFPConfig().ignored)
 
 
 def test_neither_torch_nor_transformers_is_imported():

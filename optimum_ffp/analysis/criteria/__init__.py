@@ -4,4 +4,6 @@
 number of columns per group, and returns one score per group, shape `[groups]`; higher is more important. Criteria
 called `fisher_*` get the weight multiplied by the square root of the output's Fisher matrix, so that scores measure
 the change of the loss.
+
+A criterion with options has a class `Options` too, an instance of which `score` gets as the argument `options`.
 """

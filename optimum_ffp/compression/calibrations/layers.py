@@ -1,94 +1,53 @@
 """Ridge regression, then training of every pruned layer to reproduce the output of the dense layer."""
 
-from collections.abc import Callable, Mapping
-from dataclasses import replace
-from functools import partial
-from typing import NamedTuple
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
 
-import torch
-
-from ...utils.host_memory import return_free_memory
-from ...utils.progress import progress_bar
-from ..calibration import Calibration, CalibrationTask
-from ..last_norm import PredictionLoss, last_norm_parameters
-from ..sorted_model import SortedModel
-from ..training.layer import Fit, LayerwiseTraining
-from . import ridge
+from ...config.fields import Config, option
 
 
-class Distilled(NamedTuple):
-    """Result of distillation.
-
-    Attributes:
-        layers: The fit of every layer that isn't removed.
-        last_norm: The fit of the norm after the last layer; `None` if the model has none.
-    """
-
-    layers: list[Fit]
-    last_norm: Fit | None
-
-    @property
-    def weights(self) -> dict[str, torch.Tensor]:
-        """All trained weights, by their name in the model."""
-        fits = [*self.layers, *([self.last_norm] if self.last_norm else [])]
-        return {name: weight for fit in fits for name, weight in fit.weights.items()}
+if TYPE_CHECKING:
+    from ..calibration import Calibration, CalibrationTask
 
 
-def calibrate(task: CalibrationTask) -> Calibration:
+@dataclass(frozen=True, kw_only=True)
+class Options(Config):
+    """Options of the training of layers."""
+
+    distillation_passes: int = option(
+        2, "Number of passes over the calibration windows to train the layers.", low=1, stage="calibration"
+    )
+    distillation_rate: float = option(
+        0.01, "Learning rate for training the layers, relative to the size of the weights.", stage="calibration"
+    )
+    train_seq_len: int = option(
+        512,
+        "Minimum tokens per training window: calibration windows are split into equal parts of at least this length. "
+        "Shorter windows mean more steps and less time in attention.",
+        low=2,
+        stage="calibration",
+    )
+
+    def parts(self, seq_len: int) -> int:
+        """Return the number of training windows per calibration window of `seq_len` tokens."""
+        return max(1, seq_len // self.train_seq_len)
+
+
+def calibrate(task: "CalibrationTask", options: Options) -> "Calibration":
     """Train every layer on the calibration windows (`distill`), which is kept if it lowers the held-out perplexity."""
+    from ..distillation import distill
+    from . import ridge
+
     before = ridge.calibrate(task)
-    distilled = distill(task, before.weights)
+    distilled = distill(
+        task,
+        before.weights or {},
+        passes=options.distillation_passes,
+        learning_rate=options.distillation_rate,
+        parts=options.parts(task.plan.seq_len),
+    )
     kept = task.policy.kept_layers(len(task.sorted_model.prefixes))
     errors = {"layers": [{"layer": index} | fit.errors for index, fit in zip(kept, distilled.layers)]}
     if distilled.last_norm is not None:
         errors["last_norm"] = distilled.last_norm.errors
     return task.conclude("layers", replace(before, record=before.record | errors), distilled.weights)
-
-
-@torch.no_grad()
-def distill(task: CalibrationTask, weights: Mapping[str, torch.Tensor]) -> Distilled:
-    """Train all parameters of every pruned layer, layer by layer, to reproduce the output of the dense layer.
-
-    See `LayerwiseTraining`. If training doesn't reduce the error of a layer, the layer is unchanged.
-
-    Even hidden states close to those of the dense model yield overconfident predictions. So finally the norm after the
-    last layer is trained in the same way to match the dense model's predictions (`PredictionLoss`).
-
-    Args:
-        task: The sorted model, which is not changed, the policy, windows and options. Its journal saves the fits.
-        weights: Weights to start from, by name.
-
-    Returns:
-        The fits of all layers and of the last norm.
-    """
-    sorted_model, policy, layerwise, fits = task.sorted_model, task.policy, task.sorted_model.layerwise, []
-    training = LayerwiseTraining(layerwise, task.data, task.config)
-
-    def saved(name: str, fit: Callable[[], Fit]) -> Fit:
-        return Fit.unpack(layerwise.counter.tensors(task.journal, name, lambda: fit().pack()))
-
-    start, removed_layers = sorted_model.change(policy, weights), policy.removed_layers
-    has_last_norm = bool(last_norm_parameters(layerwise))
-    with progress_bar(len(layerwise.layers) + has_last_norm, "Distillation", "layer") as bar:
-        for index, layer in layerwise.iter_layers():
-            training.dense.advance(layer, index)
-            if index not in removed_layers:
-                prefix, removed = sorted_model.prefixes[index], sorted_model.removed_modules(policy, index)
-                with start(index):
-                    fits.append(saved(f"layer-{index}", partial(training.fit_layer, layer, index, prefix, removed)))
-                with sorted_model.change(policy, fits[-1].weights)(index):
-                    training.trained.advance(layer, index)
-                return_free_memory()
-            bar.update()
-        last_norm = saved("last-norm", partial(_fit_last_norm, sorted_model, training)) if has_last_norm else None
-        bar.update(has_last_norm)
-    return Distilled(fits, last_norm)
-
-
-def _fit_last_norm(sorted_model: SortedModel, training: LayerwiseTraining) -> Fit:
-    trained, dense = (one.states[0].flatten(0, 1) for one in (training.trained, training.dense))
-    loss = PredictionLoss(training.layerwise, trained, dense, training.trainer.windows, training.dtype)
-    with loss.ready():
-        norms = last_norm_parameters(training.layerwise)
-        start = {name: one.to(sorted_model.stored_dtype(name)) for name, one in norms.items()}
-        return training.trainer.fit(loss, start)

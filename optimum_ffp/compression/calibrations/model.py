@@ -1,92 +1,83 @@
 """Ridge regression, training of every layer, then of all of them to reproduce the dense model's predictions."""
 
-import copy
-from pathlib import Path
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
-import torch
-from transformers import PreTrainedModel
-
-from ...config import FFPConfig, RecoveryConfig
-from ...config.prune import TRAINED_RATE, WEIGHT_RATE
-from ...data import DataSplits
-from ...modeling.padding import weights_of
-from ...utils import processes
-from ...utils.precision import compute_dtype, computes_in_bfloat16, convert
-from ..calibration import Calibration, CalibrationTask
-from ..training.batch import Batch
-from ..training.end_to_end import Training, TrainingOutput, default_rate
-from ..training.layer import STEP_TOKENS, split_windows
-from . import layers, ridge
+from ...config.fields import option
+from ...config.training import ADAPTER_RATE, LORA_RANK, TRAINED_RATE, WEIGHT_RATE, check_lora
+from . import layers
 
 
-# Number of evaluations on the held-out windows.
-EVALUATIONS = 4
+if TYPE_CHECKING:
+    import torch
+
+    from ..calibration import Calibration, CalibrationTask
 
 
-def calibrate(task: CalibrationTask) -> Calibration:
+@dataclass(frozen=True, kw_only=True)
+class Options(layers.Options):
+    """Options of the training of the whole model, and of its layers before."""
+
+    distillation_passes: int = option(
+        1,
+        "Number of passes over the calibration windows to train the layers; 0 trains the whole model alone.",
+        fast=0,
+        best=2,
+        stage="calibration",
+        default_text="1, or 2 with calibration layers",
+    )
+    model_passes: int = option(
+        1,
+        "Number of passes over the calibration windows to train the whole model.",
+        "Calibration",
+        low=1,
+        best=2,
+        stage="calibration",
+    )
+    model_rate: float | None = option(
+        None,
+        "Peak learning rate for training the whole model.",
+        default_text=f"{WEIGHT_RATE:g} × RMS of the weights, {TRAINED_RATE:g} × after layers, "
+        f"{ADAPTER_RATE:g} with lora",
+        stage="calibration",
+    )
+    lora: int | None = option(
+        None,
+        "Train the whole model with LoRA adapters of this rank (32 if no number is given) and merge them; needs peft. "
+        "0 trains the weights themselves.",
+        "Calibration",
+        default_text=f"0, or {LORA_RANK} if only that fits into memory",
+        cli={"nargs": "?", "const": LORA_RANK},
+        stage="calibration",
+    )
+
+    def check(self) -> None:
+        """Check that peft is installed if adapters are to be trained."""
+        check_lora(self.lora)
+
+
+def calibrate(task: "CalibrationTask", options: Options) -> "Calibration":
     """Train all layers together on the calibration windows, which is kept if it lowers the held-out perplexity.
 
     The loss is the divergence of the pruned model's predictions from the dense model's (`DistillationLoss`). Several
     processes need a journal in a folder, for the checkpoints of the training.
     """
-    sorted_model, config, journal = task.sorted_model, task.config, task.journal
-    layerwise, teacher = sorted_model.layerwise, sorted_model.layerwise.dense.model
-    before = (layers if config.layer_passes else ridge).calibrate(task)
+    from ...modeling.padding import weights_of
+    from ...utils import processes
+    from ..training.whole_model import train_model
+    from . import ridge
+
+    sorted_model, journal, layerwise = task.sorted_model, task.journal, task.sorted_model.layerwise
+    before = layers.calibrate(task, options) if options.distillation_passes else ridge.calibrate(task)
     # A training of more processes takes fewer steps.
     training = journal.part(processes.count())
 
-    def train() -> dict[str, torch.Tensor]:
+    def train() -> "dict[str, torch.Tensor]":
         student = sorted_model.materialize(task.policy, before.weights)
-        trained = train_model(student, teacher, task.data, config, training.checkpoints)
+        trained = train_model(student, layerwise.dense.model, task.data, task.plan, options, training.checkpoints)
         layerwise.counter.add(trained.tokens // processes.count())
         return weights_of(trained.model, sorted_model.model, task.policy)
 
     weights = layerwise.counter.tensors(journal, "model", train)
     training.remove_checkpoints()
     return task.conclude("model", before, weights)
-
-
-def train_model(
-    student: PreTrainedModel,
-    teacher: PreTrainedModel,
-    data: DataSplits,
-    config: FFPConfig,
-    checkpoints: Path | None = None,
-) -> TrainingOutput:
-    """Train a model on the calibration windows in a random order, resuming from `checkpoints`. It keeps its dtype."""
-    bf16 = trains_in_bfloat16(teacher.device, teacher.dtype, config)
-    computed = torch.bfloat16 if bf16 else compute_dtype(teacher.device, teacher.dtype)
-    windows = split_windows(data.calibration, config.distillation_parts)
-    generator = torch.Generator().manual_seed(config.seed)
-    order = torch.cat([torch.randperm(len(windows), generator=generator) for _ in range(config.model_passes)])
-    options = training_options(config, len(order) * windows.shape[1], processes.count())
-    relative_rate = TRAINED_RATE if config.layer_passes else WEIGHT_RATE
-    options.learning_rate = options.learning_rate or default_rate(student, relative_rate)
-    training = Training(
-        student=student,
-        teacher=teacher if teacher.dtype == computed else convert(copy.deepcopy(teacher), computed),
-        dtype=student.dtype,
-        config=options,
-        batch=Batch.for_model(options, teacher.config),
-        bf16=bf16,
-    )
-    return training.run(windows[order], data.held_out.tokens, checkpoints)
-
-
-def trains_in_bfloat16(device: torch.device, dtype: torch.dtype, config: FFPConfig) -> bool:
-    """Return whether a model of a dtype is trained in bfloat16, as layers are."""
-    in_float32 = dtype == torch.float32 and config.search_dtype == "model"
-    return computes_in_bfloat16(device, False if in_float32 else None)
-
-
-def training_options(config: FFPConfig, tokens: int, count: int) -> RecoveryConfig:
-    """Return the options of the training on a number of tokens by several processes, for a config with `seq_len`."""
-    return RecoveryConfig(
-        max_tokens=tokens,
-        batch_tokens=STEP_TOKENS * count,
-        seq_len=config.seq_len // config.distillation_parts,
-        learning_rate=config.model_rate,
-        lora=config.lora or 0,
-        evaluations=EVALUATIONS,
-        seed=config.seed,
-    ).resolve()

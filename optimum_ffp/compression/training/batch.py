@@ -5,9 +5,8 @@ from dataclasses import dataclass
 
 from transformers import PretrainedConfig
 
-from ...config import RecoveryConfig
+from ...config import RecoveryPlan
 from ...data import window_length
-from ...utils import processes
 
 
 # Minimum tokens per window, within the model's positions, if a step has fewer tokens than a window of default length.
@@ -33,27 +32,49 @@ class Batch:
     steps: int
 
     @classmethod
-    def for_model(cls, config: RecoveryConfig, model_config: PretrainedConfig, count: int | None = None) -> "Batch":
+    def of(
+        cls,
+        model_config: PretrainedConfig,
+        seq_len: int | None,
+        max_tokens: int,
+        batch_tokens: int,
+        batch_size: int,
+        count: int,
+    ) -> "Batch":
         """Choose sizes closest to `batch_tokens` that are divisible among processes, and steps for `max_tokens`.
 
         Args:
-            config: Options. Without `seq_len`, windows are short enough for each process to have one per step.
             model_config: Config of the pruned model.
-            count: Number of processes; by default that of this run.
+            seq_len: Tokens per window; if `None`, windows are short enough for each process to have one per step.
+            max_tokens: Tokens to train on.
+            batch_tokens: Tokens per step.
+            batch_size: Maximum number of windows per forward pass.
+            count: Number of processes.
 
         Raises:
             FFPError: If `seq_len` is larger than the model's number of positions.
         """
-        config, count = config.resolve(), count or processes.count()
-        length = window_length(config.seq_len, model_config)
-        if config.seq_len is None:
-            length = min(length, max(MIN_LENGTH, config.batch_tokens // count))
-        share = config.batch_tokens / (length * count)
-        at_once = min(config.batch_size, max(1, round(share)))
+        length = window_length(seq_len, model_config)
+        if seq_len is None:
+            length = min(length, max(MIN_LENGTH, batch_tokens // count))
+        share = batch_tokens / (length * count)
+        at_once = min(batch_size, max(1, round(share)))
         accumulation = max(1, round(share / at_once))
         windows = accumulation * at_once * count
-        steps = math.ceil(config.max_tokens / (windows * length))
+        steps = math.ceil(max_tokens / (windows * length))
         return cls(length=length, at_once=at_once, accumulation=accumulation, windows=windows, steps=steps)
+
+    @classmethod
+    def of_recovery(cls, plan: RecoveryPlan, model_config: PretrainedConfig, count: int) -> "Batch":
+        """Return the sizes of a recovery by a number of processes."""
+        return cls.of(
+            model_config,
+            seq_len=plan.seq_len,
+            max_tokens=int(plan.max_tokens),
+            batch_tokens=plan.batch_tokens,
+            batch_size=plan.batch_size,
+            count=count,
+        )
 
     @property
     def tokens(self) -> int:

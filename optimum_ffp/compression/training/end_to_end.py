@@ -14,7 +14,7 @@ import torch
 from torch.utils.data import StackDataset
 from transformers import EarlyStoppingCallback, PreTrainedModel, PrinterCallback, TrainingArguments
 
-from ...config import RecoveryConfig
+from ...config import TrainingOptions
 from ...config.prune import GRADIENT_COST
 from ...errors import FFPError
 from ...modeling.families import decoder_layers, outer_matrices
@@ -63,7 +63,8 @@ class Training:
         student: The pruned model. It is changed.
         teacher: The dense model, on the device to train on, in the dtype to compute in.
         dtype: Dtype of the result.
-        config: Options.
+        options: Options.
+        learning_rate: Peak learning rate.
         batch: Sizes of the training.
         bf16: Whether to compute in bfloat16.
         tracker: Experiment tracker, if any.
@@ -72,7 +73,8 @@ class Training:
     student: PreTrainedModel
     teacher: PreTrainedModel
     dtype: torch.dtype
-    config: RecoveryConfig
+    options: TrainingOptions
+    learning_rate: float
     batch: Batch
     bf16: bool
     tracker: Tracker | None = None
@@ -94,12 +96,10 @@ class Training:
             shard_layers(self.teacher)
         with (
             TemporaryDirectory(prefix="optimum-ffp-") if folder is None else nullcontext(folder) as checkpoint_folder,
-            _in_training(self.student, self.teacher, self.config),
+            _in_training(self.student, self.teacher, self.options),
         ):
             trainer = self._trainer(windows, held_out, Path(checkpoint_folder), weights_only=folder is None)
-            with progress_bar(
-                self.batch.steps, f"Training, learning rate {self.config.learning_rate:g}", "step"
-            ) as bar:
+            with progress_bar(self.batch.steps, f"Training, learning rate {self.learning_rate:g}", "step") as bar:
                 trainer.add_callback(ReportCallback(bar, self.tracker))
                 trained = trainer.train(resume_from_checkpoint=_last_checkpoint(Path(checkpoint_folder)))
             seconds = trained.metrics["train_runtime"]
@@ -119,13 +119,13 @@ class Training:
     def _trainer(
         self, windows: torch.Tensor, held_out: torch.Tensor, folder: Path, weights_only: bool
     ) -> DistillationTrainer:
-        config, student = self.config, self.student
+        options, student = self.options, self.student
         trainer = DistillationTrainer(
-            self._with_adapter(student) if config.lora else _trainable(convert(student, torch.float32)),
+            self._with_adapter(student) if options.lora else _trainable(convert(student, torch.float32)),
             self._arguments(folder, weights_only),
             train_dataset=StackDataset(input_ids=windows),
             eval_dataset=StackDataset(input_ids=held_out),
-            callbacks=[EarlyStoppingCallback(config.patience)] if config.patience else [],
+            callbacks=[EarlyStoppingCallback(options.patience)] if options.patience else [],
         )
         # It prints every log.
         trainer.remove_callback(PrinterCallback)
@@ -141,17 +141,17 @@ class Training:
     def _with_adapter(self, student: PreTrainedModel) -> Any:
         from peft import LoraConfig, get_peft_model
 
-        rank = self.config.lora
+        rank = self.options.lora
         targets = LoraConfig(
             r=rank, lora_alpha=LORA_SCALE * rank, target_modules="all-linear", task_type="CAUSAL_LM", bias="none"
         )
-        torch.manual_seed(self.config.seed)
+        torch.manual_seed(self.options.seed)
         frozen = frozen_dtype(self.teacher.device, student.dtype, self.bf16)
         return get_peft_model(convert(student, frozen), targets)
 
     def _arguments(self, folder: Path, weights_only: bool) -> TrainingArguments:
-        config, batch = self.config, self.batch
-        every = math.ceil(batch.steps / config.evaluations)
+        options, batch = self.options, self.batch
+        every = math.ceil(batch.steps / options.evaluations)
         arguments = TrainingArguments(
             output_dir=str(folder),
             max_steps=batch.steps,
@@ -159,13 +159,13 @@ class Training:
             per_device_eval_batch_size=batch.at_once,
             train_sampling_strategy="sequential",
             gradient_accumulation_steps=batch.accumulation,
-            learning_rate=config.learning_rate,
-            warmup_steps=int(config.warmup_ratio * batch.steps),
-            weight_decay=config.weight_decay,
-            max_grad_norm=config.max_grad_norm,
+            learning_rate=self.learning_rate,
+            warmup_steps=int(options.warmup_ratio * batch.steps),
+            weight_decay=options.weight_decay,
+            max_grad_norm=options.max_grad_norm,
             adam_beta2=BETA2,
             bf16=self.bf16,
-            **(_checkpointing() if config.gradient_checkpointing else {}),
+            **(_checkpointing() if options.gradient_checkpointing else {}),
             eval_strategy="steps",
             eval_steps=every,
             eval_on_start=_last_checkpoint(folder) is None,
@@ -177,12 +177,12 @@ class Training:
             load_best_model_at_end=True,
             metric_for_best_model="perplexity",
             greater_is_better=False,
-            restore_callback_states_from_checkpoint=bool(config.patience),
+            restore_callback_states_from_checkpoint=bool(options.patience),
             logging_steps=max(1, round(batch.steps / LOGS)),
             # It would log a loss of 0 if the loss is not finite.
             logging_nan_inf_filter=False,
             report_to="none",
-            seed=config.seed,
+            seed=options.seed,
             use_cpu=self.teacher.device.type == "cpu",
             disable_tqdm=True,
             # Log tokens and tokens per second.
@@ -207,7 +207,7 @@ class Training:
         state = processes.tensors_on_main(lambda: state)
         with torch.device("meta"):
             base = type(self.student)(self.student.config)
-            full_model = self._with_adapter(base) if self.config.lora else base
+            full_model = self._with_adapter(base) if self.options.lora else base
         full_model.load_state_dict(state, assign=True)
         base.tie_weights()
         trained = dict(self.student.named_buffers())
@@ -218,7 +218,7 @@ class Training:
 
     def _merged(self, model: Any) -> PreTrainedModel:
         """Return the model in its dtype, with adapters merged."""
-        if self.config.lora:
+        if self.options.lora:
             # On the CPU: in float32, the model may not fit on the device along with the dense model.
             model = convert(model, torch.float32, "cpu").merge_and_unload()
         model.config.dtype = self.dtype
@@ -269,7 +269,7 @@ def _trainable(model: PreTrainedModel) -> PreTrainedModel:
 
 
 @contextmanager
-def _in_training(student: PreTrainedModel, teacher: PreTrainedModel, config: RecoveryConfig) -> Iterator[None]:
+def _in_training(student: PreTrainedModel, teacher: PreTrainedModel, options: TrainingOptions) -> Iterator[None]:
     """Replace the forward pass of the student by the loss for the duration of the context, and disable dropout."""
     # The teacher has none, so that it would only add noise.
     for module in student.modules():
@@ -278,7 +278,7 @@ def _in_training(student: PreTrainedModel, teacher: PreTrainedModel, config: Rec
                 setattr(module, name, 0.0)
     # `Trainer` disables it in the config, which is saved.
     use_cache = student.config.use_cache
-    student.forward = DistillationLoss(student, teacher, config.temperature, config.label_share)
+    student.forward = DistillationLoss(student, teacher, options.temperature, options.label_share)
     try:
         yield
     finally:

@@ -10,7 +10,7 @@ from torch import nn
 from torch.optim import Adam
 from torch.optim.lr_scheduler import LambdaLR
 
-from ...config import FFPConfig
+from ...config import Plan
 from ...data import DataSplits, Windows, with_first_tokens
 from ...engine import HiddenStates, LayerRunner, LayerwiseModel
 from ...utils import processes
@@ -195,7 +195,10 @@ class LayerwiseTraining:
     Args:
         layerwise: The dense model.
         data: Calibration windows, on which layers are trained, and held-out windows, by which a pass is chosen.
-        config: Options.
+        plan: Options.
+        passes: Number of passes over the windows.
+        learning_rate: Learning rate, relative to the size of the weights.
+        parts: Number of training windows per calibration window.
 
     Attributes:
         trainer: Trains weights on the windows.
@@ -204,21 +207,21 @@ class LayerwiseTraining:
         dtype: Autocast dtype.
     """
 
-    def __init__(self, layerwise: LayerwiseModel, data: DataSplits, config: FFPConfig):
-        windows, held_out = (
-            split_windows(part, config.distillation_parts) for part in (data.calibration, data.held_out)
-        )
-        self.layerwise, self.dtype = layerwise, autocast_dtype(layerwise.model, config.search_dtype)
+    def __init__(
+        self, layerwise: LayerwiseModel, data: DataSplits, plan: Plan, passes: int, learning_rate: float, parts: int
+    ):
+        windows, held_out = (split_windows(part, parts) for part in (data.calibration, data.held_out))
+        self.layerwise, self.dtype = layerwise, autocast_dtype(layerwise.model, plan.search_dtype)
         self.trainer = WeightTrainer(
             windows=len(windows),
             held_out=len(held_out),
             per_step=math.ceil(STEP_TOKENS / windows.shape[1]),
-            passes=config.layer_passes,
-            learning_rate=config.distillation_rate,
-            seed=config.seed,
+            passes=passes,
+            learning_rate=learning_rate,
+            seed=plan.seed,
         )
         share = torch.cat([windows, held_out])[self.trainer.windows]
-        sequences = with_first_tokens(share, config.first_tokens, data.calibration.start_token)
+        sequences = with_first_tokens(share, plan.first_tokens, data.calibration.start_token)
         self.dense, self.trained = (
             HiddenStates(layerwise, sequences, self.dtype, dtype=self.dtype, copies=2) for _ in range(2)
         )

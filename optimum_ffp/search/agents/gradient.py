@@ -6,7 +6,6 @@ import numpy as np
 
 from ...allocation.policy import Unit
 from ...checkpoint.result import SearchResult
-from ...config import FFPConfig
 from ...config.prune import GRADIENT_COST
 from ..curve_posterior import PARTS, MultiplierRegression, to_scores
 from ..task import AgentState, SearchTask
@@ -19,12 +18,12 @@ DAMPING = 0.5
 FINALISTS = 3
 
 
-def check_state(state: AgentState, units: Sequence[Unit], config: FFPConfig) -> None:
+def check_state(state: AgentState, units: Sequence[Unit]) -> None:
     """Raise `FFPError` if a search can't start from the state of an agent."""
     MultiplierRegression(units).restore(state)
 
 
-def search(task: SearchTask, config: FFPConfig, warm_start: AgentState | None = None) -> SearchResult:
+def search(task: SearchTask, warm_start: AgentState | None = None) -> SearchResult:
     """Run a stochastic approximation of the policy at which the loss curves agree with the size gradients.
 
     The action is the logarithm of a multiplier for every part of every loss curve. The derivative of the reward is not
@@ -38,21 +37,20 @@ def search(task: SearchTask, config: FFPConfig, warm_start: AgentState | None = 
 
     Args:
         task: The search task. Its actions are multipliers of parts of `task.curves`.
-        config: Number of windows per update, and the random seed.
         warm_start: Equations of a search at another sparsity to start from.
 
     Raises:
         FFPError: If `warm_start` is for another number of units.
     """
-    regression = MultiplierRegression(task.units)
+    regression, read = MultiplierRegression(task.units), task.plan.update_samples
     if warm_start is not None:
         regression.restore(warm_start)
-    order = np.random.default_rng(config.seed).permutation(task.max_samples)
+    order = np.random.default_rng(task.plan.seed).permutation(task.max_samples)
     finalists = min(task.finalists, FINALISTS)
     multipliers = [regression.solve()]
     for update in range((task.steps - finalists) // GRADIENT_COST):
-        windows = order[task.windows(config.update_samples, update * config.update_samples)]
-        policy = task.map_scores(_damped(multipliers[-1]), task.sparsity)
+        windows = order[task.windows(read, update * read)]
+        policy = task.map_scores(_damped(multipliers[-1]))
         down, up = task.size_gradients(policy, windows)
         smaller, larger = policy.neighbors()
         decrease_down = task.curves.decreases(smaller, policy, PARTS)

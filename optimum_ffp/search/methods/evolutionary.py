@@ -3,7 +3,6 @@
 import numpy as np
 
 from ...checkpoint.result import SearchResult
-from ...config import FFPConfig
 from ..task import AgentState, SearchTask
 from .random import evaluate, spread_of
 
@@ -16,21 +15,21 @@ MUTATIONS, SURVIVORS, MUTATION_PROBABILITY = 7 / 9, 0.6, 0.2
 MIN_GENERATION = 8
 
 
-def search(task: SearchTask, config: FFPConfig, warm_start: AgentState | None = None) -> SearchResult:
+def search(task: SearchTask, warm_start: AgentState | None = None) -> SearchResult:
     """Run evolution with mutation and crossover, scaled from the reference's 500 candidates to the given steps.
 
     The initial population is that of the random search. There are as many generations as candidates per generation,
     of which there are at least `MIN_GENERATION`: a smaller population soon descends from a single candidate.
     """
-    generator = np.random.default_rng(config.seed)
+    generator = np.random.default_rng(task.plan.seed)
     budget = task.steps - task.finalists
     if budget < 1:
         return task.conclude([np.zeros(task.actions)])
     generation = max(MIN_GENERATION, round(budget**0.5))
-    spread = spread_of(config)
+    spread = spread_of(task.plan)
     scores = spread * generator.standard_normal((min(budget, generation), task.actions))
     scores[0] = 0
-    losses, spent = evaluate(task, config, scores), len(scores)
+    losses, spent = evaluate(task, scores), len(scores)
     while spent < budget:
         order = np.argsort(losses)[: max(2, round(SURVIVORS * len(losses)))]
         scores, losses = scores[order], losses[order]
@@ -44,6 +43,6 @@ def search(task: SearchTask, config: FFPConfig, warm_start: AgentState | None = 
             else:
                 children.append(np.where(mask < 0.5, scores[first], scores[second]))
         scores = np.concatenate([scores, children])
-        losses = np.concatenate([losses, evaluate(task, config, np.array(children))])
+        losses = np.concatenate([losses, evaluate(task, np.array(children))])
         spent += len(children)
     return task.conclude(scores[np.argsort(losses)][: task.finalists])

@@ -1,11 +1,9 @@
-"""FastForward Pruning: the single-step search of the agent `config.agent`."""
+"""FastForward Pruning: the single-step search of the agent `plan.agent`."""
 
 from ...checkpoint.result import SearchResult
-from ...config import FFPConfig
-from ...config.prune import find_choice
 from ..task import AgentState, SearchTask
 
 
-def search(task: SearchTask, config: FFPConfig, warm_start: AgentState | None = None) -> SearchResult:
-    """Run the agent `config.agent`, a module in `agents`, which defines arguments, result and errors."""
-    return find_choice("agent", config.agent).search(task, config, warm_start)
+def search(task: SearchTask, warm_start: AgentState | None = None) -> SearchResult:
+    """Run the agent `plan.agent`, a module in `agents`, which defines arguments, result and errors."""
+    return task.plan.function("agent")(task, warm_start)

@@ -1,7 +1,6 @@
 """No search: the policy that the option `policy` names."""
 
 from ...checkpoint.result import SearchResult
-from ...config import FFPConfig
 from ...hub.record import read_policy
 from ..task import AgentState, SearchTask
 
@@ -9,6 +8,6 @@ from ..task import AgentState, SearchTask
 IS_BASELINE = True
 
 
-def search(task: SearchTask, config: FFPConfig, warm_start: AgentState | None = None) -> SearchResult:
+def search(task: SearchTask, warm_start: AgentState | None = None) -> SearchResult:
     """Return the given policy."""
-    return SearchResult(read_policy(config.policy, task.units))
+    return SearchResult(read_policy(task.plan.policy, task.units))

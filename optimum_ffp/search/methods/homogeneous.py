@@ -6,7 +6,6 @@ import numpy as np
 
 from ...allocation.homogeneous import homogeneous_policies
 from ...checkpoint.result import SearchResult
-from ...config import FFPConfig
 from ..task import AgentState, SearchTask
 
 
@@ -15,10 +14,10 @@ logger = logging.getLogger(__name__)
 IS_BASELINE = True
 
 
-def search(task: SearchTask, config: FFPConfig, warm_start: AgentState | None = None) -> SearchResult:
+def search(task: SearchTask, warm_start: AgentState | None = None) -> SearchResult:
     """Compare policies with different numbers of heads on the search windows.
 
-    At most `config.candidates` are compared: those with the lowest loss by the loss curves or, without curves, evenly
+    At most `plan.candidates` are compared: those with the lowest loss by the loss curves or, without curves, evenly
     spaced ones from the fewest to the most heads. A single one is not measured.
 
     Raises:
@@ -30,7 +29,7 @@ def search(task: SearchTask, config: FFPConfig, warm_start: AgentState | None = 
         logger.warning("the model's own class doesn't support fewer heads at this sparsity: attention is not pruned")
     if task.curves is not None:
         policies.sort(key=lambda policy: task.curves.predict(policy).sum())
-    elif len(policies) > config.candidates:
-        chosen = np.linspace(0, len(policies) - 1, config.candidates).round().astype(int)
+    elif len(policies) > task.plan.candidates:
+        chosen = np.linspace(0, len(policies) - 1, task.plan.candidates).round().astype(int)
         policies = [policies[index] for index in chosen]
-    return task.choose(policies[: config.candidates]) if config.compares_policies else SearchResult(policies[0])
+    return task.choose(policies[: task.plan.candidates]) if task.plan.compares_policies else SearchResult(policies[0])

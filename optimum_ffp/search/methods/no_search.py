@@ -3,13 +3,12 @@
 import numpy as np
 
 from ...checkpoint.result import SearchResult
-from ...config import FFPConfig
 from ..task import AgentState, SearchTask
 
 
 IS_BASELINE = True
 
 
-def search(task: SearchTask, config: FFPConfig, warm_start: AgentState | None = None) -> SearchResult:
+def search(task: SearchTask, warm_start: AgentState | None = None) -> SearchResult:
     """Return the policy for equal scores."""
-    return SearchResult(task.map_scores(np.zeros(task.actions), task.sparsity))
+    return SearchResult(task.map_scores(np.zeros(task.actions)))

@@ -2,13 +2,12 @@
 
 from ...allocation.mapping import uniform
 from ...checkpoint.result import SearchResult
-from ...config import FFPConfig
 from ..task import AgentState, SearchTask
 
 
 IS_BASELINE = True
 
 
-def search(task: SearchTask, config: FFPConfig, warm_start: AgentState | None = None) -> SearchResult:
+def search(task: SearchTask, warm_start: AgentState | None = None) -> SearchResult:
     """Return the uniform policy."""
     return SearchResult(uniform(task.budget))

@@ -1,0 +1,114 @@
+"""What a prune does, with every decision made."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+from ..version import __version__
+from .choices import KINDS, find_choice
+from .fields import Config
+from .prune import FFPConfig
+
+
+if TYPE_CHECKING:
+    from ..allocation.budget import Budget
+
+
+@dataclass(frozen=True, kw_only=True)
+class Plan(FFPConfig):
+    """All options of a prune, with those filled in that `FFPConfig` leaves to other options, the model or the machine.
+
+    `planning.make_plans` makes plans; all stages read them, and the record stores them.
+
+    Attributes:
+        asked: The config that was asked for.
+        budget: The budget, for units of the first kind of attention group.
+        offload: Storage of the weights of layers that aren't running: `"none"`, `"host"` or `"disk"`.
+        skips_search: Whether the method is `"no-search"` only because training makes up for what a search would gain.
+        options: Options of the modules that are used, by option: `{"calibration": Options(lora=32)}`.
+    """
+
+    asked: FFPConfig
+    budget: "Budget"
+    offload: str
+    skips_search: bool
+    options: Mapping[str, Config]
+
+    if TYPE_CHECKING:
+        # Decided, so never `None`.
+        seq_len: int
+        method: str
+        attention: str
+        agent: str
+        search_steps: int
+        workload: str
+        calibration: str
+
+    def __post_init__(self) -> None:
+        """Skip the checks of the options, which `asked` has passed."""
+
+    def function(self, option: str, name: str | None = None) -> Callable[..., Any]:
+        """Return the function of the module that is chosen for an option, with its options bound.
+
+        Args:
+            option: An option whose choices are modules.
+            name: Name of the function, if it isn't the one that makes the module a choice.
+
+        Raises:
+            FFPError: If the module can't be imported, or lacks the function that every choice has.
+        """
+        module = find_choice(option, getattr(self, option))
+        function = getattr(module, name or KINDS[option].function)
+        return partial(function, options=self.options[option]) if option in self.options else function
+
+    @property
+    def lora(self) -> int:
+        """Rank of the adapters that are trained; 0 if weights are trained, or nothing is."""
+        return getattr(self.options.get("calibration"), "lora", None) or 0
+
+    @property
+    def trains(self) -> bool:
+        """Whether calibration trains weights."""
+        return self.calibration not in ("none", "ridge")
+
+    @property
+    def needs_fishers(self) -> bool:
+        """Whether Fisher matrices are estimated, which needs a backward pass."""
+        return self.mapping == "curves" or is_fisher_weighted(self.criterion)
+
+    @property
+    def needs_factors(self) -> bool:
+        """Whether Gram matrices of all units are factored for ridge regression."""
+        return self.calibration != "none" or self.reward != "pruned" or self.mapping == "curves"
+
+    @property
+    def compares_policies(self) -> bool:
+        """Whether policies are measured on the search windows."""
+        is_alone = self.method == "homogeneous" and self.candidates == 1
+        return not is_alone and self.method not in ("no-search", "uniform", "given")
+
+    @property
+    def reports_searched(self) -> bool:
+        """Whether to report perplexity before calibration; not if the search optimizes compensated candidates."""
+        return self.reward == "pruned" or self.calibration == "none"
+
+    def for_stages(self, *stages: str) -> dict[str, Any]:
+        """Return the options whose first dependent stage is one of these, with those of the modules that are used."""
+        values = super().for_stages(*stages)
+        for option, options in self.options.items():
+            if option in values:
+                values |= options.to_dict()
+        return values
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return all options that are in effect, and the version of optimum-ffp, in JSON-ready form."""
+        values = Config.to_dict(self)
+        for options in self.options.values():
+            values |= options.to_dict()
+        return values | {"ffp_version": __version__}
+
+
+def is_fisher_weighted(criterion: str) -> bool:
+    """Return whether a criterion weights by the root of the Fisher matrix, which its name says."""
+    return criterion.rpartition(".")[2].startswith(("fisher-", "fisher_"))

@@ -1,0 +1,228 @@
+"""Plans: every decision that a config leaves to the model, the machine or other options is made here."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import fields, replace
+from importlib.util import find_spec
+from typing import Any
+
+import torch
+from transformers import PretrainedConfig, PreTrainedModel
+
+from ..allocation.budget import Budget
+from ..analysis.attention import find_unit_variants
+from ..compression.training.end_to_end import check_launch
+from ..config import FFPConfig, Plan
+from ..config.choices import KINDS, find_choice
+from ..config.prune import TRAINING_SUFFICES, WORKLOAD
+from ..config.training import LORA_RANK
+from ..data import check_calibration_tokens, window_length
+from ..errors import FFPError
+from ..hub.record import read_policy
+from ..modeling.families import ModelUnit, find_family
+from ..modeling.loading import LoadOptions, loading_errors
+from ..modeling.offloading import check_offload
+from ..search.runner import check_budget
+from ..utils import processes
+from ..utils.precision import is_quantized
+from .estimate import Estimate, Machine, estimate_prune
+
+
+# What a prune of a mixture of experts does: all layers lose the same number, without a search.
+FOR_EXPERTS = {"method": "homogeneous", "candidates": 1, "min_retention": 0.0, "reward": "pruned"}
+
+
+def make_plan(config: FFPConfig, model: PreTrainedModel, options: LoadOptions, **arguments: Any) -> Plan:
+    """Return the plan of a single prune. Arguments and errors are those of `make_plans`."""
+    ((plan,), _) = make_plans([config], model, options, **arguments)
+    return plan
+
+
+def make_plans(
+    configs: Sequence[FFPConfig],
+    model: PreTrainedModel,
+    options: LoadOptions,
+    machine: Machine | None = None,
+    saves_work: bool = True,
+    local_processes: int | None = None,
+    length: int | None = None,
+    decided: Mapping[str, Any] | None = None,
+    warm_start: bool = False,
+) -> tuple[list[Plan], Estimate]:
+    """Plan prunes of a model that differ in the budget, and estimate the resources that all of them need.
+
+    The calibration is the first for which memory suffices of `model`, of all weights or of adapters, and `layers`.
+
+    Args:
+        configs: Options, one for each prune. All but the budget are those of the first.
+        model: The dense model; may be on the meta device.
+        options: How the model is or will be loaded. With offload `"auto"` the weights are in the first place for which
+            memory suffices, or else in the last.
+        machine: Device and available memory; those of this machine if `None`.
+        saves_work: Whether finished work is saved to disk, which offload `"disk"` needs.
+        local_processes: Number of processes on this machine that share the work; by default that of this run.
+        length: Tokens per window, if windows are given.
+        decided: Calibration and rank of adapters that an interrupted prune has decided on.
+        warm_start: Whether the first search starts from an agent.
+
+    Raises:
+        FFPError: If the model can't be pruned or offloaded, a chosen module can't be used, or a budget can't be met.
+    """
+    machine, local_processes = machine or Machine.of(options.device), local_processes or processes.local_count()
+    variants_of: dict[str, tuple[list[ModelUnit], ...]] = {}
+    drafts = []
+    for config in configs:
+        draft = _decide(config, model, variants_of, length)
+        # Agents transfer between budgets, so that further searches need half as many candidates.
+        if warm_start and drafts:
+            draft["search_steps"] = max(1, draft["search_steps"] // 2)
+        warm_start = warm_start or draft["method"] == "ffp"
+        drafts.append(draft)
+    first, variants = configs[0], variants_of[drafts[0]["attention"]]
+    check_calibration_tokens(first.num_samples * drafts[0]["seq_len"], max(unit.width for unit in variants[0]))
+    for option in KINDS:
+        find_choice(option, drafts[0].get(option) or getattr(first, option) or "model")
+    places = _places(first, model.config, options, machine, saves_work)
+    choices = _calibrations(first, places)
+    if decided and first.calibration is None:
+        choices = iter([decided])
+    # A model that is trained as a whole has all weights on its device too, which is the first place.
+    possible = (
+        (choice, place) for choice in choices for place in (places[:1] if choice["calibration"] == "model" else places)
+    )
+    for choice, place in possible:
+        plans = [_plan(config, draft, choice, place) for config, draft in zip(configs, drafts)]
+        estimate = estimate_prune(plans, model, variants[0], machine, local_processes)
+        if not estimate.warnings:
+            break
+    if plans[0].calibration == "model":
+        check_launch(machine.device, plans[0].offload, saves_work, can_shard=False)
+    return plans, estimate
+
+
+def _decide(
+    config: FFPConfig,
+    model: PreTrainedModel,
+    variants_of: dict[str, tuple[list[ModelUnit], ...]],
+    length: int | None,
+) -> dict[str, Any]:
+    """Return the options that are decided before the calibration, and the budget."""
+    removes_heads = config.method == "homogeneous" or config.memory or config.kv_cache
+    draft: dict[str, Any] = {
+        "seq_len": length or window_length(config.seq_len, model.config),
+        "method": config.method,
+        "attention": config.attention or ("kv-groups" if removes_heads else "auto"),
+        "agent": config.agent_name,
+        "search_steps": config.search_steps or (256 if config.agent_name == "ppo" else 26),
+        "workload": (config.cost_table or {}).get("workload", config.workload or WORKLOAD),
+    }
+    if find_family(model.config).experts:
+        draft |= FOR_EXPERTS
+        check_experts(config, draft)
+    attention, limits = draft["attention"], config.limits
+    if attention not in variants_of:
+        with loading_errors(model.config._name_or_path or "the model", None):
+            variants_of[attention] = find_unit_variants(model, find_family(model.config), config, attention)
+    variants = variants_of[attention]
+    if config.policy:
+        policy = read_policy(config.policy, [unit.unit for unit in variants[0]])
+        limits = {"sparsity": policy.sparsity}
+    budget = check_budget(model, variants, config, draft["method"], limits)
+    skips = draft["method"] is None and _training_suffices(config, budget)
+    draft["method"] = draft["method"] or ("no-search" if skips else "ffp")
+    return draft | {"sparsity": limits.get("sparsity"), "budget": budget, "skips_search": skips}
+
+
+def check_experts(config: FFPConfig, decided: Mapping[str, Any]) -> None:
+    """Raise `FFPError` if an option is given that has no meaning for a mixture of experts."""
+    presets = config.preset_values(config.preset)
+    for field in config.option_fields():
+        value, default = getattr(config, field.name), presets.get(field.name, field.default)
+        if not field.metadata["for_experts"] and value not in (default, decided.get(field.name)):
+            raise FFPError(
+                f"every layer of a mixture of experts loses the same number of experts; leave out {field.name}"
+            )
+
+
+def _training_suffices(config: FFPConfig, budget: Budget) -> bool:
+    """Return whether training makes up for what a search would gain."""
+    # The threshold is a fraction of the blocks, not of the KV cache.
+    is_default = config.preset != "paper" and not config.agent and not config.kv_cache
+    trains = config.calibration not in ("none", "ridge")
+    return trains and is_default and budget.sparsity >= TRAINING_SUFFICES
+
+
+def _places(
+    config: FFPConfig, model_config: PretrainedConfig, options: LoadOptions, machine: Machine, saves_work: bool
+) -> list[str]:
+    """Return where the weights of layers that aren't running may be, fastest first."""
+    name, stored = model_config._name_or_path, model_config.dtype or torch.float32
+    dequantized = name.endswith(".gguf") or is_quantized(model_config)
+    if options.offload != "auto":
+        check_offload(options.offload, machine.device, options.torch_dtype, model_config, dequantized)
+        return [options.offload]
+    on_accelerator = machine.accelerator is not None
+    is_timed = config.speedup and config.cost_table is None
+    # The weights of a model that generates text, is timed or was pruned before are on its device.
+    if is_timed or hasattr(model_config, "pruned_units") or (config.texts.includes_self and on_accelerator):
+        return ["none"]
+    places = ["none"]
+    if on_accelerator:
+        places.append("host")
+    if saves_work and not dequantized and options.torch_dtype in ("auto", stored):
+        places.append("disk")
+    return places
+
+
+def _calibrations(config: FFPConfig, places: Sequence[str]) -> Iterator[dict[str, Any]]:
+    """Yield the calibrations that may be used, with the rank of adapters, the best first."""
+    rank = config.choice_options.get("lora")
+    if config.calibration is not None:
+        yield {"calibration": config.calibration, "lora": rank}
+        return
+    if places[0] == "none":
+        ranks = [rank]
+        if rank is None:
+            ranks = [0, LORA_RANK] if find_spec("peft") else [0]
+        yield from ({"calibration": "model", "lora": one} for one in ranks)
+    yield {"calibration": "layers", "lora": rank}
+
+
+def _plan(config: FFPConfig, draft: Mapping[str, Any], choice: Mapping[str, Any], place: str) -> Plan:
+    """Return the plan for decisions: the draft, the calibration with its rank of adapters, and the offload."""
+    values = {one.name: getattr(config, one.name) for one in fields(FFPConfig)} | draft
+    values |= {"calibration": choice["calibration"], "offload": place}
+    used = {option: values[option] for option in ("agent", "criterion", "mapping", "expert_criterion", "calibration")}
+    if values["method"] != "ffp":
+        del used["agent"]
+    adapters = {"lora": choice["lora"] or 0} if choice["calibration"] == "model" else {}
+    options = {
+        option: made
+        for option, name in used.items()
+        if (made := config.options_for(option, name, **(adapters if option == "calibration" else {})))
+    }
+    return Plan(**values, asked=config, options=options)
+
+
+def recalibrated(plan: Plan, options: Mapping[str, Any]) -> Plan:
+    """Return a plan with another calibration and options of it, of a policy that was searched for already.
+
+    Raises:
+        FFPError: If an option is not one of the calibration.
+    """
+    asked = replace_options(plan.asked, options)
+    before, now = plan.asked.for_stages("measured", "search"), asked.for_stages("measured", "search")
+    if changed := [name for name in now if now[name] != before.get(name)]:
+        raise FFPError(f"{', '.join(changed)} can't change after the search; search again")
+    name = asked.calibration or plan.calibration
+    adapters = {"lora": asked.choice_options.get("lora") or 0} if name == "model" else {}
+    made = asked.options_for("calibration", name, **adapters)
+    chosen = {key: value for key, value in plan.options.items() if key != "calibration"}
+    if made is not None:
+        chosen["calibration"] = made
+    return replace(plan, asked=asked, calibration=name, options=chosen, batch_size=asked.batch_size)
+
+
+def replace_options(config: FFPConfig, options: Mapping[str, Any]) -> FFPConfig:
+    """Return a config with other options. One that limits the size, or a policy, is in addition to the others."""
+    values = {one.name: getattr(config, one.name) for one in config.option_fields()} | dict(config.choice_options)
+    return FFPConfig(**values | dict(options))
