@@ -318,7 +318,7 @@ class Budget:
         for unit in coarse:
             if chosen[unit] + 1 < len(self.sizes[unit]):
                 exchanged = chosen.copy()
-                larger = self._resize(exchanged, slack, unit, chosen[unit] + 1)
+                larger = self._resize(exchanged, slack, unit, int(chosen[unit]) + 1)
                 if (self._shrink(exchanged, larger, fine) >= 0).all():
                     return exchanged
         return chosen

@@ -137,7 +137,7 @@ def is_pruned(config: PretrainedConfig) -> bool:
     return bool(sizes) or any("modeling_ffp_" in str(entry) for entry in code)
 
 
-def attention_of(config: PretrainedConfig) -> dict[str, str]:
+def attention_of(config: PretrainedConfig) -> dict[str, Any]:
     """Return arguments of `from_pretrained` for models whose softcap SDPA ignores.
 
     Some versions of transformers select SDPA anyway.

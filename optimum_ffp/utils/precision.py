@@ -63,6 +63,12 @@ def frozen_dtype(device: torch.device, dtype: torch.dtype, bf16: bool) -> torch.
     return torch.float32 if dtype == torch.float16 and not bf16 else compute_dtype(device, dtype)
 
 
+def move(model: Model, to: torch.device | torch.dtype) -> Model:
+    """Move a model to a device or dtype in place, and return it."""
+    # As any module: transformers' own declaration of `to` takes no argument.
+    return model.to(to)
+
+
 def convert(model: Model, dtype: torch.dtype, device: torch.device | str | None = None) -> Model:
     """Convert the parameters of a model to a dtype in place, move it to a device, and return it.
 

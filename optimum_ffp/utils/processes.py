@@ -4,7 +4,7 @@ import logging
 import os
 from collections.abc import Callable
 from datetime import timedelta
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
@@ -94,7 +94,8 @@ def on_main(compute: Callable[[], Value]) -> Value:
     """Compute a value in the main process and broadcast it."""
     if count() == 1:
         return compute()
-    return broadcast_object_list([compute() if is_main() else None])[0]
+    values: list[Any] = [compute() if is_main() else None]
+    return broadcast_object_list(values)[0]
 
 
 def tensors_on_main(compute: Callable[[], dict[str, torch.Tensor]]) -> dict[str, torch.Tensor]:
