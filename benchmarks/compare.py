@@ -20,7 +20,6 @@ lose other groups of attention, all of them the same.
 import argparse
 import json
 from collections import defaultdict
-from dataclasses import replace
 from pathlib import Path
 from statistics import median
 
@@ -102,11 +101,11 @@ def run(args: argparse.Namespace, group: str, rows: list[tuple[str, float | None
         is_trained = method in args.distilled and group != "paper"
         # Without a search, the policy depends on whether weights are trained.
         changes = changes if is_trained else changes | {"calibration": "ridge"}
-        found = pruner.search(sparsity, config=replace(config, **changes))
+        found = pruner.search(**changes | {"sparsity": sparsity})
         asked = sparsity or round(found.policy.sparsity, 2)
-        calibrations = ["ridge", *([found.config.calibration] if is_trained else [])]
+        calibrations = ["ridge", *([found.plan.calibration] if is_trained else [])]
         for calibration in calibrations:
-            result = pruner.finish(found, replace(found.config, calibration=calibration))
+            result = pruner.finish(found, calibration=calibration)
             yield {"method": method, "calibration": calibration, "asked": asked} | describe(result)
             if args.save:
                 name = f"{method}-{100 * asked:g}-seed{seed}"
@@ -133,9 +132,9 @@ def describe(result: PruningResult) -> dict:
         "base_model": result.base_model,
         "pruned_from": result.pruned_from,
         "dtype": result.dtype,
-        "options": result.config.to_dict(),
+        "options": result.plan.to_dict(),
         "versions": package_versions(),
-        "seed": result.config.seed,
+        "seed": result.plan.seed,
         "sparsity": result.policy.sparsity,
         "model_sparsity": result.model_sparsity,
         "perplexities": result.tests[0][1],

@@ -22,7 +22,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, PretrainedConfig, Pre
 
 from optimum_ffp import FFPConfig, FFPPruner
 from optimum_ffp.commands.errors import one_line_errors
-from optimum_ffp.data import DataSplits, Windows, with_window_length
+from optimum_ffp.data import DataSplits, Windows, window_length
 from optimum_ffp.hub.naming import short_name
 from optimum_ffp.utils.json import write_json
 
@@ -64,7 +64,7 @@ def measure(shape: PretrainedConfig, layers: int, config: FFPConfig, args: argpa
         )
     # A tokenizer is required but not used: the windows are given.
     tokenizer = PreTrainedTokenizerFast(tokenizer_object=Tokenizer(WordLevel({"word": 0}, unk_token="word")))
-    windows = random_windows(with_window_length(config, shape), shape.vocab_size)
+    windows = random_windows(config, window_length(config.seq_len, shape), shape.vocab_size)
     pruner = FFPPruner(model, tokenizer, config, "random weights", data=windows)
     cost = pruner.prune().cost
     result = {"seconds": cost.seconds, "peak_bytes": cost.peak_bytes}
@@ -75,7 +75,7 @@ def measure(shape: PretrainedConfig, layers: int, config: FFPConfig, args: argpa
     return result
 
 
-def random_windows(config: FFPConfig, vocabulary: int) -> DataSplits:
+def random_windows(config: FFPConfig, length: int, vocabulary: int) -> DataSplits:
     """Windows of random tokens, as many as the config requests."""
     generator = torch.Generator().manual_seed(0)
     counts = {
@@ -85,7 +85,7 @@ def random_windows(config: FFPConfig, vocabulary: int) -> DataSplits:
         "test": config.eval_samples,
     }
     *others, test = (
-        Windows(torch.randint(vocabulary, (count, config.seq_len), generator=generator), "random", split)
+        Windows(torch.randint(vocabulary, (count, length), generator=generator), "random", split)
         for split, count in counts.items()
     )
     return DataSplits(*others, tests=(test,))

@@ -14,7 +14,6 @@ transformers.
 import argparse
 from collections import defaultdict
 from collections.abc import Iterator
-from dataclasses import replace
 from pathlib import Path
 from unittest.mock import patch
 
@@ -25,7 +24,7 @@ from tables import difference, markdown
 from torch import nn
 
 from optimum_ffp import FFPConfig, FFPPruner
-from optimum_ffp.analysis import experts
+from optimum_ffp.analysis.expert_criteria import reap
 from optimum_ffp.commands.errors import one_line_errors
 from optimum_ffp.utils.json import write_json
 
@@ -42,7 +41,7 @@ def draw(totals: torch.Tensor, module: nn.Module, inputs: tuple[torch.Tensor, ..
     totals[0] = totals[1].clamp_min(1) * torch.rand_like(totals[0])
 
 
-CRITERIA = {"random": draw, "frequency": count, "reap": experts.add_contributions, "loss": experts.add_contributions}
+CRITERIA = {"random": draw, "frequency": count, "reap": reap.add_contributions, "loss": reap.add_contributions}
 
 
 def main() -> None:
@@ -86,11 +85,10 @@ def run(args: argparse.Namespace, criterion: str, seed: int) -> Iterator[dict]:
     if args.experts_implementation:
         pruner.model.set_experts_implementation(args.experts_implementation)
     torch.manual_seed(seed)
-    with patch.object(experts, "add_contributions", CRITERIA[criterion]):
+    with patch.object(reap, "add_contributions", CRITERIA[criterion]):
         for sparsity in args.sparsities:
             for calibration in args.calibrations:
-                changed = replace(config, sparsity=sparsity, calibration=calibration)
-                result = pruner.finish(pruner.search(config=changed))
+                result = pruner.prune(sparsity=sparsity, calibration=calibration)
                 yield {"method": criterion, "calibration": calibration, "asked": sparsity} | describe(result)
 
 

@@ -33,6 +33,7 @@ from optimum_ffp.checkpoint.result import SearchResult
 from optimum_ffp.checkpoint.saving import save_checkpoint
 from optimum_ffp.commands.errors import one_line_errors
 from optimum_ffp.hub.naming import without_folders
+from optimum_ffp.plan import Plan
 from optimum_ffp.search.runner import PolicySearch
 from optimum_ffp.search.task import finalist_count, finalist_windows
 from optimum_ffp.utils.json import write_json
@@ -79,15 +80,15 @@ def main() -> None:
     for sparsity in args.sparsities:
         recorder = Recorder(sparsity)
         with patch.object(PPO, "learn", partialmethod(PPO.learn, callback=recorder)):
-            trained = pruner.search(sparsity, agent)
+            trained = pruner.search(agent, sparsity=sparsity)
         # After the last update.
         recorder.record()
         agent = agent or trained.agent
-        steps = steps_for(trained.tokens_evaluated, config, args.search_samples)
-        drawn = pruner.search(sparsity, config=replace(config, method="random", search_steps=steps))
+        steps = steps_for(trained.tokens_evaluated, trained.plan, args.search_samples)
+        drawn = pruner.search(sparsity=sparsity, method="random", search_steps=steps)
         searches = {"ppo": trained, "random": drawn}
-        record = {"options": without_folders(config.to_dict()), "sparsity": sparsity}
-        found = measure(pruner, replace(config, sparsity=sparsity), searches, recorder.scores, held_out, args.every)
+        record = {"options": without_folders(trained.plan.to_dict()), "sparsity": sparsity}
+        found = measure(pruner, trained.plan, searches, recorder.scores, held_out, args.every)
         records.append(record | found)
         for name, search in searches.items():
             result = pruner.finish(search)
@@ -117,22 +118,22 @@ class Recorder(BaseCallback):
         return True
 
 
-def steps_for(tokens: int, config: FFPConfig, search_samples: int) -> int:
+def steps_for(tokens: int, plan: Plan, search_samples: int) -> int:
     """Number of steps of random search that reads at most so many tokens, with those of the finalists."""
-    few, steps = min(config.update_samples, search_samples), 1
+    few, steps = min(plan.update_samples, search_samples), 1
 
     def windows(steps: int) -> int:
         finalists = finalist_count(steps)
         return (steps - finalists) * few + finalist_windows(finalists, search_samples)
 
-    while windows(steps + 1) <= tokens // config.seq_len:
+    while windows(steps + 1) <= tokens // plan.seq_len:
         steps += 1
     return steps
 
 
 def measure(
     pruner: FFPPruner,
-    config: FFPConfig,
+    plan: Plan,
     searches: dict[str, SearchResult],
     scores: list[np.ndarray],
     held_out: torch.Tensor,
@@ -142,13 +143,13 @@ def measure(
 
     Args:
         pruner: The pruner of the searches.
-        config: Options of the searches.
+        plan: Options of the searches.
         searches: Their results by name.
         scores: The agent's action without noise before every update.
         held_out: Token ids of windows that the searches don't see.
         every: Number of updates between two that are measured.
     """
-    search = PolicySearch(pruner.measured, config)
+    search = PolicySearch(pruner.measured, plan)
     updates = sorted({*range(0, len(scores), every), len(scores) - 1})
     mean_actions = [search.mapping(scores[update], search.budget) for update in updates]
     equal = uniform(search.budget)
@@ -159,8 +160,8 @@ def measure(
         pruner.measured.prepared.sorted_model,
         policies,
         held_out,
-        compensated=config.reward == "compensated",
-        dtype=autocast_dtype(pruner.model, config.search_dtype),
+        compensated=plan.reward == "compensated",
+        dtype=autocast_dtype(pruner.model, plan.search_dtype),
     ).mean(1)
     rewards = dict(zip(policies, np.exp(losses[0] - losses).tolist()))
     return {

@@ -32,13 +32,14 @@ from transformers import MixtralConfig, MixtralForCausalLM, PreTrainedModel
 
 from optimum_ffp import FFPConfig, FFPPruner
 from optimum_ffp.commands.errors import one_line_errors
-from optimum_ffp.compression.calibrations.model import train_model
 from optimum_ffp.compression.training.layer import LayerwiseTraining
+from optimum_ffp.compression.training.whole_model import train_model
 from optimum_ffp.data import DataSplits
 from optimum_ffp.engine import LayerwiseModel
 from optimum_ffp.evaluation import to_perplexity, window_losses
 from optimum_ffp.hub.naming import without_folders
 from optimum_ffp.modeling.families import find_family
+from optimum_ffp.plan import Plan
 from optimum_ffp.utils.json import write_json
 
 
@@ -74,7 +75,7 @@ def main() -> None:
         model_passes=args.model_passes or 1,
         calibration="model",
         seed=args.seed,
-    ).resolve()
+    )
     pruner = FFPPruner.from_pretrained(args.model, config, device="cpu")
     teacher, data = pruner.model, pruner.measured.data
     if args.layers:
@@ -83,14 +84,24 @@ def main() -> None:
     layerwise = LayerwiseModel(teacher, find_family(teacher.config))
     student = empty_mixture(teacher, args.experts, args.top_k)
     measure = partial(perplexity, windows=data.search.tokens)
-    options = {"experts": args.experts, "top_k": args.top_k, "layers": args.layers}
-    record: dict[str, Any] = {"options": without_folders(config.to_dict()) | options}
-    trained = train_layers(layerwise, student, data, config)
+    options = pruner.plan.options["calibration"]
+    sizes = {"experts": args.experts, "top_k": args.top_k, "layers": args.layers}
+    record: dict[str, Any] = {"options": without_folders(pruner.plan.to_dict()) | sizes}
+    trained = train_layers(layerwise, student, data, pruner.plan)
     record |= {"dense": measure(teacher), "start": measure(student)}
     student.model.layers = trained
     record["layers"], tokens = measure(student), layerwise.counter.tokens
     if args.model_passes:
-        trained = train_model(student, teacher, data, config)
+        trained = train_model(
+            student,
+            teacher,
+            data,
+            pruner.plan,
+            options.training(args.seed),
+            passes=options.model_passes,
+            parts=options.parts(pruner.plan.seq_len),
+            learning_rate=options.learning_rate,
+        )
         student, tokens = trained.model, tokens + trained.tokens
         record["model"] = measure(student)
     record |= {"tokens": round(tokens), "shares": shares(student, data.search.tokens)}
@@ -129,10 +140,18 @@ def empty_mixture(dense: PreTrainedModel, experts: int, top_k: int) -> MixtralFo
 
 @torch.no_grad()
 def train_layers(
-    layerwise: LayerwiseModel, student: MixtralForCausalLM, data: DataSplits, config: FFPConfig
+    layerwise: LayerwiseModel, student: MixtralForCausalLM, data: DataSplits, plan: Plan
 ) -> nn.ModuleList:
     """Divides every FFN into experts, in place, and returns trained copies of the layers."""
-    training, trained = LayerwiseTraining(layerwise, data, config), nn.ModuleList()
+    options, trained = plan.options["calibration"], nn.ModuleList()
+    training = LayerwiseTraining(
+        layerwise,
+        data,
+        plan,
+        passes=options.distillation_passes,
+        learning_rate=options.distillation_rate,
+        parts=options.parts(plan.seq_len),
+    )
     stride = max(1, training.dense.states[0][..., 0].numel() // ROUTED_TOKENS)
     for index, (layer, mixture) in enumerate(zip(layerwise.layers, student.model.layers)):
         with sampled_inputs(layer.mlp, stride) as hidden:

@@ -8,7 +8,7 @@ from textwrap import dedent, fill
 from typing import Any
 
 import optimum_ffp
-from optimum_ffp.config import FFPConfig, RecoveryConfig
+from optimum_ffp.config import EvaluationConfig, FFPConfig, RecoveryConfig
 from optimum_ffp.config.choices import KINDS, built_in_options
 from optimum_ffp.config.fields import Config, format_default
 
@@ -92,6 +92,7 @@ def generated() -> dict[str, str]:
     return {
         "options of a prune": option_table(FFPConfig),
         "options of a recovery": option_table(RecoveryConfig),
+        "options of an evaluation": option_table(EvaluationConfig),
         "api": "\n\n".join(entry for name, value in public.items() for entry in api_entries(name, value)),
     }
 

@@ -8,7 +8,7 @@ from .version import __version__
 
 if TYPE_CHECKING:
     from .allocation.policy import PruningPolicy
-    from .config import FFPConfig, RecoveryConfig
+    from .config import EvaluationConfig, FFPConfig, RecoveryConfig
     from .errors import FFPError
     from .evaluation import evaluate
     from .modeling import FFPModelForCausalLM
@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from .recovery.recovery import FFPRecovery
 
 __all__ = [
+    "EvaluationConfig",
     "FFPConfig",
     "FFPError",
     "FFPModelForCausalLM",
@@ -28,6 +29,7 @@ __all__ = [
 ]
 # Imported on first use: `optimum-cli` imports this package at every start and must not import torch.
 _MODULES = {
+    "EvaluationConfig": ".config",
     "FFPConfig": ".config",
     "FFPError": ".errors",
     "FFPModelForCausalLM": ".modeling",

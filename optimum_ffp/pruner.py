@@ -17,7 +17,7 @@ from .checkpoint.result import PruningResult, SearchResult, package_versions
 from .checkpoint.saving import SavedAgent, load_agent, save_checkpoint
 from .compression.calibration import CalibrationTask
 from .compression.training.end_to_end import check_launch
-from .config import FFPConfig, Plan
+from .config import FFPConfig
 from .config.prune import TRAINING_SUFFICES
 from .data import DataSplits
 from .data.samples import write_samples
@@ -35,6 +35,7 @@ from .modeling.loading import (
     shape_of,
 )
 from .modeling.padding import padded
+from .plan import Plan
 from .planning.make import make_plan, make_plans, recalibrated, replace_options
 from .search.runner import PolicySearch
 from .search.task import check_agent

@@ -29,11 +29,11 @@ from optimum_ffp.compression.distillation import Distilled, distill
 from optimum_ffp.compression.ridge import PrefixRidge
 from optimum_ffp.compression.sorted_model import SortedModel
 from optimum_ffp.data import DataSplits, Windows
-from optimum_ffp.config import Plan
 from optimum_ffp.engine import LayerwiseModel
 from optimum_ffp.modeling.auto import PER_LAYER_LISTS
 from optimum_ffp.modeling.families import ModelUnit, find_family, find_units
 from optimum_ffp.modeling.loading import LoadOptions
+from optimum_ffp.plan import Plan
 from optimum_ffp.planning.make import make_plan
 from optimum_ffp.utils.resume import Journal
 

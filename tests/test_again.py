@@ -2,7 +2,6 @@
 
 import json
 import shutil
-from dataclasses import replace
 
 import pytest
 import torch
@@ -13,7 +12,7 @@ from optimum_ffp import FFPConfig, FFPError, FFPModelForCausalLM, FFPPruner
 from optimum_ffp.evaluation import window_losses
 from optimum_ffp.evaluation.size import kv_cache_bytes
 from optimum_ffp.modeling.families import decoder_layers, find_family
-from tests.helpers import LAYOUTS, SETTINGS, make_deep_model, make_pruner, make_tokenizer, step_parameters
+from tests.helpers import LAYOUTS, make_deep_model, make_pruner, make_tokenizer, step_parameters
 
 
 QUICK = {"method": "no-search", "calibration": "none"}
@@ -74,18 +73,14 @@ def test_every_budget_of_the_dense_model_holds(save_tiny_model, data_folder, tmp
         "kv_cache": (lambda model: kv_cache_bytes(model) / kv_cache_bytes(dense), 0.5),
     }
     for name, (size_of, allowed) in sizes.items():
-        twice.config = FFPConfig(
-            **SETTINGS | QUICK | {"attention": "kv-groups", "dataset": str(data_folder), "context": 24, name: allowed}
-        )
-        result = twice.prune()
+        result = twice.prune(context=24, **{name: allowed})
         twice.save_pretrained(tmp_path / name)
         (limit,) = result.search.budget
         measured = size_of(FFPModelForCausalLM.from_pretrained(tmp_path / name))
         assert measured == pytest.approx(limit["reached"]) and 0.9 * allowed < measured <= allowed
         assert limit["dense"] == pytest.approx(size_of(dense))
     # As wide as the narrowest layer, at most.
-    twice.config = replace(twice.config, method="homogeneous", kv_cache=None, sparsity=0.5)
-    result = twice.prune()
+    result = twice.prune(method="homogeneous", sparsity=0.5)
     assert type(result.model) is type(dense) and len({*result.policy.sizes}) == 2
 
 

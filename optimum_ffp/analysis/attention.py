@@ -11,10 +11,10 @@ from transformers.utils import logging
 from ..allocation.knapsack import lower_hull
 from ..allocation.policy import GROUP_NAMES, Group, Unit
 from ..compression.ridge import PrefixRidge
-from ..config import FFPConfig, Plan
-from ..config.plan import is_fisher_weighted
+from ..config import FFPConfig
 from ..hub.record import policy_rows
 from ..modeling.families import Family, ModelUnit, find_units
+from ..plan import Plan, is_fisher_weighted
 from .fisher import loss_curve
 from .gram import Statistics
 from .importance import order_groups

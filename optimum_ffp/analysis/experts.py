@@ -7,9 +7,9 @@ from functools import partial
 import torch
 from torch import nn
 
-from ..config import Plan
 from ..engine import LayerwiseModel
 from ..modeling.families import ModelUnit
+from ..plan import Plan
 from ..utils.resume import Journal
 
 

@@ -14,7 +14,6 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from ..allocation.policy import PruningPolicy, Unit
 from ..compression.sorted_model import SortedModel
-from ..config import Plan
 from ..config.texts import TextMix
 from ..data import (
     DataRequest,
@@ -33,6 +32,7 @@ from ..evaluation import to_perplexity
 from ..evaluation.block_costs import measure_costs
 from ..modeling.auto import mark_untied
 from ..modeling.families import ModelUnit, find_family
+from ..plan import Plan
 from ..utils import processes
 from ..utils.precision import autocast_dtype, compute_dtype, dtype_name
 from ..utils.profiling import StageMeter

@@ -10,10 +10,10 @@ import torch
 from ..allocation.mappings.curves import CurveMapping
 from ..compression.ridge import PrefixRidge
 from ..compression.sorted_model import SortedModel
-from ..config import Plan
 from ..data import Windows, with_first_tokens
 from ..engine import HiddenStates, LayerwiseModel
 from ..modeling.families import ModelUnit, units_of_layer
+from ..plan import Plan
 from ..utils import processes
 from ..utils.cholesky import algebra_device
 from ..utils.precision import autocast_dtype

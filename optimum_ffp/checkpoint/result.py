@@ -10,9 +10,9 @@ import numpy as np
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from ..allocation.policy import PruningPolicy
-from ..config import Plan
 from ..config.budgets import describe_limits
 from ..data import Windows
+from ..plan import Plan
 from ..utils import processes
 from ..utils.precision import dtype_name
 from ..utils.profiling import StageMeter

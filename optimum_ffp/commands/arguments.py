@@ -17,7 +17,7 @@ from .errors import EXIT_CODES, USER_ERROR
 logger = logging.getLogger(__name__)
 
 
-def describe(parser: ArgumentParser, usage: str, description: str, examples: str) -> None:
+def describe(parser: ArgumentParser, usage: str, description: str | None, examples: str) -> None:
     """Set the `--help` texts of a command, and make its parser report errors in one line with similar names.
 
     Also add `--log-level`, which all commands have.
@@ -59,6 +59,12 @@ def output_name(args: Namespace) -> str:
     if path.name in ("", "..") or (path.exists() and not args.output):
         path = Path(os.path.abspath(path))
     return str(path) if args.output else path.name.removesuffix(".gguf")
+
+
+def load_options(args: Namespace) -> dict[str, Any]:
+    """Return the parsed options that are fields of `LoadOptions`."""
+    names = ("device", "dtype", "offload", "trust_remote_code", "revision")
+    return {name: getattr(args, name) for name in names if name in args}
 
 
 def request_id(args: Namespace, config: TextConfig, *more: Any) -> str:

@@ -2,7 +2,8 @@
 
 from argparse import ArgumentParser, Namespace
 
-from .arguments import add_device_options, add_hub_options, add_json, add_option, describe
+from ..config import EvaluationConfig
+from .arguments import add_device_options, add_hub_options, add_json, add_option, describe, load_options
 from .launching import Command
 
 
@@ -12,9 +13,6 @@ EXAMPLES = """examples:
   optimum-cli ffp evaluate -m out --tasks boolq piqa arc_easy --limit 200 --json out.json
   optimum-cli ffp evaluate -m model.gguf --dataset my_texts --no-speed
 """
-# Options that `evaluate` has too.
-OPTIONS = ("tasks", "eval_samples", "seq_len", "text_column", "limit", "num_fewshot", "prompt_tokens", "new_tokens")
-OPTIONS += ("batch_size", "device", "dtype", "revision", "trust_remote_code")
 
 
 class FFPEvaluateCommand(Command):
@@ -36,7 +34,6 @@ class FFPEvaluateCommand(Command):
             required=True,
             help="Model to evaluate: Hub id or folder (dense or pruned), or .gguf file (dense).",
         )
-
         output = parser.add_argument_group("Comparison and output")
         add_option(
             output,
@@ -48,69 +45,15 @@ class FFPEvaluateCommand(Command):
             "divergence is measured from the first one. Default: none.",
         )
         add_json(output)
-
-        text = parser.add_argument_group("Perplexity")
-        add_option(
-            text,
-            "dataset",
-            default="wikitext2",
-            help="Text to measure perplexity on: wikitext2, c4, a Hub id, a file, or a folder with train, validation "
-            "and test files. Several texts, separated by commas, are reported separately. Only the test split is "
-            "read; for a text without splits, the part that a prune reserves for testing.",
-        )
-        add_option(
-            text,
-            "text-column",
-            metavar="NAME",
-            help="Dataset column with texts or conversations. Default: as in a prune.",
-        )
-        add_option(
-            text,
-            "eval-samples",
-            type=int,
-            help="Number of windows per text, from its beginning. Default: all, or 100 for a text without splits.",
-        )
-        add_option(
-            text,
-            "seq-len",
-            type=int,
-            help="Tokens per window. Default: the pruned model's recorded value, otherwise the model's maximum, up to "
-            "2048.",
-        )
-        add_option(text, "no-perplexity", action="store_true", help="Don't measure perplexity and divergence.")
-
-        tasks = parser.add_argument_group("Tasks (needs lm-eval: pip install lm-eval)")
-        add_option(
-            tasks,
-            "tasks",
-            nargs="+",
-            default=(),
-            metavar="TASK",
-            help="lm-eval tasks to run: names, with * as a wildcard, or .yaml files. Default: none.",
-        )
-        add_option(
-            tasks, "limit", type=float, help="Samples per task, or a fraction of them if below 1. Default: all."
-        )
-        add_option(tasks, "num-fewshot", type=int, help="Examples before each question. Default: the task's setting.")
-
-        speed = parser.add_argument_group("Speed")
-        add_option(
-            speed,
-            "no-speed",
-            action="store_true",
-            help="Don't measure speed. Only one model is then in memory at a time.",
-        )
-        add_option(speed, "prompt-tokens", type=int, default=512, help="Tokens in the prompt.")
-        add_option(speed, "new-tokens", type=int, default=32, help="Tokens to generate.")
-
-        load = parser.add_argument_group("Loading and running")
-        add_option(load, "batch-size", type=int, default=1, help="Windows, task requests or prompts per forward pass.")
-        add_device_options(load)
-        add_hub_options(load)
+        groups = EvaluationConfig.add_arguments(parser)
+        add_device_options(groups["Loading and running"])
+        add_hub_options(groups["Loading and running"])
 
     @staticmethod
     def execute(args: Namespace) -> None:
         """Run `evaluate`, print the results, and optionally write them as JSON."""
+        config = EvaluationConfig.from_args(args)
+
         from ..evaluation import evaluate
         from ..utils.profiling import StageMeter
         from .records import check_json, evaluation_records, write_records
@@ -118,12 +61,6 @@ class FFPEvaluateCommand(Command):
         check_json(args.json)
         meter = StageMeter()
         with meter.stage("evaluation"):
-            figures = evaluate(
-                args.model,
-                args.baseline,
-                dataset=None if args.no_perplexity else args.dataset,
-                speed=not args.no_speed,
-                **{name: getattr(args, name) for name in OPTIONS},
-            )
+            figures = evaluate(args.model, args.baseline, **config.to_dict(), **load_options(args))
         print(figures)
         write_records(args.json, evaluation_records(figures, meter))

@@ -1,8 +1,10 @@
 """`optimum-cli ffp export`."""
 
 from argparse import ArgumentParser, Namespace
+from dataclasses import dataclass
 
-from .arguments import add_hub_options, add_option, describe
+from ..config.fields import Config, option
+from .arguments import add_hub_options, add_option, describe, load_options
 from .launching import Command
 
 
@@ -12,6 +14,21 @@ EXAMPLES = """examples:
 """
 
 
+@dataclass(frozen=True, kw_only=True)
+class Options(Config):
+    """Options of `ffp export`."""
+
+    outtype: str = option(
+        "f16", "Type of the weight matrices.", "GGUF", choices=("f32", "f16", "bf16", "q8_0", "q4_0")
+    )
+    pad_uniform: bool = option(
+        False,
+        "Whether to zero-pad every layer to the size of the largest. The file is larger but runs wherever the dense "
+        "model does.",
+        "GGUF",
+    )
+
+
 class FFPExportCommand(Command):
     """Export a dense or pruned model to GGUF for llama.cpp."""
 
@@ -19,23 +36,9 @@ class FFPExportCommand(Command):
     def parse_args(parser: ArgumentParser) -> None:
         """Add the options."""
         describe(parser, "optimum-cli ffp export -m MODEL OUT [options]", FFPExportCommand.__doc__, EXAMPLES)
-        group = parser.add_argument_group("Options")
+        group = parser.add_argument_group("Model and output")
         add_option(group, "model", "-m", required=True, help="Dense or pruned model to export: Hub id or folder.")
         group.add_argument("output", metavar="OUT", help="GGUF file to write.")
-        add_option(
-            group,
-            "outtype",
-            default="f16",
-            choices=("f32", "f16", "bf16", "q8_0", "q4_0"),
-            help="Type of the weight matrices.",
-        )
-        add_option(
-            group,
-            "pad-uniform",
-            action="store_true",
-            help="Zero-pad every layer to the size of the largest. The file is larger but runs wherever the dense "
-            "model does.",
-        )
         add_option(
             group,
             "overwrite",
@@ -43,10 +46,13 @@ class FFPExportCommand(Command):
             help="Replace an existing GGUF file; other files are never replaced.",
         )
         add_hub_options(group)
+        Options.add_arguments(parser)
 
     @staticmethod
     def execute(args: Namespace) -> None:
         """Load a model and write it as a GGUF file."""
+        config = Options.from_args(args)
+
         from ..export import export_gguf, plan_export
         from ..modeling.gguf_file import check_gguf_installed
         from ..modeling.loading import LoadOptions, empty_model, load_any, load_tokenizer, read_any_config
@@ -54,12 +60,12 @@ class FFPExportCommand(Command):
 
         check_output_is_not_input(args.output, [args.model])
         output = check_file(args.output, b"GGUF", args.overwrite)
-        options = LoadOptions(device="cpu", revision=args.revision, trust_remote_code=args.trust_remote_code)
+        options = LoadOptions(device="cpu", **load_options(args))
         check_gguf_installed()
         # Check before loading the weights.
-        config = read_any_config(args.model, options)
-        plan_export(empty_model(config), load_tokenizer(args.model, options), args.pad_uniform)
+        empty = empty_model(read_any_config(args.model, options))
+        plan_export(empty, load_tokenizer(args.model, options), config.pad_uniform)
         model, tokenizer = load_any(args.model, options)
-        architecture = export_gguf(model, tokenizer, output, args.outtype, args.pad_uniform)
+        architecture = export_gguf(model, tokenizer, output, config.outtype, config.pad_uniform)
         size = output.stat().st_size / 2**20
-        print(f"{args.output}: {size:,.1f} MiB, {args.outtype}, architecture {architecture.name}")
+        print(f"{args.output}: {size:,.1f} MiB, {config.outtype}, architecture {architecture.name}")

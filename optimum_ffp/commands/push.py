@@ -1,8 +1,10 @@
 """`optimum-cli ffp push`."""
 
 from argparse import ArgumentParser, Namespace
+from dataclasses import dataclass
 
-from .arguments import add_option, add_private, describe
+from ..config.fields import Config, option
+from .arguments import add_private, describe
 from .launching import Command
 
 
@@ -13,6 +15,30 @@ EXAMPLES = """examples:
 """
 
 
+@dataclass(frozen=True, kw_only=True)
+class Options(Config):
+    """Options of `ffp push`."""
+
+    revision: str | None = option(
+        None,
+        "Branch to commit to (created if it doesn't exist), or refs/pr/N for an open pull request. With --create-pr, "
+        "the target branch. Commands in the card load the main branch.",
+        "Commit",
+        default_text="main",
+        cli={"metavar": "BRANCH"},
+    )
+    commit_message: str | None = option(
+        None,
+        "Commit message, and title of the pull request.",
+        "Commit",
+        default_text="one that names optimum-ffp",
+        cli={"metavar": "TEXT"},
+    )
+    create_pr: bool = option(
+        False, "Whether to open a pull request in an existing repository instead of committing to it.", "Commit"
+    )
+
+
 class FFPPushCommand(Command):
     """Upload a pruned model's folder to the Hub."""
 
@@ -21,7 +47,7 @@ class FFPPushCommand(Command):
         """Add the options."""
         description = "Upload the folder of a pruned model to the Hub, in one commit."
         describe(parser, "optimum-cli ffp push FOLDER REPOSITORY [options]", description, EXAMPLES)
-        group = parser.add_argument_group("Options")
+        group = parser.add_argument_group("Folder and repository")
         group.add_argument(
             "folder", metavar="FOLDER", help="Folder of a pruned model, as written by `ffp prune`. It is not modified."
         )
@@ -31,29 +57,18 @@ class FFPPushCommand(Command):
             help="Repository to upload to, NAME or OWNER/NAME; created if it does not exist.",
         )
         add_private(group)
-        add_option(
-            group,
-            "revision",
-            metavar="BRANCH",
-            help="Branch to commit to (created if it doesn't exist), or refs/pr/N for an open pull request. With "
-            "--create-pr, the target branch. Commands in the card load the main branch. Default: main.",
-        )
-        add_option(group, "commit-message", metavar="TEXT", help="Commit message, and title of the pull request.")
-        add_option(
-            group,
-            "create-pr",
-            action="store_true",
-            help="Open a pull request in an existing repository instead of committing to it.",
-        )
+        Options.add_arguments(parser)
 
     @staticmethod
     def execute(args: Namespace) -> None:
         """Upload the folder of a pruned model in one commit."""
+        config = Options.from_args(args)
+
         from ..checkpoint.pushing import check_saved, push_checkpoint
         from ..planning.preflight import check_repositories
 
         folder = check_saved(args.folder)
-        owned = not args.create_pr and not (args.revision or "").startswith("refs/pr/")
+        owned = not config.create_pr and not (config.revision or "").startswith("refs/pr/")
         check_repositories([args.repository], owned)
-        options = {name: getattr(args, name) for name in ("private", "revision", "commit_message", "create_pr")}
-        print(f"uploaded: {push_checkpoint(folder, args.repository, **options)}")
+        url = push_checkpoint(folder, args.repository, private=args.private, **config.to_dict())
+        print(f"uploaded: {url}")

@@ -1,10 +1,12 @@
 """`optimum-cli ffp quantize`."""
 
 from argparse import ArgumentParser, Namespace
+from dataclasses import MISSING, dataclass
 from importlib.util import find_spec
 
+from ..config.fields import Config, option
 from ..errors import FFPError
-from .arguments import add_hub_options, add_option, describe
+from .arguments import add_hub_options, add_option, describe, load_options
 from .launching import Command
 
 
@@ -12,7 +14,24 @@ EXAMPLES = """examples:
   optimum-cli ffp quantize -m out out-w8 --scheme w8a8
   optimum-cli ffp quantize -m out-recovered out-w4 --scheme w4a16 --dataset chats.jsonl --dtype bfloat16
 """
-SCHEMES = "w8a8: weights and activations in 8 bits. w4a16: weights in 4 bits, with a scale per 128, 64 or 32 inputs."
+
+
+@dataclass(frozen=True, kw_only=True)
+class Options(Config):
+    """Options of `ffp quantize`."""
+
+    scheme: str = option(
+        MISSING,
+        "w8a8: weights and activations in 8 bits. w4a16: weights in 4 bits, with a scale per 128, 64 or 32 inputs.",
+        "Quantization",
+        choices=("w8a8", "w4a16"),
+        default_text="none, required",
+        cli={"required": True},
+    )
+    dataset: str | None = option(
+        None, "Text for GPTQ, as for ffp prune.", "Quantization", default_text="none; rounds to the nearest"
+    )
+    num_samples: int = option(128, "Windows for GPTQ, as long as those of the prune.", "Quantization", low=1)
 
 
 class FFPQuantizeCommand(Command):
@@ -22,21 +41,19 @@ class FFPQuantizeCommand(Command):
     def parse_args(parser: ArgumentParser) -> None:
         """Add the options."""
         describe(parser, "optimum-cli ffp quantize -m MODEL OUT [options]", FFPQuantizeCommand.__doc__, EXAMPLES)
-        group = parser.add_argument_group("Options")
+        group = parser.add_argument_group("Model and output")
         add_option(group, "model", "-m", required=True, help="Hub id or folder of a pruned model.")
         group.add_argument("output", metavar="OUT", help="Folder to write.")
-        add_option(group, "scheme", required=True, choices=("w8a8", "w4a16"), help=SCHEMES)
-        add_option(group, "dataset", help="Text for GPTQ, as for ffp prune. Default: none; rounds to the nearest.")
-        add_option(
-            group, "num-samples", type=int, default=128, help="Windows for GPTQ, as long as those of the prune."
-        )
-        add_option(group, "dtype", default="auto", help="Dtype of what isn't quantized, or auto.")
         add_option(group, "overwrite", action="store_true", help="Replace an existing checkpoint in OUT.")
         add_hub_options(group)
+        groups = Options.add_arguments(parser)
+        add_option(groups["Quantization"], "dtype", default="auto", help="Dtype of what isn't quantized, or auto.")
 
     @staticmethod
     def execute(args: Namespace) -> None:
         """Check, load, quantize and save."""
+        config = Options.from_args(args)
+
         from ..checkpoint.quantized import find_group_size, save_quantized
         from ..checkpoint.recovered import source_folder
         from ..config.texts import TextMix, mark_local_paths
@@ -45,19 +62,17 @@ class FFPQuantizeCommand(Command):
         from ..modeling.loading import LoadOptions, empty_model, load_any, read_pruned_config
         from ..utils.folders import check_output, check_output_is_not_input
 
-        if args.num_samples < 1:
-            raise FFPError(f"num_samples must be at least 1, found {args.num_samples}")
         check_output_is_not_input(args.output, [args.model])
         check_output(args.output, args.overwrite)
         # llm-compressor brings one layer after another to the accelerator.
-        options = LoadOptions("cpu", args.dtype, trust_remote_code=args.trust_remote_code, revision=args.revision)
-        size = find_group_size(empty_model(read_pruned_config(args.model, options)), args.scheme)
+        options = LoadOptions(device="cpu", **load_options(args))
+        size = find_group_size(empty_model(read_pruned_config(args.model, options)), config.scheme)
         if find_spec("llmcompressor") is None:
             raise FFPError("quantizing needs llm-compressor: pip install llmcompressor")
         model, tokenizer = load_any(args.model, options)
         windows = None
-        if args.dataset:
-            record, texts = prune_record(args.model, **options.hub()), TextMix.parse(mark_local_paths(args.dataset))
+        if config.dataset:
+            record, texts = prune_record(args.model, **options.hub()), TextMix.parse(mark_local_paths(config.dataset))
             length = window_length(recorded_length(record), model.config)
             request = DataRequest(
                 texts=texts,
@@ -65,12 +80,12 @@ class FFPQuantizeCommand(Command):
                 length=length,
                 test=None,
                 seed=0,
-                calibration=args.num_samples,
-                text_column=record.get("text_column") if args.dataset == record.get("dataset") else None,
+                calibration=config.num_samples,
+                text_column=record.get("text_column") if config.dataset == record.get("dataset") else None,
                 start_token=recorded_start_token(record),
             )
             windows = load_windows(tokenizer, model, request).calibration
         source = source_folder(args.model, options.hub())
-        path = save_quantized(model, source, args.output, args.scheme, size, windows, overwrite=args.overwrite)
+        path = save_quantized(model, source, args.output, config.scheme, size, windows, overwrite=args.overwrite)
         weights = sum(file.stat().st_size for file in path.glob("*.safetensors")) / 2**20
-        print(f"{args.output}: {weights:,.1f} MiB, {args.scheme}{f' in groups of {size}' if size else ''}")
+        print(f"{args.output}: {weights:,.1f} MiB, {config.scheme}{f' in groups of {size}' if size else ''}")

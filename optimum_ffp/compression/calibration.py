@@ -8,10 +8,10 @@ from typing import Any
 import torch
 
 from ..allocation.policy import PruningPolicy
-from ..config import Plan
 from ..data import DataSplits
 from ..evaluation import to_perplexity
 from ..evaluation.divergence import Comparison, Predictions
+from ..plan import Plan
 from ..utils import processes
 from ..utils.precision import autocast_dtype
 from ..utils.resume import Journal

@@ -7,8 +7,8 @@ import torch
 from torch import nn
 from torch.nn.functional import linear
 
-from ..config import Plan
 from ..modeling.families import ModelUnit
+from ..plan import Plan
 from ..utils import processes
 from ..utils.cholesky import algebra_device, factorize, ridge_damping
 from ..utils.precision import autocast_dtype, computing_in

@@ -1,6 +1,6 @@
-"""The options of a prune and of a recovery. Imports neither torch nor transformers."""
+"""The options of a prune, a recovery and an evaluation. Imports neither torch nor transformers."""
 
-from .plan import Plan
+from .evaluation import EvaluationConfig
 from .prune import FFPConfig
 from .recovery import RecoveryConfig, RecoveryPlan
 from .training import TrainingOptions

@@ -227,7 +227,8 @@ class Config:
         """Return the config for parsed arguments: options of the command line override `--config FILE`."""
         names = (field.name for field in cls.all_fields())
         given = {name: value for name in names if (value := getattr(args, name, None)) is not None} | overrides
-        config = cls.from_file(args.config, **given) if args.config is not None else cls(**given)
+        file = getattr(args, "config", None)
+        config = cls(**given) if file is None else cls.from_file(file, **given)
         for name in given.keys() & config.ignored.keys():
             logger.warning(f"--{name.replace('_', '-')} is ignored without {config.ignored[name]}")
         return config
@@ -269,7 +270,7 @@ def choice_folder(package: str) -> Path:
 
 def format_default(field: Field) -> str:
     """Return the default of an option as text."""
-    if isinstance(field.default, tuple):
+    if isinstance(field.default, tuple) and field.default:
         return " ".join(map(str, field.default))
     number = isinstance(field.default, float)
     return field.metadata["default_text"] or (f"{field.default:g}" if number else str(field.default).lower())
@@ -292,16 +293,21 @@ def _argument(field: Field) -> dict[str, Any]:
 
 def check_value(field: Field, value: Any) -> Any:
     """Validate a value, and return it with paths as strings, lists as tuples and quantities as numbers."""
-    if value is None and field.default is None:
+    if value is None and type(None) in get_args(field.type):
         return None
     if get_origin(field.type) is tuple:
         if not isinstance(value, (list, tuple)):
             raise FFPError(f"{field.name} must be a list, found {value!r}")
-        return tuple(_check_number(field, int, element) for element in value)
+        return tuple(_check_type(field, element) for element in value)
     if isinstance(value, os.PathLike):
         value = os.fspath(value)
     if field.name in QUANTITIES:
         value = parse_quantity(field.name, value)
+    _check_type(field, value)
+    return value
+
+
+def _check_type(field: Field, value: Any) -> Any:
     value_type = _types(field)[0]
     if field.metadata["choices"]:
         _check_choice(field, value)

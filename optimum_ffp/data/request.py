@@ -5,9 +5,10 @@ from dataclasses import dataclass
 
 from transformers import PretrainedConfig
 
-from ..config import Plan, RecoveryPlan
+from ..config import RecoveryPlan
 from ..config.texts import TextMix
 from ..errors import FFPError
+from ..plan import Plan
 
 
 # Maximum tokens per window by default.

@@ -15,8 +15,8 @@ from ..utils.progress import progress_bar
 
 def measure_speed(
     models: Mapping[str, PreTrainedModel],
-    prompt_tokens: int = 512,
-    new_tokens: int = 32,
+    prompt_tokens: int,
+    new_tokens: int,
     batch_size: int = 1,
     repeats: int = 5,
 ) -> dict[str, dict[str, float]]:

@@ -14,14 +14,15 @@ from ..compression.calibrations import layers
 from ..compression.calibrations import model as model_calibration
 from ..compression.expert_ridge import TOKENS as FITTED_TOKENS
 from ..compression.training.batch import Batch
-from ..compression.training.whole_model import EVALUATIONS, training_batch, trains_in_bfloat16
-from ..config import Plan, RecoveryPlan
+from ..compression.training.whole_model import training_batch, trains_in_bfloat16
+from ..config import RecoveryPlan
 from ..config.prune import GRADIENT_COST
 from ..data import DataRequest
 from ..data.self_generated import TOKENS_AT_ONCE
 from ..engine.layerwise_model import HEADROOM, hidden_state_bytes
 from ..modeling.families import ModelUnit, decoder_layers, find_family, outer_matrices
 from ..modeling.loading import LoadOptions, resolve_device, resolve_dtype
+from ..plan import Plan
 from ..search.depth import WINDOWS, max_evaluations, parts_of
 from ..search.task import finalist_count, finalist_windows
 from ..utils import processes
@@ -257,8 +258,9 @@ class _Prune:
         """Return the memory of training the whole model."""
         bf16 = trains_in_bfloat16(self.machine.device, self.model.dtype, self.plan.search_dtype)
         size = torch.bfloat16.itemsize if bf16 else self.computed
-        tokens, options = self.plan.num_samples * self.plan.seq_len, self.plan.options["calibration"]
-        batch, lora = training_batch(self.plan, options, self.model.config, tokens), self.plan.lora
+        length = self.plan.seq_len // self.plan.options["calibration"].parts(self.plan.seq_len)
+        tokens, lora = self.plan.num_samples * self.plan.seq_len, self.plan.lora
+        batch = training_batch(self.model.config, length, tokens)
         stored = self.computed if lora else 4
         parameters, teacher = self.pruned // self.stored, self.weights // self.stored * size * (size != self.stored)
         state = _training_bytes(
@@ -296,11 +298,13 @@ def _max_tokens(plans: Sequence[Plan], written: int) -> int:
         windows += (with_first + options.parts(plan.seq_len) / plan.seq_len) * distilled + 3 * held_out
     if isinstance(options, model_calibration.Options):
         windows += (1 + GRADIENT_COST) * options.model_passes * plan.num_samples
-        windows += (2 * (EVALUATIONS + 1) + 3) * held_out
+        windows += (2 * (model_calibration.EVALUATIONS + 1) + 3) * held_out
+    gradients = GRADIENT_COST * min(plan.fisher_samples, plan.num_samples) * plan.needs_fishers
     if budget.units[0].kind == "experts":
-        windows += plan.num_samples + 4 * held_out
+        gradients *= plan.expert_criterion == "loss"
+        windows += (plan.num_samples + 4 * held_out) * (plan.calibration != "none")
     searches = sum(_search_windows(plan) for plan in plans)
-    measured = with_first * plan.num_samples + GRADIENT_COST * min(plan.fisher_samples, plan.num_samples)
+    measured = with_first * plan.num_samples + gradients
     return math.ceil((written + measured + plan.search_samples + len(plans) * windows + searches) * plan.seq_len)
 
 

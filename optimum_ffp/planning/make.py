@@ -11,7 +11,7 @@ from transformers import PretrainedConfig, PreTrainedModel
 from ..allocation.budget import Budget
 from ..analysis.attention import find_unit_variants
 from ..compression.training.end_to_end import check_launch
-from ..config import FFPConfig, Plan
+from ..config import FFPConfig
 from ..config.choices import KINDS, find_choice
 from ..config.prune import TRAINING_SUFFICES, WORKLOAD
 from ..config.training import LORA_RANK
@@ -21,6 +21,7 @@ from ..hub.record import read_policy
 from ..modeling.families import ModelUnit, find_family
 from ..modeling.loading import LoadOptions, loading_errors
 from ..modeling.offloading import check_offload
+from ..plan import Plan
 from ..search.runner import check_budget
 from ..utils import processes
 from ..utils.precision import is_quantized
@@ -116,8 +117,8 @@ def _decide(
         "workload": (config.cost_table or {}).get("workload", config.workload or WORKLOAD),
     }
     if find_family(model.config).experts:
-        draft |= FOR_EXPERTS
-        check_experts(config, draft)
+        check_experts(config)
+        draft |= FOR_EXPERTS | {"attention": "kv-groups"}
     attention, limits = draft["attention"], config.limits
     if attention not in variants_of:
         with loading_errors(model.config._name_or_path or "the model", None):
@@ -132,12 +133,15 @@ def _decide(
     return draft | {"sparsity": limits.get("sparsity"), "budget": budget, "skips_search": skips}
 
 
-def check_experts(config: FFPConfig, decided: Mapping[str, Any]) -> None:
+def check_experts(config: FFPConfig) -> None:
     """Raise `FFPError` if an option is given that has no meaning for a mixture of experts."""
+    # The record of a mixture has all options.
+    if FOR_EXPERTS.items() <= vars(config).items():
+        return
     presets = config.preset_values(config.preset)
     for field in config.option_fields():
         value, default = getattr(config, field.name), presets.get(field.name, field.default)
-        if not field.metadata["for_experts"] and value not in (default, decided.get(field.name)):
+        if not field.metadata["for_experts"] and value not in (default, FOR_EXPERTS.get(field.name)):
             raise FFPError(
                 f"every layer of a mixture of experts loses the same number of experts; leave out {field.name}"
             )
@@ -214,7 +218,8 @@ def recalibrated(plan: Plan, options: Mapping[str, Any]) -> Plan:
     if changed := [name for name in now if now[name] != before.get(name)]:
         raise FFPError(f"{', '.join(changed)} can't change after the search; search again")
     name = asked.calibration or plan.calibration
-    adapters = {"lora": asked.choice_options.get("lora") or 0} if name == "model" else {}
+    rank = asked.choice_options.get("lora", 0 if asked.calibration else plan.lora)
+    adapters = {"lora": rank or 0} if name == "model" else {}
     made = asked.options_for("calibration", name, **adapters)
     chosen = {key: value for key, value in plan.options.items() if key != "calibration"}
     if made is not None:

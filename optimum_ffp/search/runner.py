@@ -15,7 +15,7 @@ from ..allocation.policy import PruningPolicy, Unit, block_parameters
 from ..analysis.attention import GROUPS
 from ..analysis.measurements import Measurements
 from ..checkpoint.result import SearchResult
-from ..config import FFPConfig, Plan
+from ..config import FFPConfig
 from ..config.choices import find_choice
 from ..engine.token_counter import total_tokens
 from ..errors import FFPError
@@ -24,6 +24,7 @@ from ..hub.naming import short_name
 from ..modeling.auto import is_homogeneous
 from ..modeling.families import ModelUnit
 from ..modeling.limits import find_limits, speedup_limit
+from ..plan import Plan
 from ..utils import processes
 from ..utils.precision import autocast_dtype
 from ..utils.progress import progress_bar

@@ -11,9 +11,9 @@ from ..allocation.budget import Budget
 from ..allocation.mappings.curves import CurveMapping
 from ..allocation.policy import PruningPolicy, Unit
 from ..checkpoint.result import SearchResult
-from ..config import Plan
 from ..errors import FFPError
 from ..evaluation import to_perplexity
+from ..plan import Plan
 from .evaluator import CandidateEvaluator
 
 

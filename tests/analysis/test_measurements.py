@@ -2,17 +2,17 @@ import numpy as np
 import pytest
 import torch
 
-from optimum_ffp import FFPConfig, FFPError
+from optimum_ffp import FFPError
 from optimum_ffp.analysis.measurements import Measurements
 from optimum_ffp.data import DataSplits, Windows
-from tests.helpers import SETTINGS, make_tiny_model, make_tokenizer, with_start_token
+from tests.helpers import SETTINGS, make_tiny_model, make_tokenizer, plan_of, with_start_token
 
 
 @pytest.fixture
 def measure(data_folder):
     def call(tokenizer=None, **options):
-        config = FFPConfig(**{"dataset": str(data_folder)} | SETTINGS | options)
-        return Measurements(make_tiny_model(), tokenizer or make_tokenizer(), config), config
+        plan = plan_of(**{"dataset": str(data_folder)} | SETTINGS | options)
+        return Measurements(make_tiny_model(), tokenizer or make_tokenizer(), plan)
 
     return call
 
@@ -33,21 +33,22 @@ def given(length: int, largest: int = 128) -> DataSplits:
 
 def test_given_windows_are_taken_as_they_are(caplog):
     """Their length counts, not that of windows of a text, and there are as many as there should be."""
-    measured = Measurements(make_tiny_model(), make_tokenizer(), FFPConfig(train_seq_len=8), given(24))
-    assert measured.config.seq_len == 24 and measured.config.distillation_parts == 3
+    plan = plan_of(data=given(24), train_seq_len=8)
+    measured = Measurements(make_tiny_model(), make_tokenizer(), plan, given(24))
+    assert plan.seq_len == 24 and plan.options["calibration"].parts(24) == 3
     assert measured.data.calibration.tokens.shape == (8, 24) and not caplog.records
-    assert measured.differences(FFPConfig()) == []
+    assert measured.differences(plan_of(data=given(24))) == []
 
 
 def test_given_windows_that_the_model_can_not_read():
     with pytest.raises(FFPError, match="65"):
-        Measurements(make_tiny_model(), make_tokenizer(), FFPConfig(), given(65))
+        Measurements(make_tiny_model(), make_tokenizer(), plan_of(data=given(65)), given(65))
     with pytest.raises(FFPError, match="embedding"):
-        Measurements(make_tiny_model(), make_tokenizer(), FFPConfig(), given(24, 999))
+        Measurements(make_tiny_model(), make_tokenizer(), plan_of(data=given(24)), given(24, 999))
 
 
 def test_losses_of_the_dense_model_though_its_groups_are_sorted(measure):
-    measured, _ = measure()
+    measured = measure()
     assert measured.dense_losses == pytest.approx(losses_by_transformers(measured.data.search), rel=1e-5)
     expected = losses_by_transformers(measured.data.test)
     assert measured.dense_test_losses.losses == [pytest.approx(expected, rel=1e-5)]
@@ -57,7 +58,7 @@ def test_losses_of_the_dense_model_though_its_groups_are_sorted(measure):
 
 
 def test_all_of_it_is_measured_once(measure, monkeypatch):
-    measured, _ = measure()
+    measured = measure()
     found = measured.data, measured.prepared, measured.dense_losses
     for name in ("load_windows", "prepare", "policy_losses"):
         monkeypatch.setattr(f"optimum_ffp.analysis.measurements.{name}", None)
@@ -68,23 +69,18 @@ def test_texts_begin_with_a_start_token_if_the_tokenizer_adds_one(measure):
     adds = with_start_token(make_tokenizer())
 
     def begins(*tokenizer, **options) -> bool:
-        return measure(*tokenizer, **options)[0].data.calibration.start_token
+        return measure(*tokenizer, **options).data.calibration.start_token
 
     assert begins(adds) and begins(adds, dataset="self")
     # What the model writes begins with one even then, which other text does not have.
     assert not begins(adds, start_token="never") and not begins(dataset="self")
 
 
-def test_a_config_that_changes_later_changes_nothing(measure):
-    measured, config = measure()
-    config.num_samples = 3
-    assert len(measured.data.calibration) == 8
-    with pytest.raises(FFPError, match="num_samples was 8 and is 3"):
-        measured.check(config)
-
-
-def test_configs_that_differ_in_other_options_share_it(measure, data_folder):
-    measured, _ = measure()
+def test_plans_that_differ_in_other_options_share_it(measure, data_folder):
+    measured = measure()
     later = {"search_steps": 3, "sparsity": 0.4, "calibration": "ridge", "method": "random", "seq_len": 24}
-    assert measured.differences(FFPConfig(dataset=str(data_folder), **SETTINGS | later)) == []
-    assert len(measured.differences(FFPConfig(dataset="self", **SETTINGS | {"seed": 5}))) == 2
+    assert measured.differences(plan_of(dataset=str(data_folder), **SETTINGS | later)) == []
+    other = plan_of(dataset="self", **SETTINGS | {"num_samples": 3})
+    assert len(measured.differences(other)) == 2
+    with pytest.raises(FFPError, match=r"num_samples.*8.*3"):
+        measured.check(other)

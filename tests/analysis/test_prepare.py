@@ -2,14 +2,13 @@ import numpy as np
 import pytest
 import torch
 
-from optimum_ffp import FFPConfig
 from optimum_ffp.analysis.attention import find_unit_variants
 from optimum_ffp.analysis.prepare import prepare
 from optimum_ffp.data import Windows
 from optimum_ffp.modeling.families import find_family, find_units
 from optimum_ffp.utils.profiling import StageMeter
 from optimum_ffp.utils.resume import Journal
-from tests.helpers import layerwise_of, make_tiny_model, ridge_direct
+from tests.helpers import layerwise_of, make_tiny_model, plan_of, ridge_direct
 
 
 # A prune that needs no loss curves, and one that needs no ridge regression either.
@@ -23,10 +22,10 @@ def prepared_with(windows):
 
     def call(journal=None, start_token=False, **options):
         layerwise, meter = layerwise_of(make_tiny_model()), StageMeter()
-        config = FFPConfig(fisher_samples=2, **options)
-        variants = find_unit_variants(layerwise.model, layerwise.family, config)
+        plan = plan_of(layerwise.model, fisher_samples=2, **options)
+        variants = find_unit_variants(layerwise.model, layerwise.family, plan, plan.attention)
         calibration = Windows(windows, "", "", start_token)
-        return prepare(layerwise, variants, config, calibration, meter, journal or Journal()), meter
+        return prepare(layerwise, variants, plan, calibration, meter, journal or Journal()), meter
 
     return call
 

@@ -6,7 +6,6 @@ import pytest
 import torch
 from torch.nn import functional
 
-from optimum_ffp import FFPConfig
 from optimum_ffp.allocation.policy import PruningPolicy
 from optimum_ffp.analysis.experts import counted_tokens, order_experts
 from optimum_ffp.analysis.measurements import policy_losses
@@ -14,10 +13,7 @@ from optimum_ffp.analysis.rerouting import remove_greedily
 from optimum_ffp.compression.sorted_model import SortedModel
 from optimum_ffp.modeling.families import find_family, find_units
 from optimum_ffp.utils.resume import Journal
-from tests.helpers import MIXTURES, layerwise_of, make_tiny_model
-
-
-LOSS = FFPConfig(expert_criterion="loss")
+from tests.helpers import MIXTURES, layerwise_of, make_tiny_model, plan_of
 
 
 @pytest.mark.parametrize("name", MIXTURES)
@@ -57,15 +53,15 @@ def test_of_two_equal_experts_one_goes_first(windows):
         for weights in (block.experts.gate_up_proj, block.experts.down_proj):
             weights[5] = weights[2]
     model.requires_grad_(False)
-    units = find_units(model, find_family(model.config))
-    orders, _ = order_experts(layerwise_of(model), units, LOSS, windows, Journal())
+    units, plan = find_units(model, find_family(model.config)), plan_of(model, expert_criterion="loss")
+    orders, _ = order_experts(layerwise_of(model), units, plan, windows, Journal())
     assert int(orders[1][-1]) in (2, 5)
 
 
 def test_routing_and_experts_with_few_tokens_are_those_of_the_models(windows):
     model = make_tiny_model("qwen2-moe").requires_grad_(False)
     layerwise, units = layerwise_of(model), find_units(model, find_family(model.config))
-    orders, rare = order_experts(layerwise, units, FFPConfig(), windows, Journal())
+    orders, rare = order_experts(layerwise, units, plan_of(model), windows, Journal())
     indices = [model(windows, output_router_logits=True).router_logits[layer].topk(2).indices for layer in (0, 1)]
     counts = [index.flatten().bincount(minlength=8) for index in indices]
     assert rare == {

@@ -7,16 +7,17 @@ from importlib.metadata import version
 
 import pytest
 
-from optimum_ffp import FFPConfig, RecoveryConfig
+from optimum_ffp import EvaluationConfig, FFPConfig, RecoveryConfig
+from optimum_ffp.commands import export, push, quantize
 
 
 COMMANDS = {
     "prune": FFPConfig,
     "recover": RecoveryConfig,
-    "evaluate": None,
-    "quantize": None,
-    "export": None,
-    "push": None,
+    "evaluate": EvaluationConfig,
+    "quantize": quantize.Options,
+    "export": export.Options,
+    "push": push.Options,
 }
 
 
@@ -25,7 +26,7 @@ def test_every_option_that_has_a_group_is_shown_with_its_default(run_ffp, comman
     code, output, _ = run_ffp(command, "--help")
     assert code == 0 and "examples:" in output and "143" in output
     options = dict(re.findall(r"^ {1,4}(?:-m MODEL, )?--([a-z0-9-]+)(.*?)(?=^ {1,4}-|^\S|\Z)", output, re.M | re.S))
-    for field in COMMANDS[command].all_fields() if COMMANDS[command] else ():
+    for field in COMMANDS[command].all_fields():
         name = field.name.replace("_", "-")
         assert (name in options) == (field.metadata["group"] is not None)
         assert name not in options or "Default: " in " ".join(options[name].split())

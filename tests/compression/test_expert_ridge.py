@@ -6,13 +6,12 @@ import pytest
 import torch
 from torch.nn.functional import silu
 
-from optimum_ffp import FFPConfig
 from optimum_ffp.allocation.policy import PruningPolicy
 from optimum_ffp.compression import expert_ridge
 from optimum_ffp.compression.expert_ridge import fit_experts
 from optimum_ffp.compression.sorted_model import SortedModel
 from optimum_ffp.modeling.families import find_family, find_units
-from tests.helpers import MIXTURES, layerwise_of, make_tiny_model
+from tests.helpers import MIXTURES, layerwise_of, make_tiny_model, plan_of
 
 
 @contextmanager
@@ -31,7 +30,7 @@ def fitted(name, kept, **changes):
     _, gates, index = router(hidden)
     targets = experts(hidden, index, gates)
     with sorted_model.change(PruningPolicy(sorted_model.units, (kept,) * len(units)))(unit.unit.layer):
-        yield router, experts, hidden, targets, scales, fit_experts(unit, hidden, targets, scales, 3000, FFPConfig())
+        yield router, experts, hidden, targets, scales, fit_experts(unit, hidden, targets, scales, 3000, plan_of())
 
 
 @pytest.mark.parametrize("name", MIXTURES)

@@ -5,7 +5,7 @@ import torch
 from torch import nn
 
 from optimum_ffp.allocation.policy import PruningPolicy
-from optimum_ffp.compression.calibrations.layers import Distilled
+from optimum_ffp.compression.distillation import Distilled
 from optimum_ffp.compression.training.layer import split_windows
 from optimum_ffp.data import Windows
 from optimum_ffp.utils.resume import Journal

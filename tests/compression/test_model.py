@@ -1,18 +1,20 @@
 """Calibration of the whole model: what it contains, what it keeps, and how it goes on after an interruption."""
 
 import json
-from dataclasses import replace
 
 import pytest
 import torch
 from torch.nn.functional import cross_entropy, kl_div
 
+from optimum_ffp import FFPConfig
 from optimum_ffp.allocation.policy import PruningPolicy
-from optimum_ffp.compression.calibrations import model as stage
+from optimum_ffp.compression.training import whole_model
 from optimum_ffp.compression.training.trainer import DistillationTrainer
 from optimum_ffp.errors import FFPError
 from optimum_ffp.modeling.families import find_family, find_units
+from optimum_ffp.modeling.loading import LoadOptions
 from optimum_ffp.planning.estimate import Machine
+from optimum_ffp.planning.make import make_plan, recalibrated
 from optimum_ffp.utils import processes
 from tests.helpers import make_deep_model, make_pruner, make_tiny_model, make_tokenizer, without_parts, write_data
 
@@ -31,7 +33,7 @@ def prepare(folder, name="llama", work=None, **options):
 @pytest.fixture(autouse=True)
 def several_steps(monkeypatch):
     """Of 8 windows of 24 tokens."""
-    monkeypatch.setattr(stage, "STEP_TOKENS", 192)
+    monkeypatch.setattr(whole_model, "STEP_TOKENS", 192)
 
 
 @pytest.fixture(scope="module")
@@ -41,9 +43,17 @@ def pruner(tmp_path_factory):
 
 def test_a_policy_is_calibrated_with_options_that_name_no_calibration(pruner):
     search = pruner.search()
-    chosen = pruner.finish(search, replace(pruner.config, calibration=None, distillation_passes=0))
-    assert (chosen.config.calibration, chosen.config.lora) == ("model", 0)
-    assert_same_weights(chosen, pruner.finish(search, replace(pruner.config, distillation_passes=0)))
+    chosen = pruner.finish(search, calibration=None, distillation_passes=0)
+    assert (chosen.plan.calibration, chosen.plan.lora) == ("model", 0)
+    assert_same_weights(chosen, pruner.finish(search, distillation_passes=0))
+
+
+def test_adapters_that_memory_has_decided_on_stay(pruner):
+    pytest.importorskip("peft")
+    decided = {"calibration": "model", "lora": 4}
+    plan = make_plan(FFPConfig(), pruner.model, LoadOptions("cpu"), decided=decided)
+    ranks = [recalibrated(plan, {"model_passes": 2} | options).lora for options in ({}, {"calibration": "model"})]
+    assert ranks == [4, 0]
 
 
 def test_several_processes_without_a_work_folder_end_before_they_measure(tmp_path, monkeypatch):
@@ -61,12 +71,11 @@ def assert_same_weights(result, other):
 
 @pytest.mark.parametrize(("passes", "before"), [(0, "ridge"), (1, "layers")])
 def test_a_stage_that_raises_the_perplexity_leaves_the_weights_before_it(pruner, passes, before):
-    config = replace(pruner.config, distillation_passes=passes, model_rate=1e3)
     search = pruner.search()
-    result = pruner.finish(search, config)
+    result = pruner.finish(search, distillation_passes=passes, model_rate=1e3)
     assert result.calibration["kept"] == before
     assert [one["stage"] for one in result.calibration["stages"]] == ["ridge", *["layers"] * passes, "model"]
-    assert_same_weights(result, pruner.finish(search, replace(config, calibration=before)))
+    assert_same_weights(result, pruner.finish(search, calibration=before, distillation_passes=passes))
 
 
 @pytest.mark.parametrize("name", ["llama", pytest.param("phi3", marks=pytest.mark.slow)])
@@ -124,7 +133,7 @@ def test_a_text_of_fewer_windows_than_asked_for_is_read_as_often_as_asked(tmp_pa
 @pytest.mark.slow
 def test_an_interrupted_training_is_resumed_and_not_that_of_another_sparsity(tmp_path, monkeypatch):
     alone = prepare(tmp_path / "dense")
-    expected = {sparsity: alone.prune(sparsity) for sparsity in (0.3, 0.5)}
+    expected = {sparsity: alone.prune(sparsity=sparsity) for sparsity in (0.3, 0.5)}
     training_step, steps = DistillationTrainer.training_step, []
 
     def interrupt(self, *arguments):
@@ -136,11 +145,11 @@ def test_an_interrupted_training_is_resumed_and_not_that_of_another_sparsity(tmp
     monkeypatch.setattr(DistillationTrainer, "training_step", interrupt)
     stop = 5
     with pytest.raises(KeyboardInterrupt):
-        prepare(tmp_path / "dense", work=tmp_path / "work").prune(0.5)
+        prepare(tmp_path / "dense", work=tmp_path / "work").prune(sparsity=0.5)
     again, stop = prepare(tmp_path / "dense", work=tmp_path / "work"), None
     for sparsity, first in ((0.3, 0), (0.5, 4)):
         steps.clear()
-        assert_same_weights(again.prune(sparsity, resume=True), expected[sparsity])
+        assert_same_weights(again.prune(sparsity=sparsity, resume=True), expected[sparsity])
         assert steps[0] == first
     assert not [*(tmp_path / "work").rglob("checkpoint-*")]
 
@@ -149,12 +158,12 @@ def test_an_interrupted_training_is_resumed_and_not_that_of_another_sparsity(tmp
 def test_the_calibration_that_memory_suffices_for_is_chosen_once(tmp_path, monkeypatch):
     def prune_with(host, **options):
         cpu = torch.device("cpu")
-        monkeypatch.setattr("optimum_ffp.pruner.Machine.of", lambda device: Machine(cpu, host))
+        monkeypatch.setattr("optimum_ffp.planning.make.Machine.of", lambda device: Machine(cpu, host))
         pruner = prepare(tmp_path / "dense", work=tmp_path / "work", **{"calibration": None} | options)
-        return pruner.prune(resume=True).config
+        return pruner.prune(resume=True).plan
 
     little = prune_with(0)
     assert little.calibration == "layers"
-    assert prune_with(2**40) == little
+    assert prune_with(2**40).to_dict() == little.to_dict()
     assert prune_with(2**40, sparsity=0.3).calibration == "layers"
-    assert prepare(tmp_path / "dense", calibration=None).prune().config.calibration == "model"
+    assert prepare(tmp_path / "dense", calibration=None).prune().plan.calibration == "model"

@@ -1,4 +1,4 @@
-"""Both configs: what presets set, what follows other options, what is refused, and what saved files mean."""
+"""The configs: what presets set, what follows other options, what is refused, and what saved files mean."""
 
 import inspect
 import json
@@ -9,7 +9,7 @@ from dataclasses import replace
 
 import pytest
 
-from optimum_ffp import FFPConfig, FFPError, RecoveryConfig
+from optimum_ffp import EvaluationConfig, FFPConfig, FFPError, RecoveryConfig
 from optimum_ffp.config.budgets import parse_workload
 from optimum_ffp.modeling.loading import LoadOptions
 from optimum_ffp.recovery.plan import make_recovery_plan
@@ -23,7 +23,7 @@ def save(record, folder):
 
 
 def test_signatures_are_real_and_documented():
-    for kind in (FFPConfig, RecoveryConfig):
+    for kind in (FFPConfig, RecoveryConfig, EvaluationConfig):
         assert {*kind.option_names()} <= {*inspect.signature(kind).parameters}
         assert all(f"    {field.name}: " in kind.__doc__ for field in kind.option_fields())
     assert inspect.signature(FFPConfig).parameters["num_samples"].default == 128
@@ -121,6 +121,10 @@ REFUSED = [
     (RecoveryConfig, {"lora": -1}, "lora"),
     (RecoveryConfig, {"patience": 0}, "patience"),
     (RecoveryConfig, {"eval_dataset": "self"}, "generated"),
+    (EvaluationConfig, {"tasks": "boolq"}, "list"),
+    (EvaluationConfig, {"tasks": ["boolq", ""]}, "tasks"),
+    (EvaluationConfig, {"new_tokens": 0}, "new_tokens"),
+    (EvaluationConfig, {"tokens": 8}, "did you mean new_tokens"),
 ]
 
 

@@ -2,18 +2,18 @@
 
 import pytest
 
-from optimum_ffp import FFPError
-from optimum_ffp.modeling.loading import LoadOptions, load_any
-from tests.helpers import make_tokenizer
+from optimum_ffp import FFPConfig, FFPError, FFPPruner
+from optimum_ffp.modeling.loading import load_any
+from tests.helpers import SETTINGS, make_tokenizer
 from tests.modeling.test_loading import CPU, edit_config, edit_weights, load_to_prune, refused_by_both
 
 
-def test_a_type_that_is_too_small(save_tiny_model):
-    base = save_tiny_model()
+def test_a_type_that_is_too_small(save_tiny_model, data_folder):
+    base, config = save_tiny_model(), FFPConfig(dataset=str(data_folder), **SETTINGS | {"method": "no-search"})
     edit_weights(base, lambda w: w["model.norm.weight"].fill_(1e5))
-    load_to_prune(str(base), CPU)
+    FFPPruner.from_pretrained(base, config, device="cpu").search()
     with pytest.raises(FFPError, match="float16"):
-        load_to_prune(str(base), LoadOptions(device="cpu", dtype="float16"))
+        FFPPruner.from_pretrained(base, config, device="cpu", dtype="float16").search()
 
 
 def test_a_tokenizer_of_another_model(save_tiny_model):
@@ -46,5 +46,5 @@ def test_a_model_that_overflows(save_tiny_model):
     base = save_tiny_model()
     edit_weights(base, lambda w: [w[name].mul_(1e30) for name in ("model.norm.weight", "lm_head.weight")])
     load_any(str(base), CPU)
-    with pytest.raises(FFPError, match="computes infinite or NaN logits in float32"):
-        load_to_prune(str(base), CPU)
+    with pytest.raises(FFPError, match=r"infinite.*float32"):
+        FFPPruner.from_pretrained(base, device="cpu").prune()

@@ -6,7 +6,8 @@ import pytest
 
 from optimum_ffp import FFPError, RecoveryConfig
 from optimum_ffp.modeling.loading import LoadOptions
-from optimum_ffp.recovery.teacher import find_teacher, with_dataset
+from optimum_ffp.recovery.plan import make_recovery_plan
+from optimum_ffp.recovery.teacher import find_teacher
 
 
 @pytest.fixture
@@ -38,10 +39,10 @@ def test_a_local_dense_model_is_not_looked_for_by_its_name(write_record, provena
 
 def test_column_and_start_token_come_with_the_text_of_the_prune(write_record):
     folder = write_record(dataset="owner/text", text_column="summary", start_token="never")
-    found = with_dataset(RecoveryConfig(), folder, LoadOptions())
+    found = make_recovery_plan(RecoveryConfig(), folder, LoadOptions())
     assert (found.text_column, found.start_token) == ("summary", "never")
-    assert with_dataset(RecoveryConfig(text_column="body"), folder, LoadOptions()).text_column == "body"
-    named = with_dataset(RecoveryConfig(dataset="other.txt"), folder, LoadOptions())
+    assert make_recovery_plan(RecoveryConfig(text_column="body"), folder, LoadOptions()).text_column == "body"
+    named = make_recovery_plan(RecoveryConfig(dataset="other.txt"), folder, LoadOptions())
     assert (named.dataset, named.text_column, named.start_token) == ("other.txt", None, "auto")
 
 
@@ -57,6 +58,6 @@ def test_column_and_start_token_come_with_the_text_of_the_prune(write_record):
     ],
 )
 def test_the_text_of_the_prune_is_trained_on_where_it_is_known(pruned_on, is_taken, write_record, caplog):
-    found = with_dataset(RecoveryConfig(), write_record(dataset=pruned_on), LoadOptions())
+    found = make_recovery_plan(RecoveryConfig(), write_record(dataset=pruned_on), LoadOptions())
     assert found.dataset == (pruned_on if is_taken else "c4")
     assert ("--dataset" in caplog.text) != is_taken

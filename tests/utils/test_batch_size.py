@@ -64,7 +64,7 @@ def test_other_errors_pass():
     [
         ("analysis.prepare.collect_statistics", "statistics"),
         ("search.evaluator.measure_size_gradients", "search"),
-        ("compression.calibrations.layers.distill", "calibration"),
+        ("compression.distillation.distill", "calibration"),
     ],
 )
 def test_a_prune_without_memory_ends_in_one_line(function, stage, save_tiny_model, data_folder, monkeypatch):

@@ -4,9 +4,9 @@ from collections.abc import Mapping
 
 import torch
 
-from ...config import Plan
 from ...engine import LayerwiseModel
 from ...modeling.families import ModelUnit
+from ...plan import Plan
 from ...utils.precision import autocast_dtype
 from ..rerouting import removal_scores
 

@@ -6,9 +6,9 @@ from functools import partial
 import torch
 from torch import nn
 
-from ...config import Plan
 from ...engine import LayerwiseModel
 from ...modeling.families import ModelUnit
+from ...plan import Plan
 from ...utils import processes
 from ...utils.precision import autocast_dtype
 from ...utils.progress import progress_bar

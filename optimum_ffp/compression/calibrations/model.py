@@ -4,14 +4,19 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from ...config.fields import option
-from ...config.training import ADAPTER_RATE, LORA_RANK, TRAINED_RATE, WEIGHT_RATE, check_lora
+from ...config.training import ADAPTER_RATE, LORA_RANK, TRAINED_RATE, WEIGHT_RATE, TrainingOptions, check_lora
 from . import layers
 
 
 if TYPE_CHECKING:
     import torch
+    from transformers import PreTrainedModel
 
     from ..calibration import Calibration, CalibrationTask
+
+
+# Number of evaluations on the held-out windows.
+EVALUATIONS = 4
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -55,6 +60,18 @@ class Options(layers.Options):
         """Check that peft is installed if adapters are to be trained."""
         check_lora(self.lora)
 
+    def training(self, seed: int) -> TrainingOptions:
+        """Return the options of the training of the whole model."""
+        return TrainingOptions(lora=self.lora or 0, evaluations=EVALUATIONS, seed=seed)
+
+    def learning_rate(self, model: "PreTrainedModel") -> float:
+        """Return the peak learning rate for a model."""
+        from ..training.end_to_end import default_rate
+
+        adapter_rate = ADAPTER_RATE if self.lora else None
+        relative = TRAINED_RATE if self.distillation_passes else WEIGHT_RATE
+        return self.model_rate or adapter_rate or default_rate(model, relative)
+
 
 def calibrate(task: "CalibrationTask", options: Options) -> "Calibration":
     """Train all layers together on the calibration windows, which is kept if it lowers the held-out perplexity.
@@ -74,7 +91,17 @@ def calibrate(task: "CalibrationTask", options: Options) -> "Calibration":
 
     def train() -> "dict[str, torch.Tensor]":
         student = sorted_model.materialize(task.policy, before.weights)
-        trained = train_model(student, layerwise.dense.model, task.data, task.plan, options, training.checkpoints)
+        trained = train_model(
+            student,
+            layerwise.dense.model,
+            task.data,
+            task.plan,
+            options.training(task.plan.seed),
+            passes=options.model_passes,
+            parts=options.parts(task.plan.seq_len),
+            learning_rate=options.learning_rate,
+            checkpoints=training.checkpoints,
+        )
         layerwise.counter.add(trained.tokens // processes.count())
         return weights_of(trained.model, sorted_model.model, task.policy)
 

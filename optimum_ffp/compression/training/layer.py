@@ -10,9 +10,9 @@ from torch import nn
 from torch.optim import Adam
 from torch.optim.lr_scheduler import LambdaLR
 
-from ...config import Plan
 from ...data import DataSplits, Windows, with_first_tokens
 from ...engine import HiddenStates, LayerRunner, LayerwiseModel
+from ...plan import Plan
 from ...utils import processes
 from ...utils.precision import autocast_dtype
 

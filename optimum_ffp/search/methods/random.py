@@ -3,7 +3,7 @@
 import numpy as np
 
 from ...checkpoint.result import SearchResult
-from ...config.plan import Plan
+from ...plan import Plan
 from ..task import AgentState, SearchTask
 
 

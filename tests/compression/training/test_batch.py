@@ -6,6 +6,8 @@ from transformers import LlamaConfig
 
 from optimum_ffp import RecoveryConfig
 from optimum_ffp.compression.training.batch import Batch
+from optimum_ffp.modeling.loading import LoadOptions
+from optimum_ffp.recovery.plan import make_recovery_plan
 
 
 MODEL = LlamaConfig(max_position_embeddings=4096)
@@ -14,7 +16,7 @@ MODEL = LlamaConfig(max_position_embeddings=4096)
 @given(st.integers(1, 10**7), st.integers(1, 10**6), st.integers(2, 4096), st.integers(1, 8), st.integers(1, 4))
 def test_steps_suffice_for_all_tokens(max_tokens, batch_tokens, length, batch_size, count):
     sizes = {"max_tokens": max_tokens, "batch_tokens": batch_tokens, "batch_size": batch_size}
-    batch = Batch.for_model(RecoveryConfig(seq_len=length, **sizes), MODEL, count)
+    batch = Batch.of(MODEL, seq_len=length, count=count, **sizes)
     at_once = batch.at_once * count
     # More at once don't make a step longer than it would be.
     assert 1 <= batch.at_once <= batch_size and batch.windows <= max(count, 1.5 * batch_tokens / length)
@@ -24,9 +26,13 @@ def test_steps_suffice_for_all_tokens(max_tokens, batch_tokens, length, batch_si
 
 
 def test_windows_are_shorter_where_there_are_few_tokens():
+    def batch_of(model=MODEL, count=1, **options) -> Batch:
+        plan = make_recovery_plan(RecoveryConfig(dataset="c4", **options), "pruned", LoadOptions())
+        return Batch.of_recovery(plan, model, count)
+
     for tokens, length in {"2M": 2048, "400k": 2000, "200k": 1000, "50k": 512}.items():
-        batch = Batch.for_model(RecoveryConfig(max_tokens=tokens), MODEL)
+        batch = batch_of(max_tokens=tokens)
         assert batch.length == length and batch.steps >= (200 if length > 512 else 97)
-    assert Batch.for_model(RecoveryConfig(max_tokens="400k"), MODEL, 2).length == 1000
-    assert Batch.for_model(RecoveryConfig(max_tokens="50k", seq_len=2048), MODEL).length == 2048
-    assert Batch.for_model(RecoveryConfig(max_tokens="50k"), LlamaConfig(max_position_embeddings=64)).length == 64
+    assert batch_of(count=2, max_tokens="400k").length == 1000
+    assert batch_of(max_tokens="50k", seq_len=2048).length == 2048
+    assert batch_of(LlamaConfig(max_position_embeddings=64), max_tokens="50k").length == 64

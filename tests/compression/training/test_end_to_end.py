@@ -7,10 +7,11 @@ import pytest
 import torch
 from torch.nn.functional import cross_entropy, kl_div
 
-from optimum_ffp import FFPModelForCausalLM, RecoveryConfig
+from optimum_ffp import FFPModelForCausalLM
 from optimum_ffp.compression.training.batch import Batch
 from optimum_ffp.compression.training.end_to_end import Training, TrainingOutput, default_rate
 from optimum_ffp.compression.training.trainer import DistillationTrainer
+from optimum_ffp.config import RecoveryPlan
 from tests.helpers import make_tiny_model, prune_by_hand, prune_tiny_model, sample_windows
 
 
@@ -23,9 +24,10 @@ TEXT, HELD_OUT = TOKENS[:20].int(), TOKENS[20:]
 def train(folder=None, student=None, teacher=None, dtype=torch.float32, **options) -> TrainingOutput:
     """Trains a tiny model for 10 steps of 2 windows, evaluated after 5 and 10."""
     settings = {"max_tokens": 480, "batch_tokens": 48, "seq_len": LENGTH, "evaluations": 2, "learning_rate": 3e-3}
-    config = RecoveryConfig(**settings | options)
+    plan = RecoveryPlan(**settings | options)
     student, teacher = student or prune_by_hand(make_tiny_model())[0], teacher or make_tiny_model()
-    training = Training(student, teacher, dtype, config, Batch.for_model(config, student.config), bf16=False)
+    batch = Batch.of_recovery(plan, student.config, count=1)
+    training = Training(student, teacher, dtype, plan, plan.learning_rate, batch, bf16=False)
     return training.run(TEXT, HELD_OUT.int(), folder)
 
 

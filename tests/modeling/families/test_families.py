@@ -5,13 +5,11 @@ from transformers import AutoConfig
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
 from optimum_ffp import FFPConfig, FFPModelForCausalLM, FFPPruner
-from optimum_ffp.analysis.attention import find_unit_variants
 from optimum_ffp.errors import FFPError
 from optimum_ffp.modeling.auto import pruned_model_class
 from optimum_ffp.modeling.families import FAMILIES, find_family, find_units
 from optimum_ffp.modeling.families.units import quantizable_multiple
-from optimum_ffp.search.runner import find_budget
-from tests.helpers import CONFIGS, MIXTURES, SETTINGS, make_tiny_model, make_tokenizer
+from tests.helpers import CONFIGS, MIXTURES, SETTINGS, make_tiny_model, make_tokenizer, plan_of
 
 
 @pytest.mark.parametrize("name", CONFIGS)
@@ -60,7 +58,6 @@ def test_layer_overrides_name_only_what_differs():
 def test_attention_with_norms_across_heads_stays_whole(data_folder, windows, caplog, tmp_path):
     config = FFPConfig(dataset=str(data_folder), sparsity=0.3, attention="query-heads", **SETTINGS)
     pruner = FFPPruner(make_tiny_model("olmo2"), make_tokenizer(), config)
-    find_unit_variants(pruner.model, FAMILIES["olmo2"], config)
     assert "is not pruned" in caplog.text
     result = pruner.prune()
     sizes = [(unit.group, unit.groups, size) for unit, size in zip(result.policy.units, result.policy.sizes)]
@@ -70,15 +67,14 @@ def test_attention_with_norms_across_heads_stays_whole(data_folder, windows, cap
     pruner.save_pretrained(tmp_path / "out")
     assert FFPModelForCausalLM.from_pretrained(tmp_path / "out")(windows).logits.equal(result.model(windows).logits)
     with pytest.raises(FFPError, match="the maximum is"):
-        pruner.prune(0.6)
+        pruner.prune(sparsity=0.6)
     card = (tmp_path / "out" / "README.md").read_text()
     assert "FFN channels are removed" in card and "Attention heads" not in card and "(`all_heads`)" in card
 
 
-def test_bounds_leave_attention_whole_that_must_be(data_folder):
-    config = FFPConfig(dataset=str(data_folder), sparsity=0.3, max_retention=0.95, preset="paper", **SETTINGS)
-    pruner = FFPPruner(make_tiny_model("olmo2"), make_tokenizer(), config)
-    assert find_budget(pruner.measured.model, pruner.measured.units, config).largest.tolist()[::2] == 3 * [1]
+def test_bounds_leave_attention_whole_that_must_be():
+    plan = plan_of(make_tiny_model("olmo2"), sparsity=0.3, max_retention=0.95, preset="paper")
+    assert plan.budget.largest.tolist()[::2] == 3 * [1]
 
 
 @pytest.mark.parametrize("width, multiple", [(11008, 256), (4864, 32), (1536, 32), (48, 1), (8960, 256), (3000, 1)])

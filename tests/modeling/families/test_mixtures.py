@@ -21,11 +21,11 @@ from optimum_ffp.commands.summary import summarize
 from optimum_ffp.compression.sorted_model import SortedModel
 from optimum_ffp.export.architectures import check_exportable
 from optimum_ffp.modeling.families import find_family, find_units
-from optimum_ffp.modeling.loading import LoadOptions, read_model_config
-from optimum_ffp.planning.estimate import estimate_prune
+from optimum_ffp.modeling.loading import LoadOptions, empty_model, read_model_config
+from optimum_ffp.planning.make import make_plan, make_plans
 from optimum_ffp.search.runner import find_budget
 from optimum_ffp.utils.resume import Journal
-from tests.helpers import MIXTURES, drop_experts, layerwise_of, make_tiny_model, make_tokenizer
+from tests.helpers import MIXTURES, drop_experts, layerwise_of, make_tiny_model, make_tokenizer, plan_of
 
 
 MODELS = {}
@@ -94,7 +94,7 @@ def test_units_are_the_experts_with_their_rows_of_the_router(name):
 def test_scores_are_mean_gates_times_norms_of_outputs(windows, name):
     model = make_tiny_model(name)
     layerwise, layer = layerwise_of(model), model.model.layers[1].mlp
-    inputs, (units, config) = [], (find_units(model, layerwise.family), FFPConfig())
+    inputs, (units, plan) = [], (find_units(model, layerwise.family), plan_of(model))
     layer.register_forward_pre_hook(lambda _, args: inputs.append(args[0].flatten(0, 1)))
     model(windows)
     (hidden,) = inputs
@@ -106,7 +106,7 @@ def test_scores_are_mean_gates_times_norms_of_outputs(windows, name):
         output = (functional.silu(gate) * up) @ layer.experts.down_proj[expert].T
         shares = gates[tokens, places] / gates[tokens].sum(-1)
         scores[expert] = (shares * output.norm(dim=-1)).mean() if len(tokens) else 0
-    orders, _ = order_experts(layerwise, units, config, windows, Journal())
+    orders, _ = order_experts(layerwise, units, plan, windows, Journal())
     order = orders[[unit.unit.layer for unit in units].index(1)]
     expected = scores.view(units[0].sections, -1).argsort(dim=1, descending=True, stable=True).T
     assert order.equal(expected) and len(scores.unique()) > 6
@@ -132,8 +132,7 @@ def test_budgets_keep_the_largest_number_of_experts_that_fits(name, data):
         "sparsity": data.draw(st.integers(1, 100 * (count - fewest) // count).map(lambda share: share / 100)),
     }
     budget = {option: budget[option] for option in data.draw(st.sets(st.sampled_from([*budget]), min_size=1))}
-    config = FFPConfig(**budget).for_experts()
-    (policy,) = homogeneous_policies(find_budget(model, units, config))
+    (policy,) = homogeneous_policies(find_budget(model, units, FFPConfig(**budget), budget))
     per_expert = (sizes[count] - sizes[fewest]) / (count - fewest)
     fits = [
         kept
@@ -164,7 +163,10 @@ def test_checkpoints_are_those_of_the_dense_class(data_folder, tmp_path, windows
     table = str(evaluate(tmp_path / "out", tmp_path / "dense", dataset=None, speed=False))
     (sparsity,) = (line.split()[4] for line in table.splitlines() if line.startswith("sparsity of the experts  "))
     assert float(sparsity) == pytest.approx(100 * result.policy.sparsity, abs=0.01)
-    rows = json.loads((tmp_path / "out" / "ffp_config.json").read_text())["policy"]["units"]
+    record = tmp_path / "out" / "ffp_config.json"
+    again = make_plan(FFPConfig.from_file(record, dataset=str(data_folder)), pruner.model, LoadOptions("cpu"))
+    assert again.to_dict() == result.plan.to_dict()
+    rows = json.loads(record.read_text())["policy"]["units"]
     assert {(row["unit"], row["group"], row["kept"]) for row in rows} == {("experts", "expert", 6)}
     for model_class in (AutoModelForCausalLM, FFPModelForCausalLM):
         loaded = model_class.from_pretrained(tmp_path / "out")
@@ -259,7 +261,7 @@ def test_experts_are_mapped_from_disk(data_folder, tmp_path, windows, name, opti
 )
 def test_a_prune_reads_no_more_tokens_than_estimated(data_folder, options):
     pruner = pruner_of("qwen3-moe", data_folder, experts=6, **options)
-    estimate = estimate_prune(pruner.model.config, pruner.config, LoadOptions())
+    _, estimate = make_plans([pruner.plan.asked], empty_model(pruner.model.config), LoadOptions())
     assert estimate.tokens / 4 < pruner.prune().tokens <= estimate.tokens
 
 

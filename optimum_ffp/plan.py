@@ -5,14 +5,11 @@ from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
-from ..version import __version__
-from .choices import KINDS, find_choice
-from .fields import Config
-from .prune import FFPConfig
-
-
-if TYPE_CHECKING:
-    from ..allocation.budget import Budget
+from .allocation.budget import Budget
+from .config import FFPConfig
+from .config.choices import KINDS, find_choice
+from .config.fields import Config
+from .version import __version__
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -30,7 +27,7 @@ class Plan(FFPConfig):
     """
 
     asked: FFPConfig
-    budget: "Budget"
+    budget: Budget
     offload: str
     skips_search: bool
     options: Mapping[str, Config]
