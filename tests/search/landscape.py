@@ -11,7 +11,7 @@ from optimum_ffp.search.task import SearchTask
 from tests.helpers import plan_of, sparsity_budget
 
 
-UNITS = tuple(Unit(layer, "ffn", 200, 10) for layer in range(6))
+UNITS = tuple(Unit(layer, "channel", 200, 10) for layer in range(6))
 REMOVED = np.linspace(1, 0, 201)
 # What the curves say, and how wrong they are: the truth is `MULTIPLIERS` times as much.
 CURVES = [0.3 * (1 + layer) * REMOVED**2 for layer in range(6)]

@@ -47,16 +47,15 @@ def search(save_tiny_model, data_folder):
 def test_any_mix_of_pruned_groups_meets_the_budget(heads, widths, by_query_heads, sparsity, bounds, data):
     (kv_heads, per_kv_head, head_dim), (hidden, width), layers = heads, widths, len(by_query_heads)
     queries, keys = 2 * kv_heads * per_kv_head * head_dim * hidden, 2 * kv_heads * head_dim * hidden
-    kv_groups = partial(Unit, kind="attention", groups=kv_heads, group_parameters=(queries + keys) // kv_heads)
+    kv_groups = partial(Unit, group="kv_group", groups=kv_heads, group_parameters=(queries + keys) // kv_heads)
     query_heads = partial(
         Unit,
-        kind="attention",
+        group="query_head",
         groups=per_kv_head,
         group_parameters=queries // per_kv_head,
         fixed_parameters=keys,
-        group="query_head",
     )
-    ffns = [Unit(layer, "ffn", width, 3 * hidden) for layer in range(layers)]
+    ffns = [Unit(layer, "channel", width, 3 * hidden) for layer in range(layers)]
     variants = [[one(layer) for layer in range(layers)] + ffns for one in (kv_groups, query_heads)]
     assert len({block_parameters(variant) for variant in variants}) == 1
     config = FFPConfig(sparsity=sparsity, min_retention=bounds[0], max_retention=bounds[1])
@@ -80,10 +79,10 @@ def test_any_mix_of_pruned_groups_meets_the_budget(heads, widths, by_query_heads
 
 
 def test_an_infeasible_sparsity_names_the_other_groups():
-    ffn = Unit(0, "ffn", 100, 1)
+    ffn = Unit(0, "channel", 100, 1)
     variants = [
-        [Unit(0, "attention", 10, 90), ffn],
-        [Unit(0, "attention", 10, 50, 400, group="query_head"), ffn],
+        [Unit(0, "kv_group", 10, 90), ffn],
+        [Unit(0, "query_head", 10, 50, 400), ffn],
     ]
     message = "the maximum is 0.48.*; lower sparsity, or .*, or choose attention 'kv-groups'$"
     with pytest.raises(FFPError, match=message):

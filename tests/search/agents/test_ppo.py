@@ -13,7 +13,7 @@ from tests.search.landscape import KnownLandscape, run
 class WideLandscape:
     """Thirty units with the same curve, whose true multipliers spread over two orders of magnitude."""
 
-    units = tuple(Unit(layer, "ffn", 200, 10) for layer in range(30))
+    units = tuple(Unit(layer, "channel", 200, 10) for layer in range(30))
 
     def __init__(self):
         generator = np.random.default_rng(1)

@@ -9,7 +9,6 @@ from optimum_ffp.config.fields import choices_of
 from optimum_ffp.config.prune import GRADIENT_COST
 from optimum_ffp.errors import FFPError
 from tests.helpers import plan_of
-from tests.helpers import plan_of
 from tests.search.landscape import KINDS, UNITS, KnownLandscape, run
 
 

@@ -10,7 +10,9 @@ from optimum_ffp.search.task import SearchTask
 from tests.helpers import plan_of, sparsity_budget
 
 
-UNITS = tuple(unit for layer in range(4) for unit in (Unit(layer, "attention", 16, 100), Unit(layer, "ffn", 400, 10)))
+UNITS = tuple(
+    unit for layer in range(4) for unit in (Unit(layer, "kv_group", 16, 100), Unit(layer, "channel", 400, 10))
+)
 POLICIES = homogeneous_policies(sparsity_budget(UNITS, 0.3, 0.1))
 
 
