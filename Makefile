@@ -42,6 +42,7 @@ test-quantize: $(QUANTIZE)/.installed
 check: $(BIN)/.quality
 	$(BIN)/ruff check $(SOURCES)
 	$(BIN)/ruff format --check $(SOURCES)
+	$(BIN)/pyright --pythonpath $(BIN)/python
 	$(BIN)/python benchmarks/tables.py --check
 
 style: $(BIN)/.quality

@@ -15,8 +15,20 @@ if TYPE_CHECKING:
     from .pruner import FFPPruner
     from .recovery.recovery import FFPRecovery
 
+__all__ = [
+    "EvaluationConfig",
+    "FFPConfig",
+    "FFPError",
+    "FFPModelForCausalLM",
+    "FFPPruner",
+    "FFPRecovery",
+    "PruningPolicy",
+    "RecoveryConfig",
+    "__version__",
+    "evaluate",
+]
 # Imported on first use: `optimum-cli` imports this package at every start and must not import torch.
-_PUBLIC = {
+_MODULES = {
     "EvaluationConfig": ".config",
     "FFPConfig": ".config",
     "FFPError": ".errors",
@@ -27,12 +39,11 @@ _PUBLIC = {
     "RecoveryConfig": ".config",
     "evaluate": ".evaluation",
 }
-__all__ = [*_PUBLIC, "__version__"]
 
 
 def __getattr__(name: str) -> Any:
-    if name in _PUBLIC:
-        return getattr(import_module(_PUBLIC[name], __name__), name)
+    if name in _MODULES:
+        return getattr(import_module(_MODULES[name], __name__), name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 

@@ -167,7 +167,7 @@ SAMPLE = "the quick brown fox jumps over the lazy dog while the other foxes slee
 SMOLLM2 = [
     unit
     for layer in range(30)
-    for unit in (Unit(layer, "attention", 3, 294912, fixed_parameters=7), Unit(layer, "ffn", 1536, 1728))
+    for unit in (Unit(layer, "kv_group", 3, 294912, fixed_parameters=7), Unit(layer, "channel", 1536, 1728))
 ]
 # Every n-th token of a window that `learn` also reads as a first token.
 FIRST_TOKENS = 8

@@ -75,7 +75,8 @@ def test_flap_keeps_what_stands_out_in_its_unit(monkeypatch):
     monkeypatch.syspath_prepend(BENCHMARKS)
     allocate = runpy.run_path(str(BENCHMARKS / "flap.py"))["allocate"]
     # A head has as many parameters as ten channels. Of 200, 40 go: those with the lowest scores, by the parameters.
-    units = [Unit(layer, kind, *size) for layer in (0, 1) for kind, size in (("attention", (4, 10)), ("ffn", (60, 1)))]
+    sizes = {"kv_group": (4, 10), "channel": (60, 1)}
+    units = [Unit(layer, group, *size) for layer in (0, 1) for group, size in sizes.items()]
     channels = np.linspace(3, -3, 60)
     scores = [np.array([2, 1, 0, -2.5]), channels, np.array([2, 1, 0, -0.5]), channels]
     policy = allocate(units, scores, 0.2)

@@ -5,9 +5,18 @@ import re
 from pathlib import Path
 
 import pytest
+import torch
 
 from optimum_ffp import FFPModelForCausalLM
-from tests.helpers import make_task, make_text, make_tiny_model, make_tokenizer, prune_tiny_model
+from tests.helpers import (
+    EXAMPLES,
+    make_pruner,
+    make_task,
+    make_text,
+    make_tiny_model,
+    make_tokenizer,
+    prune_tiny_model,
+)
 
 
 pytestmark = pytest.mark.slow
@@ -22,19 +31,34 @@ def dense(tmp_path) -> Path:
     return tmp_path / "dense"
 
 
-def test_prune_at_two_sparsities(run_example, dense, tmp_path):
+def test_prune_recover_evaluate_and_generate(run_example, dense, tmp_path):
     (tmp_path / "text.txt").write_text(make_text(4000))
-    printed = run_example("prune_from_python.py", dense, tmp_path / "text.txt", tmp_path / "out", "24")
-    assert "10%: " in printed and "20%: " in printed
-    parameters = [FFPModelForCausalLM.from_pretrained(tmp_path / f"out-{n}").num_parameters() for n in (10, 20)]
-    assert parameters[0] > parameters[1] and f"{parameters[1]:,} parameters" in printed
+    words = ["--seq-len", "24", "--max-tokens", "480", "--prompt", "w5 w6 w7"]
+    printed = run_example("prune_and_recover.py", dense, tmp_path / "text.txt", tmp_path / "out", *words)
+    folders = [tmp_path / f"out-{name}" for name in ("pruned", "recovered")]
+    parameters = [FFPModelForCausalLM.from_pretrained(folder).num_parameters() for folder in folders]
+    assert parameters[0] == parameters[1] and printed.count(f"{parameters[1]:,}") >= 2
+    assert re.search(r"^divergence +\d", printed, re.M) and re.match("w5 w6 w7 w", printed.splitlines()[-1])
 
-    printed = run_example("generate.py", dense, tmp_path / "out-20", "--prompts", "w5 w6 w7", "w8")
-    measured = json.loads((tmp_path / "out-20" / "ffp_config.json").read_text())["provenance"]
+    printed = run_example("generate.py", dense, folders[0], "--prompts", "w5 w6 w7", "w8")
+    measured = json.loads((folders[0] / "ffp_config.json").read_text())["provenance"]
     for name, figure in (("dense", "dense"), ("pruned", "calibrated")):
         row = rf"^{name} +{measured['parameters'][name]:,} +\d+ +{measured['perplexity'][figure]:.2f} +\d+\.\d$"
         assert re.search(row, printed, re.M), printed
         assert len(re.findall(rf"^  {name} +w\d+ w\d+", printed, re.M)) == 2, printed
+
+
+def test_a_criterion_with_an_option_of_its_own(dense, data_folder, monkeypatch):
+    monkeypatch.syspath_prepend(EXAMPLES)
+
+    def weights(**options) -> dict[str, torch.Tensor]:
+        pruner = make_pruner(dense, data_folder, method="uniform", calibration="none", **options)
+        return pruner.prune().model.state_dict()
+
+    wanda = weights(criterion="wanda")
+    for power, is_wanda in ((1.0, True), (0.0, False)):
+        scaled = weights(criterion="criteria.scaled_wanda", activation_power=power)
+        assert all(torch.equal(weight, scaled[name]) for name, weight in wanda.items()) == is_wanda
 
 
 def test_a_model_writes_chats(run_example, dense, tmp_path):

@@ -1,7 +1,7 @@
 """Budgets: limits on what a model costs, bounds per unit, and sizes that meet both. Uses only numpy."""
 
 import math
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from copy import copy
 from dataclasses import dataclass
 from fractions import Fraction
@@ -36,7 +36,7 @@ class Limit:
     rises: bool = True
     pending: str | None = None
 
-    def cost(self, sizes: Sequence[int]) -> float:
+    def cost(self, sizes: Iterable[int]) -> float:
         """Return the cost of all units with the given numbers of groups."""
         return float(sum(costs[size] for costs, size in zip(self.costs, sizes)))
 
@@ -118,7 +118,7 @@ class Budget:
         self.tables = [np.array(tables, dtype=float) for tables in zip(*(limit.costs for limit in limits))]
         self._list_sizes()
         self.allowed = np.array([limit.allowed for limit in limits], dtype=float)
-        self.dense = sum(costs[:, -1] for costs in self.tables)
+        self.dense = sum((costs[:, -1] for costs in self.tables), np.zeros(len(self.limits)))
         rises = [np.diff(costs[:, ::multiple]) for costs, multiple in zip(self.tables, self.multiples)]
         self.quanta = np.stack([rise[:, min(1, rise.shape[1] - 1) :].max(1) for rise in rises], 1)
         self._check_limits()
@@ -247,15 +247,15 @@ class Budget:
             for limit, dense, cost in zip(self.limits, self.dense.tolist(), reached.tolist())
         ]
 
-    def costs_of(self, sizes: Sequence[int]) -> np.ndarray:
+    def costs_of(self, sizes: Iterable[int]) -> np.ndarray:
         """Return the costs of all units with the given numbers of groups, shape `[limits]`."""
         return np.array([limit.cost(sizes) for limit in self.limits])
 
-    def indices(self, sizes: Sequence[float]) -> np.ndarray:
+    def indices(self, sizes: Iterable[float]) -> np.ndarray:
         """Return the index of the nearest allowed size of every unit, shape `[units]`."""
         return np.array([np.abs(allowed - size).argmin() for allowed, size in zip(self.sizes, sizes)])
 
-    def policy(self, sizes: Sequence[int]) -> PruningPolicy:
+    def policy(self, sizes: Iterable[int]) -> PruningPolicy:
         """Return the policy of the given sizes."""
         return PruningPolicy(self.units, tuple(int(size) for size in sizes))
 
@@ -302,7 +302,7 @@ class Budget:
         slack, chosen[unit] = slack + costs[:, chosen[unit]] - costs[:, index], index
         return slack
 
-    def _shrink(self, chosen: np.ndarray, slack: np.ndarray, order: Sequence[int]) -> np.ndarray:
+    def _shrink(self, chosen: np.ndarray, slack: np.ndarray, order: Iterable[int]) -> np.ndarray:
         """Shrink units in this order, by as little as possible each, until all limits hold; return their slack."""
         for unit in order:
             if (slack >= 0).all():
@@ -318,7 +318,7 @@ class Budget:
         for unit in coarse:
             if chosen[unit] + 1 < len(self.sizes[unit]):
                 exchanged = chosen.copy()
-                larger = self._resize(exchanged, slack, unit, chosen[unit] + 1)
+                larger = self._resize(exchanged, slack, unit, int(chosen[unit]) + 1)
                 if (self._shrink(exchanged, larger, fine) >= 0).all():
                     return exchanged
         return chosen

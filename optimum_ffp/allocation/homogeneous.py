@@ -1,6 +1,7 @@
 """Policies with the same sizes in all layers. Depends only on numpy."""
 
 from collections.abc import Callable
+from functools import reduce
 
 import numpy as np
 
@@ -38,7 +39,7 @@ def homogeneous_policies(
     # An earlier prune may have left fewer in some layers.
     counts = [min(len(budget.sizes[unit]) for unit in kind) for kind in kinds]
     (sizes, heads), (widths, channels) = (
-        (budget.sizes[kind[0]][:count], sum(budget.costs[unit][:, :count] for unit in kind))
+        (budget.sizes[kind[0]][:count], reduce(np.add, (budget.costs[unit][:, :count] for unit in kind)))
         for kind, count in zip(kinds, counts)
     )
     exact, smaller = [], []

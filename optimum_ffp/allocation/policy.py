@@ -17,7 +17,7 @@ GROUP_NAMES: dict[Group, str] = {
     "all_heads": "all heads",
     "expert": "experts",
 }
-# Default groups, also of saved policies that don't name theirs.
+# Groups of policies that don't name theirs, by the kind of unit.
 DEFAULT_GROUPS: dict[str, Group] = {"attention": "kv_group", "ffn": "channel", "experts": "expert"}
 
 
@@ -27,35 +27,37 @@ class Unit:
 
     Attributes:
         layer: Index of the decoder layer.
-        kind: `"attention"`, `"ffn"` or `"experts"`.
+        group: What a group is: `"kv_group"`, a KV head with all its query heads; `"query_head"`, one query head of
+            every KV head; `"all_heads"`, the single group of attention that is not pruned; `"channel"` of an FFN; or
+            `"expert"`.
         groups: Number of groups in the dense model.
         group_parameters: Number of parameters per group, biases included.
         fixed_parameters: Number of parameters that belong to no group (the bias of the output projection, and key and
             value projections if groups are query heads). They are removed with the whole unit.
         multiple: Sizes are multiples of this number of groups.
-        group: What a group is: `"kv_group"`, a KV head with all its query heads; `"query_head"`, one query head of
-            every KV head; `"channel"` of an FFN; `"all_heads"`, the single group of attention that is not pruned; or
-            `"expert"`. By default KV groups in attention.
         required: Smallest number of groups that the model can run with: 1 in the attention of the first layer of each
             type, by which caches tell how many tokens they hold, and of experts those that a token is routed to.
-        remaining: Number of groups that an earlier prune has left; all by default.
+        removed: Number of groups that an earlier prune has removed.
     """
 
     layer: int
-    kind: Literal["attention", "ffn", "experts"]
+    group: Group
     groups: int
     group_parameters: int
     fixed_parameters: int = 0
     multiple: int = 1
-    group: Group | None = None
     required: int = 0
-    remaining: int | None = None
+    removed: int = 0
 
-    def __post_init__(self) -> None:
-        if self.group is None:
-            object.__setattr__(self, "group", DEFAULT_GROUPS[self.kind])
-        if self.remaining is None:
-            object.__setattr__(self, "remaining", self.groups)
+    @property
+    def kind(self) -> str:
+        """`"ffn"`, `"experts"` or `"attention"`."""
+        return {"channel": "ffn", "expert": "experts"}.get(self.group, "attention")
+
+    @property
+    def remaining(self) -> int:
+        """Number of groups that an earlier prune has left."""
+        return self.groups - self.removed
 
     @property
     def parameters(self) -> int:

@@ -14,7 +14,7 @@ from ..compression.ridge import PrefixRidge
 from ..config import FFPConfig
 from ..hub.record import policy_rows
 from ..modeling.families import Family, ModelUnit, find_units
-from ..plan import Plan
+from ..plan import Plan, is_fisher_weighted
 from .fisher import loss_curve
 from .gram import Statistics
 from .importance import order_groups
@@ -38,12 +38,15 @@ def find_unit_variants(
     Returns:
         One list of units, or two that differ in the units of attention: by KV groups, then by query heads.
     """
-    possible, rows = family.attention_groups(model.config), getattr(model.config, "pruned_units", ())
+    possible: tuple[Group, ...] = family.attention_groups(model.config)
+    rows = getattr(model.config, "pruned_units", ())
     # An attention that was pruned before goes on to lose the same groups.
-    lost = {row["layer"]: row["group"] for row in rows if row["unit"] == "attention" and row["kept"] < row["items"]}
+    lost: dict[int, Group] = {
+        row["layer"]: row["group"] for row in rows if row["unit"] == "attention" and row["kept"] < row["items"]
+    }
     if config.policy:
         policy = [row for row in policy_rows(config.policy) if row.get("unit") == "attention"]
-        kept = {row.get("layer"): row.get("group") for row in policy}
+        kept: dict[int, Group] = {row.get("layer", -1): row.get("group", "kv_group") for row in policy}
         return (find_units(model, family, config.multiple_of, kept | lost),)
     wanted = GROUPS.get(attention)
     if wanted in possible:
@@ -57,7 +60,7 @@ def find_unit_variants(
         # Once, since the plan of a prune finds the units too.
         logger.warning_once(f"attention {attention} isn't possible for {name}; it {outcome}")
     layers = range(model.config.num_hidden_layers)
-    by_layer = (dict.fromkeys(layers, group) | lost for group in possible)
+    by_layer = ({layer: lost.get(layer, group) for layer in layers} for group in possible)
     return tuple(find_units(model, family, config.multiple_of, groups) for groups in by_layer)
 
 
@@ -68,22 +71,23 @@ class OrderedUnit:
     Attributes:
         unit: The unit.
         order: Groups from most to least important, shape `[groups]` or `[groups, sections]`.
-        factor: Factor of its ridge regression (`PrefixRidge`), if it was computed.
-        curve: Loss by number of kept groups (`loss_curve`), if it was computed, shape `[groups + 1]`.
+        factor: Factor of its ridge regression (`PrefixRidge`); empty if it isn't needed.
+        curve: Loss by number of kept groups (`loss_curve`), shape `[groups + 1]`; empty if it isn't needed.
     """
 
     unit: ModelUnit
     order: torch.Tensor
-    factor: torch.Tensor | None = None
-    curve: np.ndarray | None = None
+    factor: torch.Tensor
+    curve: np.ndarray
 
     def pack(self, prefix: str) -> dict[str, torch.Tensor]:
         """Return named tensors."""
-        tensors = {"order": self.order, "group": torch.tensor([*GROUP_NAMES].index(self.unit.unit.group))}
-        if self.factor is not None:
-            tensors["factor"] = self.factor
-        if self.curve is not None:
-            tensors["curve"] = torch.from_numpy(self.curve)
+        tensors = {
+            "order": self.order,
+            "group": torch.tensor([*GROUP_NAMES].index(self.unit.unit.group)),
+            "factor": self.factor,
+            "curve": torch.from_numpy(self.curve),
+        }
         return {prefix + name: tensor for name, tensor in tensors.items()}
 
     @classmethod
@@ -96,30 +100,32 @@ class OrderedUnit:
         return cls(
             unit=next(unit for unit in variants if unit.unit.group == group),
             order=entry["order"].cpu(),
-            factor=entry["factor"].to(device) if "factor" in entry else None,
-            curve=entry["curve"].numpy() if "curve" in entry else None,
+            factor=entry["factor"].to(device),
+            curve=entry["curve"].numpy(),
         )
 
 
-def order_unit(unit: ModelUnit, statistics: Statistics, fisher: torch.Tensor | None, plan: Plan) -> OrderedUnit:
+def order_unit(unit: ModelUnit, statistics: Statistics, fisher: torch.Tensor, plan: Plan) -> OrderedUnit:
     """Order a unit's groups by `plan.criterion`, and compute its ridge factor and loss curve if they are needed.
 
-    This is done on the device of the statistics. The model is not sorted yet.
+    This is done on the device of the statistics. The model is not sorted yet. The Fisher matrix is only read if the
+    plan needs it.
     """
-    weight, block = unit.output.module.weight.data.to(statistics.gram.device), unit.output.block
+    weight, block = unit.projection.weight.data.to(statistics.gram.device), unit.output.block
     order = order_groups(
         plan.criterion,
         weight,
         statistics,
         block=block,
-        fisher=fisher,
+        fisher=fisher if is_fisher_weighted(plan.criterion) else None,
         sections=unit.sections,
         options=plan.options.get("criterion"),
     )
+    curve = np.empty(0)
     if not plan.needs_factors:
-        return OrderedUnit(unit, order)
+        return OrderedUnit(unit, order, torch.empty(0), curve)
     columns = unit.columns(order)
-    ridge, curve = PrefixRidge.of(statistics.gram, plan.ridge_lambda, columns), None
+    ridge = PrefixRidge.of(statistics.gram, plan.ridge_lambda, columns)
     if plan.mapping == "curves":
         curve = loss_curve(weight.index_select(1, columns.to(weight.device)), ridge, fisher, block)
     return OrderedUnit(unit, order, ridge.factor, curve)

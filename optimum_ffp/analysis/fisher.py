@@ -23,8 +23,8 @@ def collect_fisher(
     seed: int = 0,
     dtype: torch.dtype | None = None,
     relative: bool = False,
-    keep: Callable[[int, torch.Tensor], torch.Tensor | None] = lambda index, matrix: matrix,
-) -> list[torch.Tensor | None]:
+    keep: Callable[[int, torch.Tensor], torch.Tensor] = lambda index, matrix: matrix,
+) -> list[torch.Tensor]:
     """Collect Fisher matrices `G = E[g gᵀ]` of the loss gradient `g` at the output of every output projection.
 
     Labels are sampled from the model, so that the expectation is the curvature of the loss at the dense model. One
@@ -48,11 +48,11 @@ def collect_fisher(
     """
     share, device = processes.share(len(windows)), matrix_device(layerwise, units)
     sums: dict[int, torch.Tensor] = {}
-    matrices: dict[int, torch.Tensor | None] = {}
+    matrices: dict[int, torch.Tensor] = {}
 
     def sum_of(index: int) -> torch.Tensor:
         if index not in sums:
-            features = units[index].output.module.out_features
+            features = units[index].projection.out_features
             sums[index] = torch.zeros(features, features, device=device)
         return sums[index]
 

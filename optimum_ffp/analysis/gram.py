@@ -82,7 +82,7 @@ def output_norms(output: torch.Tensor) -> torch.Tensor:
 def matrix_device(layerwise: LayerwiseModel, units: Sequence[ModelUnit]) -> torch.device:
     """Return the device for matrices of all units: the model's if two sets of ridge factors fit, otherwise the CPU."""
     device = layerwise.device
-    needed, free = sum(4 * unit.output.module.in_features**2 for unit in units), free_device_memory(device)
+    needed, free = sum(4 * unit.projection.in_features**2 for unit in units), free_device_memory(device)
     fits = not layerwise.weights.offloaded and free is not None and free > 2 * needed
     return device if fits else torch.device("cpu")
 
@@ -124,7 +124,7 @@ def collect_statistics(run: Callable[[], Any], units: Sequence[ModelUnit], relat
     Raises:
         FFPError: If the input of a unit's output projection is not finite.
     """
-    accumulators = [_Accumulator(unit.output.module, relative) for unit in units]
+    accumulators = [_Accumulator(unit.projection, relative) for unit in units]
     with ExitStack() as stack:
         for unit, accumulator in zip(units, accumulators):
             stack.callback(unit.output.module.register_forward_hook(accumulator).remove)

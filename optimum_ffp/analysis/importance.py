@@ -6,7 +6,6 @@ import torch
 
 from ..config.choices import find_choice
 from ..config.fields import Config
-from ..plan import is_fisher_weighted
 from ..utils.cholesky import factorize, ridge_damping
 from .gram import Statistics
 
@@ -27,7 +26,7 @@ def order_groups(
         weight: Weight of the output projection, shape `[out_features, features]`.
         statistics: Statistics of its input.
         block: Number of columns per group.
-        fisher: `G = E[g gᵀ]` of its output, shape `[out_features, out_features]`, for criteria weighted by it.
+        fisher: `G = E[g gᵀ]` of its output, shape `[out_features, out_features]`, if the criterion is weighted by it.
         sections: Number of sections of columns, each of which has `block / sections` columns of every group and is
             ordered separately: the KV heads, if a group is one query head of each.
         options: Options of the criterion, if it has any.
@@ -35,7 +34,7 @@ def order_groups(
     Returns:
         Group indices, shape `[groups]`, or `[groups, sections]` with several sections.
     """
-    if is_fisher_weighted(criterion):
+    if fisher is not None:
         weight = root(fisher.to(weight.device)) @ weight.float()
     score = find_choice("criterion", criterion).score
     if options is not None:

@@ -83,7 +83,7 @@ def prepare(
         layerwise,
         units=[ordered.unit for ordered in units],
         orders=[ordered.order for ordered in units],
-        ridges=[PrefixRidge(ordered.factor) for ordered in units] if plan.needs_factors else None,
+        ridges=[PrefixRidge(ordered.factor) for ordered in units] if plan.needs_factors else (),
     )
     curves = CurveMapping([ordered.curve for ordered in units]) if plan.mapping == "curves" else None
     return Prepared(sorted_model, curves)
@@ -106,19 +106,19 @@ class _Preparation:
         self.matrix_device = matrix_device(self.layerwise, self.variants[0])
         self.layers = range(len(self.layerwise.layers))
         self.layer_journal = self.journal.part(self.plan.needs_factors)
-        # By unit; only in the main process, which orders them.
-        self.fishers: list[torch.Tensor | None] = [None] * len(self.variants[0])
+        # By unit; empty in all processes but the main one, which orders them, and if they aren't needed.
+        self.fishers = [torch.empty(0)] * len(self.variants[0])
 
     def collect_fishers(self) -> None:
         """Collect the Fisher matrices of all units, or read them from the journal."""
 
-        def keep(index: int, matrix: torch.Tensor | None = None) -> torch.Tensor | None:
+        def keep(index: int, matrix: torch.Tensor) -> torch.Tensor:
             entry = self.layerwise.counter.tensors(self.journal, f"fisher-{index}", lambda: {"fisher": matrix})
-            return entry["fisher"] if processes.is_main() else None
+            return entry["fisher"] if processes.is_main() else torch.empty(0)
 
         units = self.variants[0]
         if all(self.journal.has(f"fisher-{index}") for index in range(len(units))):
-            self.fishers = [keep(index) for index in range(len(units))]
+            self.fishers = [keep(index, torch.empty(0)) for index in range(len(units))]
         else:
             self.fishers = collect_fisher(
                 self.layerwise,

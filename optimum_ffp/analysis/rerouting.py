@@ -2,6 +2,7 @@
 
 import copy
 from collections.abc import Mapping
+from typing import Any
 
 import torch
 from torch import nn
@@ -112,7 +113,7 @@ def remove_greedily(unit: ModelUnit, hidden: torch.Tensor, fisher: torch.Tensor)
     Returns:
         Scores of shape `[experts]` and losses of shape `[removed experts]`, as for `removal_scores`.
     """
-    router, experts, count = unit.slices[0].module, unit.output.module, unit.unit.groups
+    (router, experts), count = unit.mixture, unit.unit.groups
     hidden = hidden.to(router.weight.device, experts.down_proj.dtype)
     scale = fisher.sqrt().to(hidden.device)
     total = float(processes.sum_(torch.tensor(float(len(hidden)))))
@@ -147,7 +148,7 @@ def remove_greedily(unit: ModelUnit, hidden: torch.Tensor, fisher: torch.Tensor)
     return scores, torch.tensor(losses, dtype=torch.float64)
 
 
-def _products(experts: nn.Module, hidden: torch.Tensor, scale: torch.Tensor) -> torch.Tensor:
+def _products(experts: Any, hidden: torch.Tensor, scale: torch.Tensor) -> torch.Tensor:
     """Return the products of all experts' outputs, with channels scaled, shape `[tokens, experts, experts]`."""
     count = experts.num_experts
     index = torch.arange(count, device=hidden.device).repeat(len(hidden))[:, None]

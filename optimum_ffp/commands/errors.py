@@ -48,10 +48,12 @@ def one_line_errors(log_level: str = "info", interrupted: str = "interrupted") -
             # By then, torch ends this process with SIGTERM if the main one has reported an error.
             signal.signal(signal.SIGTERM, signal.SIG_DFL)
             time.sleep(GRACE_SECONDS)
-        filename = error.filename if isinstance(error, OSError) else None
-        if not (filename or isinstance(error, (FFPError, PermissionError))):
+        if isinstance(error, OSError) and error.filename:
+            reason = f"{error.filename} can't be read or written: {error.strerror}"
+        elif isinstance(error, (FFPError, PermissionError)):
+            reason = str(error)
+        else:
             raise
-        reason = f"{filename} can't be read or written: {error.strerror}" if filename else str(error)
         print(f"error: {reason}", file=sys.stderr)
         sys.exit(NOT_IMPROVED if isinstance(error, NotRecoveredError) else USER_ERROR)
     except KeyboardInterrupt as signaled:
@@ -84,7 +86,7 @@ def _messages(level: str) -> Iterator[None]:
             yield
     finally:
         # Other packages leave theirs open after an error, and would draw them once more after its line.
-        for bar in [*tqdm._instances]:
+        for bar in [*getattr(tqdm, "_instances", ())]:
             bar.close()
         logger.removeHandler(handler)
         logger.setLevel(previous)

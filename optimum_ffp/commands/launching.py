@@ -3,6 +3,7 @@
 import logging
 import os
 import sys
+from argparse import Namespace
 
 from optimum.commands.base import BaseOptimumCLICommand
 
@@ -11,7 +12,13 @@ from .errors import one_line_errors
 
 
 class Command(BaseOptimumCLICommand):
-    """Base class of the commands, which implement `parse_args` and, with the parsed arguments, `execute`."""
+    """Base class of the commands, which implement `parse_args` and `execute`."""
+
+    args: Namespace
+
+    def execute(self, args: Namespace) -> None:
+        """Run the command with its parsed arguments."""
+        raise NotImplementedError
 
     def run(self) -> None:
         """Run `execute`, or restart the command in several processes with `accelerate launch` if asked for.

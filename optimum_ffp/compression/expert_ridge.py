@@ -29,6 +29,7 @@ def compensated_experts(task: CalibrationTask) -> dict[str, torch.Tensor]:
     sorted_model, data, weights = task.sorted_model, task.data, {}
     layerwise = sorted_model.layerwise
     units = {unit.unit.layer: unit for unit in sorted_model.model_units}
+    names = {module: name for name, module in layerwise.model.named_modules()}
     dtype = autocast_dtype(layerwise.model, task.plan.search_dtype)
     windows, held_out = (one.tokens[processes.share(len(one))] for one in (data.calibration, data.held_out))
     stride = -(-data.calibration.tokens.numel() // TOKENS)
@@ -39,11 +40,12 @@ def compensated_experts(task: CalibrationTask) -> dict[str, torch.Tensor]:
         # Copies, since views keep all tokens.
         samples.append((arguments[0][::stride].clone(), output[::stride].clone()))
 
-    def fit(unit: ModelUnit, *tokens: torch.Tensor) -> dict[str, torch.Tensor]:
+    def fit(
+        unit: ModelUnit, hidden: torch.Tensor, targets: torch.Tensor, scales: torch.Tensor
+    ) -> dict[str, torch.Tensor]:
         with sorted_model.change(task.policy)(unit.unit.layer), computing_in(layerwise.device, dtype):
-            down = fit_experts(unit, *tokens, fitted, task.plan)
-        name = f"{sorted_model.prefixes[unit.unit.layer]}{layerwise.family.experts.module}.down_proj"
-        return {name: down.to("cpu", layerwise.stored_dtype)}
+            down = fit_experts(unit, hidden, targets, scales, fitted, task.plan)
+        return {f"{names[unit.output.module]}.down_proj": down.to("cpu", layerwise.stored_dtype)}
 
     with progress_bar(len(layerwise.layers), "Ridge regression", "layer") as bar:
         for layer, module in layerwise.iter_layers():
@@ -84,7 +86,7 @@ def fit_experts(
     Returns:
         The down projections, float32, shape `[experts, hidden size, features]`.
     """
-    router, experts = unit.slices[0].module, unit.output.module
+    router, experts = unit.mixture
     _, gates, index = router(hidden)
     # Copies, even of float32.
     residuals, down = (one.to(torch.float32, copy=True) for one in (targets, experts.down_proj))

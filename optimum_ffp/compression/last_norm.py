@@ -7,10 +7,9 @@ from dataclasses import replace
 
 import torch
 from torch.nn.functional import kl_div
-from transformers.modeling_outputs import ModelOutput
 
 from ..engine import LayerwiseModel, free_graphs
-from ..utils.lm_head import POSITIONS, chunked_logits, head_in_autocast_dtype
+from ..utils.lm_head import POSITIONS, DecoderOutput, chunked_logits, head_in_autocast_dtype
 from ..utils.precision import computing_in
 
 
@@ -56,7 +55,7 @@ class PredictionLoss:
         self.stride = math.ceil(pruned.shape[1] / POSITIONS)
         self.scale = pruned.shape[1] // self.stride
         # Output of the dense decoder for one window; its hidden states are replaced for every other window.
-        self._decoded: ModelOutput | None = None
+        self._decoded: DecoderOutput
 
     def __call__(self, weights: Mapping[str, torch.Tensor], window: int) -> torch.Tensor:
         """Return the loss with given weights on one of this process's windows."""

@@ -16,6 +16,7 @@ from ..modeling.auto import attention_of, homogeneous_config, pruned_config, pru
 from ..modeling.families import ModelUnit, Slice, TransposedLinear, units_of_layer
 from ..utils.device_memory import free_device_memory
 from ..utils.lm_head import replaced_forward
+from ..utils.precision import move
 from ..utils.resume import Journal
 from .ridge import PrefixRidge
 
@@ -78,7 +79,7 @@ class SortedModel:
         units: The units of the model.
         orders: Groups from most to least important, one tensor per unit, each of shape `[groups]` or
             `[groups, sections]` (see `ModelUnit.columns`).
-        ridges: Ridge factors of the units, which `compensated` requires.
+        ridges: Ridge factors of the units, which `compensated` requires; empty without.
 
     Attributes:
         prefixes: Prefix of the names of every layer's parameters in the model.
@@ -89,7 +90,7 @@ class SortedModel:
         layerwise: LayerwiseModel,
         units: Sequence[ModelUnit],
         orders: Sequence[torch.Tensor],
-        ridges: Sequence[PrefixRidge] | None = None,
+        ridges: Sequence[PrefixRidge] = (),
     ):
         self.layerwise, self.model, self.family = layerwise, layerwise.model, layerwise.family
         self.model_units, self.ridges = list(units), ridges
@@ -178,7 +179,7 @@ class SortedModel:
             used = self.compensated(policy, members) if compensated else {}
             used |= {name: weight for name, weight in (weights or {}).items() if self._belongs_to(layer, name)}
             originals = {name: self.model.get_parameter(name).data for name in used}
-            removed = (self.model_units[index].output.module for index in members if not policy.sizes[index])
+            removed = (self.model_units[index].projection for index in members if not policy.sizes[index])
             with ExitStack() as stack:
                 for module in removed:
                     stack.enter_context(replaced_forward(module, partial(_zeros, module.out_features)))
@@ -231,8 +232,8 @@ class SortedModel:
             policy: Number of groups to keep per unit.
             weights: As for `change`.
             journal: Saves the layers, and memory-maps them if it keeps tensors on disk.
-            homogeneous: Whether to use the dense model's class, which must support the policy's sizes
-                (`is_homogeneous`); mixtures always do.
+            homogeneous: Whether to use the dense model's class, if it supports the policy's sizes (`is_homogeneous`);
+                mixtures always do.
         """
         change, layers = self.change(policy, weights), len(self.prefixes)
         kept = policy.kept_layers(layers)
@@ -247,15 +248,14 @@ class SortedModel:
                 copy = partial(self._copy_weights, layer, self.prefixes[index], removed)
                 layer_weights = journal.mapped(f"pruned-{index}", copy)
                 state |= {prefix + name: tensor for name, tensor in layer_weights.items()}
-        if homogeneous or self.family.experts:
-            model_class, config = type(self.model), homogeneous_config(self.model, policy)
-        else:
-            model_class, config = pruned_model_class(self.family), pruned_config(self.model.config, policy)
-        options = {"dtype": self.layerwise.stored_dtype} | attention_of(config)
+        config = homogeneous_config(self.model, policy) if homogeneous or self.family.experts else None
+        model_class = pruned_model_class(self.family) if config is None else type(self.model)
+        config = config or pruned_config(self.model.config, policy)
+        options = {"dtype": self.layerwise.stored_dtype, **attention_of(config)}
         pruned = model_class.from_pretrained(None, config=config, state_dict=state, **options)
         if self.family.experts:
             # Saved as by default, with a tensor per expert, rather than as they were loaded here.
-            pruned._weight_conversions = None
+            vars(pruned)["_weight_conversions"] = None
         # from_pretrained sets the name to the folder, which is None here.
         pruned.config._name_or_path = pruned.name_or_path = ""
         pruned.generation_config = self.model.generation_config
@@ -263,7 +263,7 @@ class SortedModel:
         free = free_device_memory(device)
         fits = free is None or free > PRUNED_HEADROOM * pruned.get_memory_footprint()
         if fits and not self.layerwise.weights.offloaded:
-            pruned = pruned.to(device)
+            pruned = move(pruned, device)
         return pruned.eval()
 
     def _copy_weights(self, module: nn.Module, prefix: str, excluded: tuple[str, ...]) -> dict[str, torch.Tensor]:

@@ -4,19 +4,19 @@ import glob
 import hashlib
 import os
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from functools import cache, partial
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, cast
 
 from ..errors import FFPError, convert_errors, named_line, one_line
 from .fields import Config, expand
 
 
 if TYPE_CHECKING:
-    from datasets import Dataset, DatasetBuilder, IterableDataset
+    from datasets import DatasetBuilder
 
 
 # Short names of texts on the Hub: repository and configuration.
@@ -30,6 +30,7 @@ SPLITS = ("train", "validation", "test")
 # Column with the lines of a .txt file, including line breaks.
 LINES = "lines of a .txt file"
 ALTERNATIVES = "use a local .txt, .json, .jsonl or .parquet file, or a folder with train, validation and test"
+Rows = Iterable[Mapping[str, Any]]
 HUB_NAME = re.compile(r"\w[\w.-]*(/[\w.-]+)?(:[\w.-]+)?")
 # Number of hexadecimal digits of SHA-256 in records.
 HASH_DIGITS = 12
@@ -103,7 +104,7 @@ class Text:
         name = os.path.basename(os.path.abspath(self.path)) or self.name
         return name if Text(name).is_local else f"./{name}"
 
-    def open(self, token: str | None = None) -> "dict[str, Dataset | IterableDataset]":
+    def open(self, token: str | None = None) -> dict[str, Rows]:
         """Open the text with `datasets`, in streaming mode, so that nothing is copied to its cache.
 
         Args:
@@ -125,9 +126,10 @@ class Text:
         with self.reading(token):
             if any((self.path / name).is_file() for name in ("state.json", "dataset_dict.json")):
                 saved = load_from_disk(str(self.path)).with_format(None)
-                splits = saved if isinstance(saved, DatasetDict) else {self.path.name: saved}
+                opened = saved if isinstance(saved, DatasetDict) else {self.path.name: saved}
             else:
-                splits = self._builder(token).as_streaming_dataset()
+                opened = self._builder(token).as_streaming_dataset()
+        splits = cast("Mapping[str, Rows]", opened)
         if self.path.is_file():
             return {self.path.name: splits["train"]}
         if all(split in splits for split in SPLITS):
@@ -142,17 +144,17 @@ class Text:
     def _builder(self, token: str | None) -> "DatasetBuilder":
         from datasets import Features, Value, load_dataset_builder
 
-        if self.path.is_file() and self.builder is None:
-            raise FFPError(f"{self.name} is not a {', '.join(BUILDERS)} file; convert it, or use such a suffix")
         if self.path.is_file():
+            if self.builder is None:
+                raise FFPError(f"{self.name} is not a {', '.join(BUILDERS)} file; convert it, or use such a suffix")
             builder = load_dataset_builder(self.builder, data_files=glob.escape(str(self.path)))
         elif self.is_local:
             builder = load_dataset_builder(str(self.path))
         else:
             builder = load_dataset_builder(*self.hub_source, token=token)
         if builder.name == "text":
-            builder.config.keep_linebreaks = True
-            builder.config.features = builder.info.features = Features({LINES: Value("string")})
+            builder.info.features = Features({LINES: Value("string")})
+            vars(builder.config).update(keep_linebreaks=True, features=builder.info.features)
         return builder
 
     def _describe_error(self, token: str | None, error: Exception) -> str:
@@ -271,14 +273,15 @@ class TextMix:
 def _parse(dataset: str) -> TextMix:
     if (text := Text(dataset)).exists:
         return TextMix((text,))
-    parts = [re.fullmatch(r"(.*?)(?::(\d+\.?\d*|\.\d+))?", part.strip()) for part in dataset.split(",")]
-    names, shares = [part[1] for part in parts], [part[2] and float(part[2]) for part in parts]
+    parts = [re.split(r":(\d+\.?\d*|\.\d+)$", part.strip()) for part in dataset.split(",")]
+    names = [name for name, *_ in parts]
+    shares = [float(share) for _, *given in parts for share in given[:1]]
     if "" in names or len(set(names)) < len(names):
         raise FFPError(f"dataset {dataset!r} must list each text once, separated by commas")
-    if shares == [None] * len(shares):
-        shares = [1 / len(shares)] * len(shares)
+    if not shares:
+        shares = [1 / len(names)] * len(names)
     # Thirds may be written as 0.33.
-    if not all(shares) or abs(sum(shares) - 1) > 0.011:
+    if len(shares) < len(names) or not all(shares) or abs(sum(shares) - 1) > 0.011:
         raise FFPError(
             f"dataset {dataset!r} must give each text a share above 0, adding up to 1, as in "
             "wikitext2:0.7,c4:0.3, or none for equal shares"

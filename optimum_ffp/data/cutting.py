@@ -8,6 +8,7 @@ import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from ..errors import FFPError
+from ..utils.lm_head import embedding_of
 
 
 def find_start_token(tokenizer: PreTrainedTokenizerBase, option: str = "auto") -> int | None:
@@ -85,7 +86,7 @@ def cut_windows(
 
 def check_known(tokens: np.ndarray, tokenizer: PreTrainedTokenizerBase, model: PreTrainedModel, label: str) -> None:
     """Raise `FFPError` naming the first token id that the model has no embedding for, if any."""
-    unknown = tokens[tokens >= model.get_input_embeddings().weight.shape[0]].tolist()
+    unknown = tokens[tokens >= embedding_of(model).weight.shape[0]].tolist()
     if unknown:
         raise FFPError(
             f"{label} contains the token {tokenizer.decode(unknown[:1])!r}, for which the model has no embedding; "

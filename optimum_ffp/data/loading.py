@@ -3,7 +3,7 @@
 import logging
 import math
 import re
-from collections.abc import Collection, Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import islice
 
@@ -63,10 +63,11 @@ def load_windows(tokenizer: PreTrainedTokenizerBase, model: PreTrainedModel, req
     """
     texts, reported = request.texts, request.reported
     held_out = texts.divide(request.held_out)
-    counts: dict[str, dict[str, int | None]] = {
+    # Cut together with the held-out windows, which are then taken off, so that they are disjoint.
+    search = {name: count + held_out[name] for name, count in texts.divide(request.search).items()}
+    counts: Mapping[str, Mapping[str, int | None]] = {
         "calibration": texts.divide(request.calibration),
-        # Cut together with the held-out windows, which are then taken off, so that they are disjoint.
-        "search": {name: count + held_out[name] for name, count in texts.divide(request.search).items()},
+        "search": search,
         "test": dict.fromkeys(reported.names, request.test),
     }
     windows_by_text = {}
@@ -74,9 +75,8 @@ def load_windows(tokenizer: PreTrainedTokenizerBase, model: PreTrainedModel, req
         counts_by_role = {role: by_text[name] for role, by_text in counts.items() if by_text.get(name, 0) != 0}
         if counts_by_role:
             windows_by_text[name] = _load_text(Text(name), tokenizer, model, request, counts_by_role)
-        if "search" in counts_by_role:
-            windows = windows_by_text[name]["search"]
-            windows_by_text[name] |= _hold_out(windows, counts_by_role["search"], held_out[name])
+        if search.get(name):
+            windows_by_text[name] |= _hold_out(windows_by_text[name]["search"], search[name], held_out[name])
     mixes = [
         _mix([windows[role] for windows in windows_by_text.values() if role in windows], str(texts), request)
         for role in ("calibration", "search", "held_out")
@@ -116,7 +116,7 @@ def read_parts(
     characters = _take(pieces[first], text)
     begin = 0
     for role, share in zip(ROLES, PART_ENDS[len(streams)]):
-        end = WORD_END.search(characters, round(share * len(characters))).start()
+        end = next(WORD_END.finditer(characters, round(share * len(characters)))).start()
         parts[role] = Part([characters[begin:end]], f"{role} part of {first}")
         begin = end
     return parts, pieces[first]
@@ -138,10 +138,11 @@ def _load_text(
     generator = torch.Generator().manual_seed(request.seed)
     windows_by_role = {}
     counts = counts_by_role.values()
-    with progress_bar(None if None in counts else sum(counts), f"Reading {text.name}", "window") as bar:
+    total = None if None in counts else sum(filter(None, counts))
+    with progress_bar(total, f"Reading {text.name}", "window") as bar:
         for role, count in counts_by_role.items():
             part, label, one_per_block = parts[role], f"{text.name} ({parts[role].source})", False
-            if role == "test":
+            if role == "test" or count is None:
                 count = count or (None if part.source == "test" else TEST_WINDOWS)
                 size = request.length * CHARACTERS_PER_TOKEN * count if count else MAX_BLOCK_CHARACTERS
                 blocks = cut_blocks(part.pieces, min(size, MAX_BLOCK_CHARACTERS))

@@ -1,8 +1,8 @@
 """Conversion of dataset rows to pieces of text: choice of the column, and rendering of conversations."""
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from itertools import chain, islice
-from typing import Any
+from typing import Any, cast
 
 from transformers import PreTrainedTokenizerBase
 
@@ -137,12 +137,13 @@ def render(row: Row, tokenizer: PreTrainedTokenizerBase, label: str) -> str:
         raise FFPError(f"{label}: the chat template rejects the conversation {begin!r}: {named_line(error)}") from None
 
 
-def apply_template(tokenizer: PreTrainedTokenizerBase, conversation: list[dict[str, Any]]) -> str:
-    """Render a conversation with the chat template, which may raise any exception.
+def apply_template(tokenizer: PreTrainedTokenizerBase, conversation: list[dict[str, Any]], **options: Any) -> str:
+    """Render a conversation with the chat template and its options, which may raise any exception.
 
     Templates of vision-language models may expect content as a list of parts, and silently drop strings.
     """
-    text = tokenizer.apply_chat_template(conversation, tokenize=False)
+    apply = cast(Callable[..., str], tokenizer.apply_chat_template)
+    text = apply(conversation, tokenize=False, **options)
     contents = [str(message.get("content") or "").strip() for message in conversation]
     if not any(contents) or any(content in text for content in contents if content):
         return text
@@ -152,7 +153,7 @@ def apply_template(tokenizer: PreTrainedTokenizerBase, conversation: list[dict[s
         else message
         for message in conversation
     ]
-    return tokenizer.apply_chat_template(parts, tokenize=False)
+    return apply(parts, tokenize=False, **options)
 
 
 def _join(values: Sequence[Any]) -> Row | None:

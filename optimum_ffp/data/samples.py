@@ -3,6 +3,9 @@
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from ..utils.generation import generate
+from .rows import apply_template
+
 
 QUESTIONS = ("What is the capital of France?", "Why is the sky blue?", "Tell me a story about a dog.")
 BEGINNINGS = ("The capital of France is", "The sky is blue because", "Once upon a time, there was a dog who")
@@ -25,8 +28,8 @@ def write_samples(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) ->
     for prompt in QUESTIONS if chat else BEGINNINGS:
         text, message = prompt, {"role": "user", "content": prompt}
         if chat:
-            text = tokenizer.apply_chat_template([message], tokenize=False, add_generation_prompt=True)
+            text = apply_template(tokenizer, [message], add_generation_prompt=True)
         tokens = tokenizer(text, add_special_tokens=not chat, return_tensors="pt").input_ids.to(model.device)
-        written = model.generate(tokens, attention_mask=torch.ones_like(tokens), max_new_tokens=NEW_TOKENS, **greedy)
-        samples[prompt] = tokenizer.decode(written[0, tokens.shape[1] :], skip_special_tokens=True).strip()
+        written = generate(model, tokens, max_new_tokens=NEW_TOKENS, **greedy)
+        samples[prompt] = tokenizer.batch_decode(written[:, tokens.shape[1] :], skip_special_tokens=True)[0].strip()
     return samples

@@ -8,6 +8,8 @@ from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerB
 
 from ..errors import FFPError
 from ..utils.batch_size import with_halving_batches
+from ..utils.generation import generate
+from ..utils.lm_head import embedding_of
 from ..utils.progress import progress_bar
 from .cutting import find_start_token
 from .rows import apply_template
@@ -52,8 +54,7 @@ def sample_from_model(
             torch.manual_seed(seed)
             passages_by_batch = []
             for batch in batches:
-                # By default, a start token that is also the padding token would be masked.
-                passages_by_batch.append(model.generate(batch, attention_mask=torch.ones_like(batch)).cpu())
+                passages_by_batch.append(generate(model, batch).cpu())
                 bar.update()
         return torch.cat(passages_by_batch)
 
@@ -87,7 +88,7 @@ def find_opening(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, len
     Raises:
         FFPError: If the tokenizer has neither a start nor an end token, or the model has no embedding for it.
     """
-    vocabulary = model.get_input_embeddings().weight.shape[0]
+    vocabulary = embedding_of(model).weight.shape[0]
     if tokenizer.chat_template:
         try:
             opening, _ = apply_template(tokenizer, [{"role": "user", "content": "QUESTION"}]).split("QUESTION")
@@ -99,6 +100,6 @@ def find_opening(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, len
         if tokens and max(tokens) < vocabulary and 2 * len(tokens) <= length:
             return tokens
     start = tokenizer.eos_token_id if tokenizer.bos_token_id is None else tokenizer.bos_token_id
-    if start is None or start >= vocabulary:
+    if not isinstance(start, int) or start >= vocabulary:
         raise FFPError("the model has no start token to sample text from; choose a dataset without self")
     return [start]

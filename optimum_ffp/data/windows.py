@@ -117,5 +117,5 @@ class DataSplits:
         # A recovery has neither calibration nor search windows.
         none = torch.empty(0, 0, dtype=torch.long)
         tokens = [torch.tensor(record["tokens"]) if record["tokens"] else none for record in data]
-        windows = [Windows(**record | {"tokens": rows}) for record, rows in zip(data, tokens)]
+        windows = [replace(Windows(**record), tokens=rows) for record, rows in zip(data, tokens)]
         return cls(*windows[:3], tests=tuple(windows[3:]))

@@ -102,8 +102,8 @@ def _backward_layer(runner: LayerRunner, hidden: torch.Tensor, gradient: torch.T
     hidden = hidden.detach().to(runner.device, runner.weight_dtype).requires_grad_()
     with torch.enable_grad():
         output = runner.output(hidden)
-    output.backward(gradient.to(output))
-    gradient.copy_(hidden.grad)
+    (input_gradient,) = torch.autograd.grad(output, hidden, gradient.to(output))
+    gradient.copy_(input_gradient)
 
 
 def _backward_head(
@@ -119,8 +119,8 @@ def _backward_head(
         for start, logits in chunked_logits(model, replace(decoded, last_hidden_state=head_input)):
             likelihoods.append(_backward_piece(logits, window.to(logits.device), start, labels_of))
             del logits
-    decoded.last_hidden_state.backward(head_input.grad)
-    state.copy_(hidden.grad)
+    (input_gradient,) = torch.autograd.grad(decoded.last_hidden_state, hidden, head_input.grad)
+    state.copy_(input_gradient)
     # One transfer per window, since each synchronizes.
     return -float(torch.cat(likelihoods).cpu().double().sum())
 

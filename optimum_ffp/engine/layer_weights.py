@@ -3,7 +3,7 @@
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
-from functools import cached_property
+from functools import cached_property, partial
 
 import torch
 from torch import nn
@@ -20,26 +20,26 @@ class LayerWeights:
 
     Args:
         layers: The decoder layers.
-        device: Device to copy the weights of a layer to; `None` if all are resident.
+        device: Device that runs the layers.
         dtype: Dtype of floating-point copies; that of the weights if `None`.
+        resident: Whether all layers stay on that device, so that nothing is copied.
     """
 
     def __init__(
-        self, layers: Sequence[nn.Module], device: torch.device | None = None, dtype: torch.dtype | None = None
+        self,
+        layers: Sequence[nn.Module],
+        device: torch.device,
+        dtype: torch.dtype | None = None,
+        resident: bool = False,
     ):
-        self.layers, self.device, self.dtype = list(layers), device, dtype
+        self.layers, self.device, self.dtype, self.resident = list(layers), device, dtype, resident
         self._changes: dict[int, tuple[Callable[[], None], Callable[[], None]]] = {}
-
-    @property
-    def resident(self) -> bool:
-        """Whether all layers stay on their device."""
-        return self.device is None
 
     @property
     def offloaded(self) -> bool:
         """Whether weights are on another device while they are not used, rather than only in another dtype."""
-        device = self.device
-        return device is not None and any(one.device != device for layer in self.layers for one in layer.parameters())
+        parameters = (one for layer in self.layers for one in layer.parameters())
+        return not self.resident and any(one.device != self.device for one in parameters)
 
     def change(self, index: int, change: Callable[[], None], forget: Callable[[], None] = lambda: None) -> None:
         """Change the weights of a layer: now if they are resident, otherwise whenever they are copied to the device.
@@ -81,8 +81,8 @@ class LayerWeights:
 
     def _background(self) -> ThreadPoolExecutor:
         """Return a thread for copies, on this process's GPU: by default threads create a context on the first one."""
-        set_device = torch.cuda.set_device if self.device.type == "cuda" else None
-        return ThreadPoolExecutor(1, initializer=set_device, initargs=(self.device,))
+        set_device = partial(torch.cuda.set_device, self.device) if self.device.type == "cuda" else None
+        return ThreadPoolExecutor(1, initializer=set_device)
 
     @torch.no_grad()
     def _copy(self, index: int) -> dict[str, torch.Tensor]:
@@ -100,8 +100,8 @@ class LayerWeights:
         # One for all layers: the caching allocator reuses memory per stream.
         return torch.cuda.Stream(self.device)
 
-    def _to_device(self, tensor: torch.Tensor, **options: bool) -> torch.Tensor:
-        return tensor.to(self.device, self.dtype if tensor.is_floating_point() else None, **options)
+    def _to_device(self, tensor: torch.Tensor, non_blocking: bool = False, copy: bool = False) -> torch.Tensor:
+        return tensor.to(self.device, self.dtype if tensor.is_floating_point() else None, non_blocking, copy)
 
     @contextmanager
     def _on_device(self, index: int, copies: dict[str, torch.Tensor]) -> Iterator[nn.Module]:

@@ -9,13 +9,12 @@ import torch
 from torch import nn
 from torch.func import functional_call
 from transformers import PreTrainedModel
-from transformers.modeling_outputs import ModelOutput
 
 from ..modeling.families import Family, decoder_layers
 from ..utils import processes
 from ..utils.device_memory import free_device_memory
 from ..utils.host_memory import free_host_memory
-from ..utils.lm_head import chunked_losses, decode, replaced_forward
+from ..utils.lm_head import DecoderOutput, chunked_losses, decode, replaced_forward
 from ..utils.precision import computing_in
 from ..utils.tensors import replace_value
 from .layer_runner import Arguments, LayerRunner
@@ -82,12 +81,11 @@ class LayerwiseModel:
         self.model, self.family, self.stored_dtype = model, family, model.dtype
         self.layers = list(decoder_layers(model))
         self.dtype = dtype or model.dtype
-        converts = self.dtype != self.stored_dtype
-        if converts:
-            device = device or model.device
-        # Without a conversion, tensors with a dtype of their own, such as some norms, keep it.
-        self.weights = LayerWeights(self.layers, device, self.dtype if converts else None)
         self.device = device or model.device
+        converts = self.dtype != self.stored_dtype
+        # Without a conversion, tensors with a dtype of their own, such as some norms, keep it.
+        copied_dtype = self.dtype if converts else None
+        self.weights = LayerWeights(self.layers, self.device, copied_dtype, resident=device is None and not converts)
         self.counter = TokenCounter(len(self.layers))
         self.original: LayerwiseModel | None = None
         self._host_free = free_host_memory()
@@ -173,7 +171,7 @@ class LayerwiseModel:
                 embedded.copy_(self._layer_inputs(batch)[0])
         return states, arguments
 
-    def decoded(self, states: torch.Tensor) -> ModelOutput:
+    def decoded(self, states: torch.Tensor) -> DecoderOutput:
         """Return the output of the decoder, as `decode`, for hidden states after the last layer.
 
         Call it within `cast_outer_weights`.
@@ -205,7 +203,7 @@ class LayerwiseModel:
         dtype: torch.dtype | None = None,
         batch_size: int = 1,
         on_layer: Callable[[], Any] = lambda: None,
-        on_decoded: Callable[[ModelOutput], Callable[[torch.Tensor], Any] | None] = lambda decoded: None,
+        on_decoded: Callable[[DecoderOutput], Callable[[torch.Tensor], Any] | None] = lambda decoded: None,
     ) -> torch.Tensor:
         """Return the mean negative log-likelihood of every window, in nats per predicted token.
 

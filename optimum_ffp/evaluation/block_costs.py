@@ -46,7 +46,7 @@ def measure_costs(model: PreTrainedModel, workload: str) -> dict[str, Any]:
         raise FFPError(f"workload {workload} has more tokens than the {positions} positions of the model; shorten it")
     family, types, tried = find_family(model.config), getattr(model.config, "layer_types", None), {}
     for group in family.attention_groups(model.config):
-        units = tuple(replace(one.unit, remaining=None) for one in find_units(model, family, None, group))
+        units = tuple(replace(one.unit, removed=0) for one in find_units(model, family, None, group))
         kinds = defaultdict(list)
         for unit in units:
             # Windows make a difference to attention alone.
@@ -85,7 +85,7 @@ def _time_policies(
     model: PreTrainedModel, policies: Sequence[PruningPolicy], workload: str, repeats: int = 5
 ) -> tuple[float, list[float]]:
     """Return the median seconds of a workload with the dense model and those of policies, measured in turns."""
-    dense = PruningPolicy.dense([replace(unit, remaining=None) for unit in policies[0].units])
+    dense = PruningPolicy.dense([replace(unit, removed=0) for unit in policies[0].units])
     reference, models = _sized(model, dense), {}
     for index, policy in enumerate(policies):
         if index % 4 == 0:

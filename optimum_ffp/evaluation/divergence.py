@@ -8,9 +8,8 @@ from typing import Any
 import torch
 from torch.nn.functional import kl_div
 from transformers import PreTrainedModel
-from transformers.modeling_outputs import ModelOutput
 
-from ..utils.lm_head import chunked_logits, decoder_of
+from ..utils.lm_head import DecoderOutput, chunked_logits, decoder_of
 
 
 class Predictions:
@@ -27,14 +26,15 @@ class Predictions:
     def __init__(self, model: PreTrainedModel, windows: torch.Tensor, head: PreTrainedModel | None = None):
         self.windows = windows
         self.head = head or _without_decoder(model)
-        self._decoded: ModelOutput | None = None
+        # Output for the last batch; its hidden states are replaced for every other batch.
+        self._decoded: DecoderOutput
         self._states: list[torch.Tensor] = []
 
     def clear(self) -> None:
         """Discard all batches."""
         self._states.clear()
 
-    def append(self, decoded: ModelOutput) -> None:
+    def append(self, decoded: DecoderOutput) -> None:
         """Store the output of `decode` for a batch in host memory; batches must be in the order of the windows."""
         self._decoded = decoded
         self._states.extend(decoded.last_hidden_state.cpu())
@@ -74,7 +74,7 @@ class Comparison:
         self._batches: list[list[torch.Tensor]] = []
         self._count = 0
 
-    def begin_batch(self, decoded: ModelOutput) -> Callable[[torch.Tensor], None]:
+    def begin_batch(self, decoded: DecoderOutput) -> Callable[[torch.Tensor], None]:
         """Begin a batch with its output of `decode`; batches must be in the order of the windows.
 
         Returns:

@@ -8,6 +8,8 @@ from typing import Any
 import torch
 from transformers import PreTrainedModel, StoppingCriteria, StoppingCriteriaList
 
+from ..utils.generation import generate
+from ..utils.lm_head import embedding_of
 from ..utils.progress import progress_bar
 
 
@@ -61,7 +63,7 @@ def time_models(
     Returns:
         By name the seconds of every round until the first new token, and for the others.
     """
-    vocabulary = min(model.get_input_embeddings().num_embeddings for model in models.values())
+    vocabulary = min(embedding_of(model).num_embeddings for model in models.values())
     generator = torch.Generator().manual_seed(0)
     prompt = torch.randint(vocabulary, (batch_size, prompt_tokens), generator=generator)
     seconds: dict[Any, list[tuple[float, float]]] = {name: [] for name in models}
@@ -79,10 +81,9 @@ def time_generation(model: PreTrainedModel, prompt: torch.Tensor, new_tokens: in
     prompt = prompt.to(model.device)
     clock = _TokenClock()
     start = clock.now(model.device)
-    model.generate(
+    generate(
+        model,
         prompt,
-        # By default, random tokens that equal the padding token would be masked.
-        attention_mask=torch.ones_like(prompt),
         max_new_tokens=1 + new_tokens,
         do_sample=False,
         eos_token_id=None,
@@ -97,7 +98,7 @@ class _TokenClock(StoppingCriteria):
     def __init__(self) -> None:
         self.times: list[float] = []
 
-    def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor, **kwargs: Any) -> torch.Tensor:
+    def __call__(self, input_ids: torch.Tensor, scores: Any, **kwargs: Any) -> Any:
         self.times.append(self.now(input_ids.device))
         return torch.zeros(len(input_ids), dtype=torch.bool, device=input_ids.device)
 

@@ -24,7 +24,7 @@ class Perplexity(evaluate.Metric):
             features=datasets.Features({"predictions": datasets.Sequence(datasets.Value("int64"))}),
         )
 
-    def _compute(
+    def _compute(  # pyright: ignore[reportIncompatibleMethodOverride]  # A metric declares the arguments that it takes.
         self,
         predictions: list[list[int]],
         model: PreTrainedModel,

@@ -6,9 +6,8 @@ from typing import Any
 
 import torch
 from transformers import PreTrainedModel
-from transformers.modeling_outputs import ModelOutput
 
-from ..utils.lm_head import chunked_losses, decode
+from ..utils.lm_head import DecoderOutput, chunked_losses, decode
 
 
 @torch.no_grad()
@@ -17,7 +16,7 @@ def window_losses(
     windows: torch.Tensor,
     batch_size: int = 1,
     on_batch: Callable[[int], Any] | None = None,
-    on_decoded: Callable[[ModelOutput], Callable[[torch.Tensor], Any] | None] | None = None,
+    on_decoded: Callable[[DecoderOutput], Callable[[torch.Tensor], Any] | None] | None = None,
 ) -> torch.Tensor:
     """Compute the mean negative log-likelihood per window, in nats per predicted token.
 

@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 from transformers import Cache, PreTrainedModel
-from transformers.utils import cached_file
+from transformers.utils.hub import cached_file
 
 from ..modeling.families import FAMILIES, MULTIMODAL, decoder_layers
 from ..utils.folders import expand
@@ -59,9 +59,10 @@ def weight_bytes(model: PreTrainedModel, model_id: str | os.PathLike, **hub: Any
     path = expand(model_id)
     if path.suffix == ".gguf":
         return path.stat().st_size
-    folder = path if path.is_dir() else Path(cached_file(os.fspath(model_id), "config.json", **hub)).parent
-    config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    if not path.is_dir() and (file := cached_file(os.fspath(model_id), "config.json", **hub)):
+        path = Path(file).parent
+    config = json.loads((path / "config.json").read_text(encoding="utf-8"))
     if config.get("model_type") in MULTIMODAL:
         return model.get_memory_footprint(return_buffers=False)
-    files = next((matches for pattern in WEIGHT_FILES if (matches := list(folder.glob(pattern)))), [])
+    files = next((matches for pattern in WEIGHT_FILES if (matches := list(path.glob(pattern)))), [])
     return sum(file.stat().st_size for file in files)

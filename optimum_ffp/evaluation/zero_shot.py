@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from functools import partial
 from importlib.metadata import version
 from numbers import Real
-from typing import Any
+from typing import Any, cast
 
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
@@ -78,18 +78,20 @@ class TaskSuite:
         Raises:
             FFPError: If a task can't be run.
         """
-        import lm_eval
+        from lm_eval.evaluator import simple_evaluate
         from lm_eval.models.huggingface import HFLM
 
         with convert_errors(partial(_describe_failure, self.names), passes=out_of_memory):
-            results = lm_eval.simple_evaluate(
-                model=HFLM(pretrained=model, tokenizer=tokenizer, batch_size=batch_size),
-                tasks=self.names,
+            evaluated = simple_evaluate(
+                # lm-eval's decorator hides the arguments.
+                model=cast(Any, HFLM)(pretrained=model, tokenizer=tokenizer, batch_size=batch_size),
+                tasks=[*self.names],
                 task_manager=self.manager,
                 num_fewshot=self.num_fewshot,
                 limit=limit,
                 log_samples=with_samples,
             )
+        results = cast(dict[str, Any], evaluated)
         return [
             {
                 "task": name,

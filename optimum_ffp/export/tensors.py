@@ -6,7 +6,8 @@ import torch
 from torch.nn.functional import pad
 from transformers import PreTrainedModel
 
-from ..modeling.families import head_dimension
+from ..modeling.families import decoder_layers, head_dimension
+from ..utils.lm_head import embedding_of, head_of
 from .architectures import Architecture, LayerSizes, rotary_parameters
 
 
@@ -40,18 +41,17 @@ def tensors(
     """
     from gguf import MODEL_ARCH_NAMES, get_tensor_name_map
 
-    base = model.base_model
+    base, dimension, rotary = model.base_model, head_dimension(model.config), rotary_parameters(model.config)
     numbers = {name: number for number, name in MODEL_ARCH_NAMES.items()}
-    names = get_tensor_name_map(numbers[architecture.name], len(base.layers))
-    yield f"{names['model.embed_tokens']}.weight", base.embed_tokens.weight.float()
-    yield f"{names['model.norm']}.weight", base.norm.weight.float() + architecture.norm_offset
+    names = get_tensor_name_map(numbers[architecture.name], len(decoder_layers(model)))
+    yield f"{names['model.embed_tokens']}.weight", embedding_of(model).weight.float()
+    yield f"{names['model.norm']}.weight", base.get_parameter("norm.weight").float() + architecture.norm_offset
     if not model.config.tie_word_embeddings:
-        yield f"{names['lm_head']}.weight", model.get_output_embeddings().weight.float()
-    if rotary_parameters(model.config).get("rope_type") == "llama3":
+        yield f"{names['lm_head']}.weight", head_of(model).weight.float()
+    if rotary.get("rope_type") == "llama3":
         # Divisors of the frequencies.
-        plain, _ = base.rotary_emb.compute_default_rope_parameters(model.config)
-        yield "rope_freqs.weight", plain / base.rotary_emb.inv_freq.cpu()
-    dimension = head_dimension(model.config)
+        plain = 1.0 / rotary["rope_theta"] ** (torch.arange(0, dimension, 2, dtype=torch.float) / dimension)
+        yield "rope_freqs.weight", plain / base.get_buffer("rotary_emb.inv_freq").cpu()
     for index, parameters in enumerate(_layers(model, architecture)):
         weights = {name: parameter.float() for name, parameter in parameters.items()}
         if padded is not None:
@@ -72,11 +72,14 @@ def tensors(
 
 def _layers(model: PreTrainedModel, architecture: Architecture | None) -> list[dict[str, torch.Tensor]]:
     """Return the parameters of every layer, with a head or channel of zeros for what an architecture can't lack."""
-    dimension, layers = head_dimension(model.config), [dict(one.named_parameters()) for one in model.base_model.layers]
+    dimension = head_dimension(model.config)
+    layers: list[dict[str, torch.Tensor]] = [dict(layer.named_parameters()) for layer in decoder_layers(model)]
+    if architecture is None:
+        return layers
     shapes = {name: parameter.shape for parameters in layers for name, parameter in parameters.items()}
     rows = {QUERY: dimension, KEY: dimension, VALUE: dimension, GATE: 1, UP: 1}
     columns = {OUTPUT: dimension, DOWN: 1}
-    for parameters in layers if architecture else ():
+    for parameters in layers:
         for name, (first, *others) in shapes.items():
             module = name.rpartition(".")[0]
             if name not in parameters and not (architecture.no_heads and module.startswith(ATTENTION)):

@@ -3,7 +3,7 @@
 import json
 from typing import TYPE_CHECKING, Any
 
-from transformers import PreTrainedTokenizerBase
+from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
 from ..errors import FFPError
 
@@ -75,7 +75,7 @@ def read_tokenizer(tokenizer: PreTrainedTokenizerBase) -> tuple[dict[str, Any], 
     Raises:
         FFPError: If llama.cpp does not support the tokenizer.
     """
-    if not tokenizer.is_fast:
+    if not isinstance(tokenizer, PreTrainedTokenizerFast):
         raise FFPError(f"{type(tokenizer).__name__} has no tokenizer.json; only fast tokenizers can be exported")
     description = json.loads(tokenizer.backend_tokenizer.to_str())
     model = description["model"]
@@ -99,7 +99,7 @@ def _tokens(
     for added in description["added_tokens"]:
         if added["id"] < vocabulary:
             kinds[added["id"]] = int(TokenType.CONTROL if added["special"] else TokenType.USER_DEFINED)
-    if tokenizer.unk_token_id is not None and description["model"].get("byte_fallback"):
+    if isinstance(tokenizer.unk_token_id, int) and description["model"].get("byte_fallback"):
         kinds[tokenizer.unk_token_id] = int(TokenType.UNKNOWN)
     return names, kinds
 

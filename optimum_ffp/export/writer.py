@@ -11,6 +11,7 @@ from ..modeling.checks import check_usable
 from ..modeling.families import head_dimension
 from ..modeling.gguf_file import check_gguf_installed
 from ..utils.folders import atomic_file, expand
+from ..utils.lm_head import embedding_of
 from .architectures import (
     Architecture,
     LayerSizes,
@@ -79,7 +80,7 @@ def export_gguf(
     try:
         with atomic_file(path) as partial:
             writer = gguf.GGUFWriter(partial, architecture.name)
-            write_tokenizer(writer, tokenizer, model.get_input_embeddings().num_embeddings)
+            write_tokenizer(writer, tokenizer, embedding_of(model).num_embeddings)
             _write_sizes(writer, model.config, architecture, sizes)
             writer.add_name(Path(model.config._name_or_path).name or "model")
             file_type = f"{'ALL' if output_type == 'f32' else 'MOSTLY'}_{output_type.upper()}"

@@ -4,7 +4,7 @@ import os
 from typing import Any
 
 from huggingface_hub import metadata_load
-from transformers.utils import cached_file
+from transformers.utils.hub import cached_file
 
 from ..utils.folders import expand
 from .naming import is_hub_id
@@ -21,7 +21,7 @@ def read_license(model_id: str | os.PathLike, **hub: Any) -> dict[str, str]:
     published = is_hub_id(os.fspath(model_id))
     try:
         path = cached_file(model_id, "README.md", **hub, **LENIENT) if published else expand(model_id) / "README.md"
-        data = metadata_load(path) or {}
+        data = (path and metadata_load(path)) or {}
     # Base models without a readable card can be pruned too.
     except Exception:
         return {}

@@ -6,7 +6,7 @@ from typing import Any
 
 from huggingface_hub import HfApi, constants, try_to_load_from_cache
 from huggingface_hub.errors import HfHubHTTPError
-from transformers.utils import cached_file
+from transformers.utils.hub import cached_file
 
 from ..config.fields import read_file
 from ..errors import FFPError, one_line

@@ -16,6 +16,7 @@ from ..allocation.policy import Group, PruningPolicy
 from ..errors import FFPError, convert_errors, one_line
 from ..hub.record import prune_record
 from ..hub.validate_checkpoint import check_checkpoint
+from ..utils.lm_head import embedding_of, head_of
 from .families import FAMILIES, Experts, Family, find_family
 
 
@@ -136,7 +137,7 @@ def is_pruned(config: PretrainedConfig) -> bool:
     return bool(sizes) or any("modeling_ffp_" in str(entry) for entry in code)
 
 
-def attention_of(config: PretrainedConfig) -> dict[str, str]:
+def attention_of(config: PretrainedConfig) -> dict[str, Any]:
     """Return arguments of `from_pretrained` for models whose softcap SDPA ignores.
 
     Some versions of transformers select SDPA anyway.
@@ -150,12 +151,11 @@ def mark_untied(model: PreTrainedModel) -> None:
 
     Transformers then loads both weights, but leaves the config unchanged.
     """
-    head, embeddings = model.get_output_embeddings(), model.get_input_embeddings()
-    if not getattr(model.config, "tie_word_embeddings", False) or head is None or head.weight is embeddings.weight:
+    if not getattr(model.config, "tie_word_embeddings", False) or model.get_output_embeddings() is None:
         return
-    loaded = not (head.weight.is_meta or embeddings.weight.is_meta)
+    head, embedding = head_of(model).weight, embedding_of(model).weight
     # They may be on different devices.
-    if loaded and not torch.equal(head.weight.cpu(), embeddings.weight.cpu()):
+    if not (head is embedding or head.is_meta or embedding.is_meta) and not torch.equal(head.cpu(), embedding.cpu()):
         model.config.tie_word_embeddings = False
 
 

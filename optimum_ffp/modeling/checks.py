@@ -9,6 +9,7 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_N
 
 from ..errors import FFPError
 from ..hub.record import prune_record
+from ..utils.lm_head import embedding_of
 from ..utils.precision import dtype_name, is_quantized
 from .auto import is_pruned
 from .families import find_family
@@ -95,7 +96,7 @@ def _is_native(config: PretrainedConfig) -> bool:
 
 def check_usable(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, model_id: str) -> None:
     """Raise `FFPError` if the tokenizer has tokens without an embedding in the model."""
-    largest, rows = largest_token(tokenizer, model_id), model.get_input_embeddings().weight.shape[0]
+    largest, rows = largest_token(tokenizer, model_id), embedding_of(model).weight.shape[0]
     if largest >= rows:
         raise FFPError(
             f"the tokenizer of {model_id} has token ids up to {largest}, but the model's embedding has {rows} rows; "

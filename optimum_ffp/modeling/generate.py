@@ -10,8 +10,10 @@ A family whose layers are built like Llama's only needs a family record. Other f
 import argparse
 from pathlib import Path
 
+import transformers
 from jinja2 import Environment, PackageLoader, StrictUndefined
-from transformers import CONFIG_MAPPING, MODEL_FOR_CAUSAL_LM_MAPPING, MODEL_MAPPING
+from transformers import CONFIG_MAPPING
+from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES, MODEL_MAPPING_NAMES
 
 from .auto import attention_of
 from .families import FAMILIES, Family
@@ -35,16 +37,15 @@ def render(family: Family) -> str:
     Raises:
         KeyError: If transformers has no causal LM of that model type.
     """
-    config_class = CONFIG_MAPPING[family.model_type]
-    causal, model = MODEL_FOR_CAUSAL_LM_MAPPING[config_class], MODEL_MAPPING[config_class]
-    config = config_class()
+    causal = getattr(transformers, MODEL_FOR_CAUSAL_LM_MAPPING_NAMES[family.model_type])
+    config = CONFIG_MAPPING[family.model_type]()
     template = TEMPLATES.select_template([f"{family.model_type}.py.jinja", "base.py.jinja"])
     return template.render(
         family=family,
         prefix=family.class_prefix,
         module=causal.__module__,
         causal=causal.__name__,
-        model=model.__name__,
+        model=MODEL_MAPPING_NAMES[family.model_type],
         layer=next(iter(causal._no_split_modules)),
         base=causal.base_model_prefix,
         rotary=hasattr(config, "rope_parameters"),

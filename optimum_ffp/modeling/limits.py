@@ -111,7 +111,8 @@ def _cache_bytes(model: PreTrainedModel, units: Sequence[Unit], config: FFPConfi
     """Return the bytes of KV cache of every unit by its size, each of shape `[groups + 1]`, and those of no unit."""
     _, kv_heads, head_dim = find_family(model.config).heads(model.config)
     # Layers with a sliding window keep no more tokens than it has.
-    tokens = [layer.max_cache_len for layer in StaticCache(model.config, max_cache_len=config.context).layers]
+    layers = StaticCache(model.config, max_cache_len=int(config.context)).layers
+    tokens = [vars(layer)["max_cache_len"] for layer in layers]
     # DeepSeek's keys and values have dimensions of their own.
     dims = (getattr(model.config, name, None) or head_dim for name in ("qk_head_dim", "v_head_dim"))
     head_bytes = sum(dims) * model.dtype.itemsize * config.sequences

@@ -28,7 +28,7 @@ from ..errors import FFPError, convert_errors, one_line
 from ..hub.record import is_on_hub, prune_record
 from ..hub.validate_checkpoint import LENIENT, check_checkpoint, check_reachable
 from ..utils.folders import expand
-from ..utils.precision import is_quantized
+from ..utils.precision import is_quantized, move
 from .auto import FFPModelForCausalLM, attention_of, is_pruned, load_strictly, pruned_model_class
 from .checks import NO_TOKENIZER, check_dequantizable, check_prunable, check_unquantized, check_usable, largest_token
 from .families import MULTIMODAL, find_family
@@ -103,7 +103,7 @@ def load_dense(
     if options.offload != "none":
         offload_layers(model, device, options.offload)
     else:
-        model = model.to(device)
+        model = move(model, device)
     # Replace the name in a GGUF file's metadata, from which the model can't be loaded.
     model.config._name_or_path = model_id
     return model.eval().requires_grad_(False), tokenizer
@@ -169,7 +169,7 @@ def load_any(
     model_class = FFPModelForCausalLM if is_pruned(full_config) else _dense_class(full_config)
     placement = attention_of(language_config(full_config)) | (_dequantize(full_config) if dequantize else {})
     model, tokenizer = _load(model_class, model_id, options, **placement)
-    model = model.to(use_device(options.device)).eval().requires_grad_(False)
+    model = move(model, use_device(options.device)).eval().requires_grad_(False)
     check_usable(model, tokenizer, model_id)
     if is_quantized(model.config):
         # The first forward pass of a whole model decompresses weights in compressed-tensors; losses run its parts.
@@ -280,11 +280,11 @@ def empty_model(config: PretrainedConfig, dtype: torch.dtype | None = None) -> P
     Raises:
         FFPError: If there is no such model.
     """
-    dtype = dtype or config.dtype or torch.float32
+    dtype = dtype or (config.dtype if isinstance(config.dtype, torch.dtype) else torch.float32)
     config = copy.deepcopy(config)
     with loading_errors(config._name_or_path or "the model", None), torch.device("meta"):
         if is_pruned(config):
-            return pruned_model_class(find_family(config))(config).to(dtype)
+            return move(pruned_model_class(find_family(config))(config), dtype)
         return AutoModelForCausalLM.from_config(config, dtype=dtype)
 
 

@@ -5,6 +5,7 @@ import copy
 import torch
 from transformers import AutoModelForCausalLM, PretrainedConfig, PreTrainedModel
 
+from ..utils.lm_head import embedding_of, head_of
 from .families import MULTIMODAL
 
 
@@ -36,8 +37,8 @@ def language_model(model: PreTrainedModel) -> PreTrainedModel:
     Args:
         model: The vision-language model, which must not be used afterwards.
     """
-    config, decoder, head = language_config(model.config), model.get_decoder(), model.get_output_embeddings()
-    config.tie_word_embeddings = head.weight is model.get_input_embeddings().weight
+    config, decoder, head = language_config(model.config), model.get_decoder(), head_of(model)
+    config.tie_word_embeddings = head.weight is embedding_of(model).weight
     with torch.device("meta"):
         causal_lm = AutoModelForCausalLM.from_config(config)
     # The decoder's modules read the decoder's config.

@@ -41,7 +41,7 @@ def check_offload(
             "weights of GGUF files and quantized checkpoints are dequantized into memory, so offload 'disk' can't be "
             "used; save the model in full precision as safetensors first, or choose offload 'host' or 'none'"
         )
-    stored = config.dtype or torch.float32
+    stored = config.dtype if isinstance(config.dtype, torch.dtype) else torch.float32
     if dtype not in ("auto", stored):
         raise FFPError(
             f"offload 'disk' uses the weights in the dtype of the files, {dtype_name(stored)}; leave "
@@ -104,10 +104,9 @@ def shard_layers(model: PreTrainedModel) -> None:
     from torch.distributed import fsdp
     from torch.distributed.device_mesh import init_device_mesh
 
-    mesh, layers = init_device_mesh(model.device.type, (processes.count(),)), list(decoder_layers(model))
-    for layer in layers:
-        # By default, root modules are not resharded after forward.
-        fsdp.fully_shard(layer, mesh=mesh, reshard_after_forward=True)
+    mesh = init_device_mesh(model.device.type, (processes.count(),))
+    # By default, root modules are not resharded after forward.
+    layers = [fsdp.fully_shard(layer, mesh=mesh, reshard_after_forward=True) for layer in decoder_layers(model)]
     if hasattr(fsdp, "share_comm_ctx"):
         # Otherwise every layer allocates its own streams and memory.
         fsdp.share_comm_ctx(layers)

@@ -11,7 +11,7 @@ def free_device_memory(device: torch.device, used: bool = False) -> int | None:
     `used`, the tensors of this process count too.
     """
     backend = getattr(torch, device.type, None)
-    if not hasattr(backend, "mem_get_info"):
+    if backend is None or not hasattr(backend, "mem_get_info"):
         return None
     try:
         free = backend.mem_get_info(device)[0]

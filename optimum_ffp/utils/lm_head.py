@@ -3,34 +3,41 @@
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
-from typing import Any
+from typing import Any, ClassVar, Protocol, cast
 
 import torch
 from torch import nn
 from torch.nn.functional import cross_entropy
 from transformers import PreTrainedModel
-from transformers.modeling_outputs import ModelOutput
 
 
 # Number of positions per chunk of logits: 0.13 GB in float32 for a vocabulary of 128k.
 POSITIONS = 256
 
 
-def decode(model: PreTrainedModel, tokens: torch.Tensor, device: torch.device | None = None) -> ModelOutput:
+class DecoderOutput(Protocol):
+    """What every decoder returns: a dataclass of transformers with the states after the last norm.
+
+    Attributes:
+        last_hidden_state: Shape `[windows, window length, hidden size]`.
+    """
+
+    __dataclass_fields__: ClassVar[dict[str, Any]]
+    last_hidden_state: torch.Tensor
+
+
+def decode(model: PreTrainedModel, tokens: torch.Tensor, device: torch.device | None = None) -> DecoderOutput:
     """Run a causal LM without its head.
 
     Args:
         model: A causal LM.
         tokens: Token ids, shape `[windows, window length]`.
         device: Device to run on, if the weights are elsewhere.
-
-    Returns:
-        Model output with `last_hidden_state`, shape `[windows, window length, hidden size]`.
     """
     return decoder_of(model)(tokens.to(device or model.device), use_cache=False)
 
 
-def chunked_logits(model: PreTrainedModel, decoded: ModelOutput) -> Iterator[tuple[int, torch.Tensor]]:
+def chunked_logits(model: PreTrainedModel, decoded: DecoderOutput) -> Iterator[tuple[int, torch.Tensor]]:
     """Run the head on an output of `decode`, including the model's processing of logits (soft caps, scales).
 
     Args:
@@ -50,7 +57,7 @@ def chunked_logits(model: PreTrainedModel, decoded: ModelOutput) -> Iterator[tup
 
 def chunked_losses(
     model: PreTrainedModel,
-    decoded: ModelOutput,
+    decoded: DecoderOutput,
     tokens: torch.Tensor,
     on_logits: Callable[[torch.Tensor], Any] | None = None,
 ) -> torch.Tensor:
@@ -100,10 +107,20 @@ def decoder_of(model: PreTrainedModel) -> nn.Module:
     """Return the decoder of a causal LM, without the head."""
     decoder = model.get_decoder()
     # Llama4ForCausalLM and MllamaForCausalLM lack the attribute that their base_model_prefix names.
-    return model.model if decoder is model else decoder
+    return model.get_submodule("model") if decoder is model else decoder
 
 
-def head_logits(model: PreTrainedModel, decoded: ModelOutput) -> torch.Tensor:
+def embedding_of(model: PreTrainedModel) -> nn.Embedding:
+    """Return the token embedding of a causal LM."""
+    return cast(nn.Embedding, model.get_input_embeddings())
+
+
+def head_of(model: PreTrainedModel) -> nn.Linear:
+    """Return the head of a causal LM."""
+    return cast(nn.Linear, model.get_output_embeddings())
+
+
+def head_logits(model: PreTrainedModel, decoded: DecoderOutput) -> torch.Tensor:
     """Return the logits of an output of `decode`, with the model's processing of logits (soft caps, scales)."""
     hidden = decoded.last_hidden_state
     placeholder = torch.zeros(hidden.shape[:2], dtype=torch.long, device=hidden.device)
@@ -115,7 +132,7 @@ def head_logits(model: PreTrainedModel, decoded: ModelOutput) -> torch.Tensor:
 @contextmanager
 def head_in_autocast_dtype(model: PreTrainedModel, device: torch.device) -> Iterator[None]:
     """Cast the head's weight to the autocast dtype of a device once instead of for every chunk."""
-    head = model.get_output_embeddings()
+    head = head_of(model)
     is_cast = model.dtype == torch.float32 and torch.is_autocast_enabled(device.type)
     # Autocast caches its cast of trainable weights.
     if not is_cast or head.weight.requires_grad:

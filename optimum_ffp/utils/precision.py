@@ -63,6 +63,12 @@ def frozen_dtype(device: torch.device, dtype: torch.dtype, bf16: bool) -> torch.
     return torch.float32 if dtype == torch.float16 and not bf16 else compute_dtype(device, dtype)
 
 
+def move(model: Model, to: torch.device | torch.dtype) -> Model:
+    """Move a model to a device or dtype in place, and return it."""
+    # As any module: transformers' own declaration of `to` takes no argument.
+    return model.to(to)
+
+
 def convert(model: Model, dtype: torch.dtype, device: torch.device | str | None = None) -> Model:
     """Convert the parameters of a model to a dtype in place, move it to a device, and return it.
 
@@ -138,7 +144,8 @@ def float32_products(factor: torch.Tensor) -> Iterator[torch.Tensor]:
     if factor.dtype == torch.bfloat16 and has_fast_matmul(factor.device, torch.bfloat16):
         on_cpu = "bf16"
     # Once one of them was set, as by `tf32` in transformers, torch refuses to report the overall precision.
-    backends = torch.backends.cuda.matmul, torch.backends.mkldnn.matmul
+    # torch's declarations lack `mkldnn.matmul`.
+    backends = torch.backends.cuda.matmul, torch.backends.mkldnn.matmul  # pyright: ignore[reportAttributeAccessIssue]
     before = [backend.fp32_precision for backend in backends]
     try:
         for backend, precision in zip(backends, (on_cuda, on_cpu)):

@@ -4,7 +4,7 @@ import logging
 import os
 from collections.abc import Callable
 from datetime import timedelta
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
@@ -87,14 +87,15 @@ def share(total: int) -> slice:
 
 def from_main(value: Value) -> Value:
     """Broadcast the value of the main process; those of the others are ignored."""
-    if count() == 1:
-        return value
-    return broadcast_object_list([value])[0]
+    return on_main(lambda: value)
 
 
 def on_main(compute: Callable[[], Value]) -> Value:
     """Compute a value in the main process and broadcast it."""
-    return from_main(compute() if is_main() else None)
+    if count() == 1:
+        return compute()
+    values: list[Any] = [compute() if is_main() else None]
+    return broadcast_object_list(values)[0]
 
 
 def tensors_on_main(compute: Callable[[], dict[str, torch.Tensor]]) -> dict[str, torch.Tensor]:

@@ -2,7 +2,7 @@
 
 import threading
 import time
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -32,9 +32,11 @@ class StageMeter:
 
     def __init__(self, *previous: "StageMeter", counter: Any = None):
         self.counter = counter
-        self.seconds, self.peak_bytes, self.tokens = Counter(), Counter(), Counter()
+        self.seconds: defaultdict[str, float] = defaultdict(float)
+        self.peak_bytes, self.tokens = Counter(), Counter()
         for meter in previous:
-            self.seconds += meter.seconds
+            for name, seconds in meter.seconds.items():
+                self.seconds[name] += seconds
             self.peak_bytes |= meter.peak_bytes
             self.tokens += meter.tokens
 
@@ -46,7 +48,7 @@ class StageMeter:
             with _peak_memory() as peak:
                 yield
         except Exception as error:
-            error.stage = getattr(error, "stage", name)
+            vars(error).setdefault("stage", name)
             raise
         self.seconds[name] += time.perf_counter() - start
         self.peak_bytes[name] = max(self.peak_bytes[name], *peak)

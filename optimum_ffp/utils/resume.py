@@ -70,12 +70,13 @@ class Journal:
             FFPError: If there are entries and `resume` is off, they belong to another run or are in use by another
                 process, or the folder contains other files.
         """
-        journal = cls(resolve(folder), json.loads(to_json(identity)), on_disk)
+        path = resolve(folder)
+        journal = cls(path, json.loads(to_json(identity)), on_disk)
         if processes.is_main():
             with ExitStack() as lock:
-                lock.enter_context(locked(journal.folder))
+                lock.enter_context(locked(path))
                 check_work_folder(folder, resume)
-                before = _read_run(journal.folder).get("identity", journal.identity)
+                before = _read_run(path).get("identity", journal.identity)
                 if differences := "; ".join(_differences(before, journal.identity)):
                     raise FFPError(
                         f"the state in {folder} belongs to another run: {differences}. Resume with the same "
@@ -94,7 +95,7 @@ class Journal:
         """Return the saved value of an entry, or compute and save it. It must be JSON-serializable."""
         if self.folder is None:
             return compute()
-        path = self._path(name, VALUE)
+        path = self.folder / self._file(name, VALUE)
         if self.has(name):
             with _reading(path):
                 return json.loads(path.read_text(encoding="utf-8"))
@@ -107,7 +108,7 @@ class Journal:
         """Return the saved tensors of an entry, in host memory, or compute and save them."""
         if self.folder is None:
             return compute()
-        path = self._path(name, TENSORS)
+        path = self.folder / self._file(name, TENSORS)
         if not self.has(name):
             result = compute()
             on_host = {key: tensor.detach().cpu().contiguous() for key, tensor in result.items()}
@@ -132,14 +133,16 @@ class Journal:
         """Delete the checkpoints of a training that has finished."""
         # Every process loads the best weights from them.
         processes.wait()
-        if self.folder is not None and processes.is_main():
+        if self.checkpoints is not None and processes.is_main():
             shutil.rmtree(self.checkpoints, ignore_errors=True)
 
     def has(self, name: str) -> bool:
         """Return whether an entry is saved."""
-        if self.folder is None:
+        folder = self.folder
+        if folder is None:
             return False
-        return processes.on_main(lambda: any(self._path(name, suffix).is_file() for suffix in (VALUE, TENSORS)))
+        files = [self._file(name, suffix) for suffix in (VALUE, TENSORS)]
+        return processes.on_main(lambda: any((folder / file).is_file() for file in files))
 
     def remove(self) -> None:
         """Delete all entries, and the folder if it contains no other files."""
@@ -147,13 +150,13 @@ class Journal:
             remove_work(self.folder)
         self.lock.close()
 
-    def _path(self, name: str, suffix: str) -> Path:
-        return self.folder / f"{self.prefix}{name}{suffix}"
+    def _file(self, name: str, suffix: str) -> str:
+        return f"{self.prefix}{name}{suffix}"
 
     def _write(self, path: Path, write: Callable[[Path], Any]) -> None:
         if not processes.is_main():
             return
-        run = self.folder / RUN
+        run = path.parent / RUN
         try:
             if not run.is_file():
                 content = to_json({"format": FORMAT, "id": uuid4().hex, "identity": self.identity}, indent=2)
@@ -164,7 +167,7 @@ class Journal:
         # safetensors raises its own exception if the disk is full.
         except (OSError, SafetensorError) as error:
             raise FFPError(
-                f"{self.folder} can't be written: {error}; free disk space, then resume with --resume"
+                f"{path.parent} can't be written: {error}; free disk space, then resume with --resume"
             ) from None
 
 

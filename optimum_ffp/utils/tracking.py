@@ -44,7 +44,9 @@ class Tracker:
     """
 
     def __init__(self, names: Sequence[str], run: str, settings: Mapping[str, Any]):
-        self.run, self._trackers = run, dict.fromkeys(names if processes.is_main() else ())
+        self.run = run
+        # By name; `None` before they are started.
+        self._trackers: dict[str, Any] = dict.fromkeys(names if processes.is_main() else ())
         self.settings = {name: _plain(value) for name, value in settings.items() if value is not None}
 
     def __enter__(self) -> "Tracker":

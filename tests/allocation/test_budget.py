@@ -8,13 +8,13 @@ from hypothesis import strategies as st
 from optimum_ffp.allocation.budget import Budget, Limit, sparsity_limit
 from optimum_ffp.allocation.mappings.curves import CurveMapping
 from optimum_ffp.allocation.policy import Unit
-from optimum_ffp.config.prune import find_choice
+from optimum_ffp.config.choices import find_choice
 from optimum_ffp.errors import FFPError
 from tests.helpers import SMOLLM2, linear_costs, sparsity_budget
 
 
 def test_the_sparsity_that_an_error_suggests_can_be_met():
-    units = [Unit(0, "ffn", 1000, 1)]
+    units = [Unit(0, "channel", 1000, 1)]
     # In binary 1 - 0.775 is a little less than 0.225.
     assert sparsity_budget(units, 0.775, 0.225).allowed == 225
     for sparsity, bounds in ((0.9, (1 / 3, 1)), (0.66604, (0.334, 1)), (0.1, (0.2, 2 / 3)), (0.7750001, (0.225, 1))):
@@ -26,7 +26,7 @@ def test_the_sparsity_that_an_error_suggests_can_be_met():
 
 def test_width_that_the_multiple_does_not_divide_is_refused():
     with pytest.raises(FFPError, match="32"):
-        sparsity_budget([Unit(3, "ffn", 100, 10, multiple=32)], 0.2)
+        sparsity_budget([Unit(3, "channel", 100, 10, multiple=32)], 0.2)
 
 
 @given(
@@ -34,7 +34,7 @@ def test_width_that_the_multiple_does_not_divide_is_refused():
         st.builds(
             Unit,
             layer=st.integers(0, 50),
-            kind=st.sampled_from(["attention", "ffn"]),
+            group=st.sampled_from(["kv_group", "channel"]),
             groups=st.integers(1, 10).map(lambda steps: steps * 4),
             group_parameters=st.integers(1, 500),
             multiple=st.sampled_from([1, 2, 4]),

@@ -25,8 +25,8 @@ def test_homogeneous_policies_are_all_that_meet_the_budget(layers, heads, steps,
         unit
         for layer in range(layers)
         for unit in (
-            Unit(layer, "attention", heads, of_head, fixed),
-            Unit(layer, "ffn", steps * multiple, of_channel, multiple=multiple),
+            Unit(layer, "kv_group", heads, of_head, fixed),
+            Unit(layer, "channel", steps * multiple, of_channel, multiple=multiple),
         )
     ]
     try:
@@ -53,7 +53,7 @@ def test_layers_that_lose_different_kinds_of_heads_are_refused():
     units = [
         unit
         for layer, group in enumerate(("kv_group", "query_head"))
-        for unit in (Unit(layer, "attention", 4, 100, group=group), Unit(layer, "ffn", 64, 10))
+        for unit in (Unit(layer, group, 4, 100), Unit(layer, "channel", 64, 10))
     ]
     with pytest.raises(FFPError, match="kv-groups"):
         homogeneous_policies(sparsity_budget(units, 0.2))

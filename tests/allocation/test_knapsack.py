@@ -17,8 +17,8 @@ def random_problem(seed, layers=(4, 9), steps=(16, 49)):
     hidden, queries = int(generator.integers(256, 1024)), int(generator.integers(1, 5))
     units, head_bytes, curves = [], [], []
     for layer in range(layers):
-        units.append(Unit(layer, "attention", heads, 2 * (queries + 1) * 64 * hidden))
-        units.append(Unit(layer, "ffn", steps * 32, 3 * hidden, multiple=32))
+        units.append(Unit(layer, "kv_group", heads, 2 * (queries + 1) * 64 * hidden))
+        units.append(Unit(layer, "channel", steps * 32, 3 * hidden, multiple=32))
         # Some layers have a sliding window.
         head_bytes += [256 * int(generator.choice([1024, 4096])), 0]
     for unit in units:

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from optimum_ffp.allocation.mapping import uniform
 from optimum_ffp.allocation.policy import Unit, block_parameters
-from optimum_ffp.config.prune import find_choice
+from optimum_ffp.config.choices import find_choice
 from optimum_ffp.errors import FFPError
 from tests.helpers import SMOLLM2, sparsity_budget, step_parameters
 
@@ -20,7 +20,7 @@ units_strategy = st.lists(
     st.builds(
         Unit,
         layer=st.integers(0, 50),
-        kind=st.sampled_from(["attention", "ffn"]),
+        group=st.sampled_from(["kv_group", "channel"]),
         groups=st.integers(1, 40).map(lambda steps: steps * 4),
         group_parameters=st.integers(1, 5000),
         fixed_parameters=st.integers(0, 100),
@@ -86,8 +86,8 @@ MIXED = [
     unit
     for layer in range(16)
     for unit in (
-        Unit(layer, "attention", 32, 2 * 64 * 2048) if layer < 12 else Unit(layer, "attention", 8, 10 * 64 * 2048),
-        Unit(layer, "ffn", 8192, 3 * 2048, multiple=256),
+        Unit(layer, "kv_group", 32, 2 * 64 * 2048) if layer < 12 else Unit(layer, "kv_group", 8, 10 * 64 * 2048),
+        Unit(layer, "channel", 8192, 3 * 2048, multiple=256),
     )
 ]
 COARSER = [replace(unit, multiple=32 if unit.kind == "ffn" else 1) for unit in SMOLLM2]

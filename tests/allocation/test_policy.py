@@ -6,7 +6,7 @@ from optimum_ffp.allocation.policy import PruningPolicy, Unit
 from optimum_ffp.errors import FFPError
 
 
-UNITS = (Unit(0, "attention", 4, 100, 10, required=True), Unit(0, "ffn", 16, 30))
+UNITS = (Unit(0, "kv_group", 4, 100, 10, required=True), Unit(0, "channel", 16, 30))
 
 
 def test_figures_of_a_policy():
@@ -18,7 +18,7 @@ def test_figures_of_a_policy():
 
 
 def test_groups_are_saved_and_those_of_earlier_versions_are_kv_groups():
-    units = (Unit(0, "attention", 4, 100, 10, group="query_head"), UNITS[1])
+    units = (Unit(0, "query_head", 4, 100, 10), UNITS[1])
     policy = PruningPolicy(units, (2, 12))
     saved = json.loads(json.dumps(policy.to_dict()))
     assert [row["group"] for row in saved["units"]] == ["query_head", "channel"]
@@ -33,7 +33,7 @@ def test_groups_are_saved_and_those_of_earlier_versions_are_kv_groups():
 
 
 def test_of_what_is_removed_no_parameter_stays_and_nothing_grows():
-    units = (*UNITS, Unit(1, "attention", 4, 100, 10), Unit(1, "ffn", 16, 30, 5), Unit(2, "ffn", 16, 30, 5))
+    units = (*UNITS, Unit(1, "kv_group", 4, 100, 10), Unit(1, "channel", 16, 30, 5), Unit(2, "channel", 16, 30, 5))
     policy = PruningPolicy(units, (4, 0, 0, 0, 8))
     assert policy.kept_parameters == 410 + 245 and policy.kept_layers(3) == [0, 2]
     down, up = policy.neighbors()

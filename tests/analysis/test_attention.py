@@ -51,13 +51,13 @@ def test_groups_are_those_of_a_given_policy(tmp_path):
 
 def test_losses_are_compared_where_both_can_go():
     # Each loses up to 60 parameters; lines of 1 and 2 nats to there, beyond which the first goes on steeply.
-    units = [Unit(0, "attention", 4, 30), Unit(0, "attention", 3, 30, group="query_head")]
+    units = [Unit(0, "kv_group", 4, 30), Unit(0, "query_head", 3, 30)]
     curves = [np.array([99.0, 50.0, 1.0, 0.5, 0.0]), np.array([99.0, 2.0, 1.0, 0.0])]
     assert mean_losses(units, curves) == pytest.approx([0.5, 1.0])
     # A bump above the lower hull counts for nothing.
     assert mean_losses(units[1:], [np.array([99.0, 2.0, 1.8, 0.0])]) == pytest.approx([1.0])
     # Half of a step of the other one.
-    units = [Unit(0, "attention", 2, 100), Unit(0, "attention", 2, 50, group="query_head")]
+    units = [Unit(0, "kv_group", 2, 100), Unit(0, "query_head", 2, 50)]
     assert mean_losses(units, [np.array([9.0, 4.0, 0.0]), np.array([9.0, 1.5, 0.0])]) == pytest.approx([1.0, 0.75])
 
 

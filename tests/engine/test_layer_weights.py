@@ -12,7 +12,8 @@ def layers():
 
 
 def test_resident_layers_are_changed_at_once(layers):
-    weights, before = LayerWeights(layers), layers[1].weight.data
+    weights = LayerWeights(layers, torch.device("cpu"), resident=True)
+    before = layers[1].weight.data
     weights.change(1, lambda: layers[1].weight.data.add_(1))
     assert weights.resident and torch.equal(layers[1].weight.data, before)
     assert [index for index, _ in weights.iter_layers()] == [0, 1, 2]
@@ -58,4 +59,5 @@ def test_an_error_or_a_break_leaves_the_layers_as_they_were(layers):
 def test_weights_of_another_dtype_are_not_elsewhere(layers):
     converted = LayerWeights(layers, torch.device("cpu"), torch.float64)
     assert not converted.offloaded and not converted.resident
-    assert LayerWeights(layers, torch.device("meta")).offloaded and not LayerWeights(layers).offloaded
+    elsewhere = torch.device("meta")
+    assert LayerWeights(layers, elsewhere).offloaded and not LayerWeights(layers, elsewhere, resident=True).offloaded

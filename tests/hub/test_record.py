@@ -48,7 +48,7 @@ def test_how_a_model_was_measured_last():
     assert recorded_length(recovered) == 24 and recorded_start_token(recovered) == "never"
 
 
-UNITS = (Unit(0, "attention", 4, 100, 10, group="query_head"), Unit(0, "ffn", 16, 30, multiple=4))
+UNITS = (Unit(0, "query_head", 4, 100, 10), Unit(0, "channel", 16, 30, multiple=4))
 
 
 def test_a_policy_is_read_from_a_record_its_folder_or_a_list_of_units(tmp_path):

@@ -6,13 +6,12 @@ from optimum_ffp.allocation.mappings.curves import CurveMapping
 from optimum_ffp.allocation.mappings.water_filling import map_scores as water_filling
 from optimum_ffp.allocation.policy import PruningPolicy, Unit
 from optimum_ffp.analysis.size_gradients import SizeGradients
-from optimum_ffp.config import FFPConfig
-from optimum_ffp.config.prune import GRADIENT_COST, find_choice
+from optimum_ffp.config.prune import GRADIENT_COST
 from optimum_ffp.search.task import SearchTask
-from tests.helpers import sparsity_budget
+from tests.helpers import plan_of, sparsity_budget
 
 
-UNITS = tuple(Unit(layer, "ffn", 200, 10) for layer in range(6))
+UNITS = tuple(Unit(layer, "channel", 200, 10) for layer in range(6))
 REMOVED = np.linspace(1, 0, 201)
 # What the curves say, and how wrong they are: the truth is `MULTIPLIERS` times as much.
 CURVES = [0.3 * (1 + layer) * REMOVED**2 for layer in range(6)]
@@ -64,9 +63,10 @@ def run(method="ffp", agent="gradient", steps=64, seed=0, warm_start=None, spars
     landscape = landscape or KnownLandscape()
     mapping = CurveMapping(CURVES)
     used = water_filling if agent == "ppo" else mapping
-    config = FFPConfig(method=method, agent=agent, mapping="curves", search_steps=steps, seed=seed, **options)
+    plan = plan_of(method=method, agent=agent, mapping="curves", search_steps=steps, seed=seed, **options)
     budget = sparsity_budget(UNITS, sparsity, 0.1)
     task = SearchTask(
+        plan=plan,
         budget=budget,
         mapping=used,
         evaluate=landscape,
@@ -75,7 +75,7 @@ def run(method="ffp", agent="gradient", steps=64, seed=0, warm_start=None, spars
         curves=mapping,
         baselines={} if method == "no-search" else {"no-search": mapping(np.zeros(6), budget)},
     )
-    return find_choice("method", config.method).search(task, config, warm_start), landscape, task
+    return plan.function("method")(task, warm_start), landscape, task
 
 
 def regret(agent: str, interaction: float, method: str = "ffp") -> float:

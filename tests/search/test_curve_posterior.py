@@ -14,7 +14,7 @@ from optimum_ffp.search.curve_posterior import (
 
 
 UNITS = tuple(
-    Unit(layer, kind, groups, 10) for layer in range(6) for kind, groups in (("attention", 12), ("ffn", 240))
+    Unit(layer, group, groups, 10) for layer in range(6) for group, groups in (("kv_group", 12), ("channel", 240))
 )
 KINDS = np.array([unit.kind for unit in UNITS])
 CURVATURE = np.where(KINDS == "attention", 2.0, 1.4)

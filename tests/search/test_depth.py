@@ -16,7 +16,7 @@ from optimum_ffp.search.depth import PATIENCE, max_evaluations, parts_of, remove
 UNITS = tuple(
     unit
     for layer in range(6)
-    for unit in (Unit(layer, "attention", 4, 10, required=layer == 0), Unit(layer, "ffn", 16, 10, 5))
+    for unit in (Unit(layer, "kv_group", 4, 10, required=layer == 0), Unit(layer, "channel", 16, 10, 5))
 )
 
 

@@ -12,7 +12,7 @@ from optimum_ffp import FFPConfig, FFPError
 from optimum_ffp.allocation.mapping import uniform
 from optimum_ffp.allocation.mappings.curves import CurveMapping
 from optimum_ffp.allocation.policy import PruningPolicy, Unit, block_parameters
-from optimum_ffp.config.prune import find_choice
+from optimum_ffp.config.choices import find_choice
 from optimum_ffp.modeling.families import ModelUnit
 from optimum_ffp.search.evaluator import CandidateEvaluator
 from optimum_ffp.search.runner import PolicySearch, check_budget, find_budget
@@ -33,7 +33,7 @@ def model_units(variants):
 def search(save_tiny_model, data_folder):
     # With first tokens, fewer of the finalists and baselines differ.
     pruner = make_pruner(save_tiny_model(), data_folder, method="random", search_steps=6, first_tokens=0)
-    return PolicySearch(pruner.measured, pruner.config)
+    return PolicySearch(pruner.measured, pruner.plan)
 
 
 @given(
@@ -47,25 +47,24 @@ def search(save_tiny_model, data_folder):
 def test_any_mix_of_pruned_groups_meets_the_budget(heads, widths, by_query_heads, sparsity, bounds, data):
     (kv_heads, per_kv_head, head_dim), (hidden, width), layers = heads, widths, len(by_query_heads)
     queries, keys = 2 * kv_heads * per_kv_head * head_dim * hidden, 2 * kv_heads * head_dim * hidden
-    kv_groups = partial(Unit, kind="attention", groups=kv_heads, group_parameters=(queries + keys) // kv_heads)
+    kv_groups = partial(Unit, group="kv_group", groups=kv_heads, group_parameters=(queries + keys) // kv_heads)
     query_heads = partial(
         Unit,
-        kind="attention",
+        group="query_head",
         groups=per_kv_head,
         group_parameters=queries // per_kv_head,
         fixed_parameters=keys,
-        group="query_head",
     )
-    ffns = [Unit(layer, "ffn", width, 3 * hidden) for layer in range(layers)]
+    ffns = [Unit(layer, "channel", width, 3 * hidden) for layer in range(layers)]
     variants = [[one(layer) for layer in range(layers)] + ffns for one in (kv_groups, query_heads)]
     assert len({block_parameters(variant) for variant in variants}) == 1
     config = FFPConfig(sparsity=sparsity, min_retention=bounds[0], max_retention=bounds[1])
     try:
-        check_budget(None, model_units(variants), config)
+        check_budget(None, model_units(variants), config, None, config.limits)
     except FFPError:
         return
     units = [variants[chosen][layer] for layer, chosen in enumerate(by_query_heads)] + ffns
-    budget = find_budget(None, units, config)
+    budget = find_budget(None, units, config, config.limits)
     scores = np.array(data.draw(st.lists(st.floats(-5, 5), min_size=len(units), max_size=len(units))))
     curves = CurveMapping([np.linspace(1, 0, unit.groups + 1) ** 2 for unit in units])
     room = sum(step_parameters(unit) * (len(sizes) - 1) for unit, sizes in zip(ffns, budget.sizes[layers:]))
@@ -80,10 +79,10 @@ def test_any_mix_of_pruned_groups_meets_the_budget(heads, widths, by_query_heads
 
 
 def test_an_infeasible_sparsity_names_the_other_groups():
-    ffn = Unit(0, "ffn", 100, 1)
+    ffn = Unit(0, "channel", 100, 1)
     variants = [
-        [Unit(0, "attention", 10, 90), ffn],
-        [Unit(0, "attention", 10, 50, 400, group="query_head"), ffn],
+        [Unit(0, "kv_group", 10, 90), ffn],
+        [Unit(0, "query_head", 10, 50, 400), ffn],
     ]
     message = "the maximum is 0.48.*; lower sparsity, or .*, or choose attention 'kv-groups'$"
     with pytest.raises(FFPError, match=message):
@@ -98,7 +97,7 @@ def test_the_record_is_what_was_done(search):
     found = search.run(on_entry=entries.append)
     assert found.log == entries and 6 < len(entries) <= 6 + 2
     record = found
-    assert (record.config.method, len(record.log), record.to_dict()["non_finite"]) == ("random", len(entries), 0)
+    assert (record.plan.method, len(record.log), record.to_dict()["non_finite"]) == ("random", len(entries), 0)
     assert record.windows == measured.data.search.describe()
     sorted_model, tokens = measured.prepared.sorted_model, measured.data.search.tokens
     assert record.dense_perplexity == pytest.approx(perplexity(sorted_model.model, tokens), rel=1e-5)
@@ -118,13 +117,13 @@ def test_baselines_are_the_uniform_policy_and_that_of_equal_scores(search):
     counter = search.measured.layerwise.counter
     for name, policy in expected.items():
         before = counter.tokens
-        alone = PolicySearch(search.measured, replace(search.config, method=name, calibration="ridge")).run()
+        alone = PolicySearch(search.measured, replace(search.plan, method=name, calibration="ridge")).run()
         assert alone.policy == policy and not alone.log and counter.tokens == before
 
 
 def test_without_a_search_training_moves_what_is_removed_to_earlier_layers(search):
     def later_share(method, calibration):
-        config = replace(search.config, method=method, calibration=calibration)
+        config = replace(search.plan, method=method, calibration=calibration)
         policy = PolicySearch(search.measured, config).run().policy
         removed = [(unit.groups - size) * unit.group_parameters for unit, size in zip(policy.units, policy.sizes)]
         half = len(removed) // 2
@@ -146,7 +145,7 @@ def test_candidates_at_the_edge_of_what_the_bounds_allow_lose_no_step_more(save_
     options = {"sparsity": 0.2, "max_retention": 0.9, "multiple_of": 16, "calibration": "none", "reward": "pruned"}
     options |= {"method": "random", "criterion": "wanda", "mapping": "greedy", "search_steps": 6}
     pruner = make_pruner(save_tiny_model("gpt-neox-sequential"), data_folder, **options)
-    search, evaluate, seen = PolicySearch(pruner.measured, pruner.config), CandidateEvaluator.__call__, set()
+    search, evaluate, seen = PolicySearch(pruner.measured, pruner.plan), CandidateEvaluator.__call__, set()
     budget = search.budget
     assert budget.policy(budget.largest).sparsity > 0.2
 
@@ -169,11 +168,11 @@ TOO_FEW = [("gradient", 4, True), ("gradient", 5, False), ("ppo", 3, True)]
 @pytest.mark.parametrize(("agent", "steps", "warns"), TOO_FEW)
 def test_too_few_evaluations_for_an_update_are_said(agent, steps, warns, save_tiny_model, data_folder, caplog):
     pruner = make_pruner(save_tiny_model(), data_folder, agent=agent, search_steps=steps)
-    found = PolicySearch(pruner.measured, pruner.config).run()
+    found = PolicySearch(pruner.measured, pruner.plan).run()
     assert warns == ("nothing was searched; raise search_steps" in caplog.text)
     # A search has an equation for every gradient that it measured.
     assert warns == (not len(found.agent.get("unit", ())))
     caplog.clear()
     # As later sparsities of a sweep, which have half of the evaluations.
-    PolicySearch(pruner.measured, pruner.config).run(found.agent)
+    PolicySearch(pruner.measured, pruner.plan).run(found.agent)
     assert warns == ("nothing was searched with this budget; raise search_steps" in caplog.text)

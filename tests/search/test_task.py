@@ -19,20 +19,20 @@ def test_windows_go_round_and_none_comes_twice(task):
 
 
 def test_excess_losses_are_ratios_of_perplexity_on_the_same_windows(task):
-    policies = [task.map_scores(scores, 0.3) for scores in np.random.default_rng(0).normal(size=(3, 6))]
+    policies = [task.map_scores(scores) for scores in np.random.default_rng(0).normal(size=(3, 6))]
     windows, landscape = np.array([1, 5]), KnownLandscape()
     dense = np.exp(landscape.dense_losses[windows].mean())
     pruned = np.exp(landscape(policies, windows).mean(1))
-    assert np.exp(-task.excess_losses(policies, 0.3, windows)) == pytest.approx(dense / pruned)
+    assert np.exp(-task.excess_losses(policies, windows)) == pytest.approx(dense / pruned)
 
 
 def test_only_candidates_at_the_target_on_all_windows_can_be_the_best(task):
     task.best = None
-    policy = task.map_scores(np.zeros(6), 0.3)
-    task.excess_losses([policy], 0.3, np.arange(7))
-    task.excess_losses([policy], 0.2, np.arange(8))
+    policy = task.map_scores(np.zeros(6))
+    task.excess_losses([policy], np.arange(7))
+    task.excess_losses([policy], np.arange(8), 0.2)
     assert task.best is None
-    task.excess_losses([policy], 0.3, np.arange(8))
+    task.excess_losses([policy], np.arange(8))
     assert task.best[1] == policy and [entry["final"] for entry in task.log[-3:]] == [False, False, True]
 
 
@@ -40,8 +40,8 @@ def test_finalists_are_compared_at_the_target(task):
     scores = np.random.default_rng(2).normal(size=(5, 6))
     task.best = None
     result = task.conclude(scores)
-    losses = [KnownLandscape().loss(task.map_scores(row, 0.3)) for row in scores]
-    assert result.policy == task.map_scores(scores[np.argmin(losses)], 0.3)
+    losses = [KnownLandscape().loss(task.map_scores(row)) for row in scores]
+    assert result.policy == task.map_scores(scores[np.argmin(losses)])
 
 
 @pytest.mark.parametrize(("finalists", "windows"), [(1, 28), (4, 28), (7, 28), (5, 6), (3, 4), (2, 2)])
@@ -58,7 +58,7 @@ def test_the_worse_half_drops_out_on_few_windows_and_none_is_read_twice(task, fi
             return self.dense_losses[chosen] + np.array(rows)
 
     task.best, task.evaluate, task.max_samples, task.log = None, Evaluate(), windows, []
-    policies = [task.map_scores(scores, 0.3) for scores in generator.normal(size=(finalists, 6))]
+    policies = [task.map_scores(scores) for scores in generator.normal(size=(finalists, 6))]
     best = policies[-1]
     losses[best] = 0.05
     found = task.choose(policies)
@@ -76,7 +76,7 @@ def test_the_worse_half_drops_out_on_few_windows_and_none_is_read_twice(task, fi
 
 def test_overflowing_perplexity_is_worth_nothing_and_found_out_at_the_end(task):
     task.best, task.evaluate = None, KnownLandscape(broken=True)
-    policy = task.map_scores(np.zeros(6), 0.3)
-    assert task.excess_losses([policy], 0.3, np.arange(8)) == [np.inf] and task.log[-1]["perplexity"] is None
+    policy = task.map_scores(np.zeros(6))
+    assert task.excess_losses([policy], np.arange(8)) == [np.inf] and task.log[-1]["perplexity"] is None
     with pytest.raises(FFPError, match="no candidate has a finite perplexity"):
         task.conclude([np.zeros(6)])

@@ -5,6 +5,8 @@ checkpoints (`optimum_ffp/modeling/generate.py`). Other packages can add a recor
 set to the module with its modeling code.
 """
 
+from typing import cast
+
 from torch import nn
 from transformers import PretrainedConfig, PreTrainedModel
 
@@ -36,7 +38,7 @@ def find_family(config: PretrainedConfig) -> Family:
 
 def decoder_layers(model: PreTrainedModel) -> nn.ModuleList:
     """Return the decoder layers of a dense or pruned model of a supported family."""
-    return model.base_model.get_submodule(find_family(model.config).layers)
+    return cast(nn.ModuleList, model.base_model.get_submodule(find_family(model.config).layers))
 
 
 def outer_matrices(model: PreTrainedModel) -> list[nn.Parameter]:

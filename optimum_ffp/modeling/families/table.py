@@ -19,9 +19,10 @@ class TransposedLinear(nn.Linear):
 
 def _copy_config_per_layer(model: PreTrainedModel) -> None:
     # Phi-3's attention splits the output of `qkv_proj` by the number of heads in its config.
-    for layer in model.base_model.layers:
-        if layer.self_attn.config is model.config:
-            layer.self_attn.config = copy.copy(model.config)
+    for layer in model.base_model.get_submodule("layers").children():
+        attention = vars(layer.get_submodule("self_attn"))
+        if attention["config"] is model.config:
+            attention["config"] = copy.copy(model.config)
 
 
 def _transpose_projections(model: PreTrainedModel) -> None:

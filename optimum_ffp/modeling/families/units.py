@@ -3,14 +3,14 @@
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import reduce
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import nn
 from transformers import PretrainedConfig, PreTrainedModel
 
 from ...allocation.policy import Group, Unit
-from .base import Family
+from .base import Experts, Family
 
 
 # Weights per block of llama.cpp's K-quants (Q4_K, Q6_K), and of its simpler quantizations (Q8_0, Q4_0).
@@ -79,6 +79,16 @@ class ModelUnit:
         return Slice(last.module, last.dim, self.sections * last.block)
 
     @property
+    def projection(self) -> nn.Linear:
+        """The output projection of an attention or an FFN."""
+        return cast(nn.Linear, self.slices[-1].module)
+
+    @property
+    def mixture(self) -> tuple[Any, Any]:
+        """The router and the module with all experts, whose classes depend on the family."""
+        return self.slices[0].module, self.slices[-1].module
+
+    @property
     def width(self) -> int:
         """Number of inputs of the output projection, or of that of an expert."""
         last = self.slices[-1]
@@ -142,29 +152,29 @@ def find_units(
     """
     if family.prepare:
         family.prepare(model)
-    layers = model.base_model.get_submodule(family.layers)
-    if family.experts:
-        return [unit for index, layer in enumerate(layers) for unit in _experts(index, layer, family, model.config)]
+    layers = cast(nn.ModuleList, model.base_model.get_submodule(family.layers))
+    if names := family.experts:
+        return [unit for index, layer in enumerate(layers) for unit in _experts(index, layer, names, model.config)]
     width = family.width(model.config)
     multiple = quantizable_multiple(width) if multiple_of is None else multiple_of
     possible, rows = family.attention_groups(model.config), getattr(model.config, "pruned_units", ())
-    remaining = {(row["layer"], row["group"]): row["kept"] for row in rows}
+    removed = {(row["layer"], row["group"]): row["items"] - row["kept"] for row in rows}
     units: list[ModelUnit] = []
     for index, layer in enumerate(layers):
         wanted = group.get(index) if isinstance(group, Mapping) else group
         wanted = wanted if wanted in possible else possible[0]
-        units.append(_attention(index, layer, family, model.config, wanted, remaining.get((index, wanted))))
+        units.append(_attention(index, layer, family, model.config, wanted, removed.get((index, wanted), 0)))
         ffn = (
             *(Slice(layer.get_submodule(name), 0, 1) for name in family.ffn_inputs),
             Slice(layer.get_submodule(family.ffn_output), 1, 1),
         )
-        parameters, left = _count_parameters(ffn, width), remaining.get((index, "channel"))
-        units.append(ModelUnit(Unit(index, "ffn", width, *parameters, multiple, remaining=left), ffn))
+        parameters, lost = _count_parameters(ffn, width), removed.get((index, "channel"), 0)
+        units.append(ModelUnit(Unit(index, "channel", width, *parameters, multiple, removed=lost), ffn))
     return units
 
 
 def _attention(
-    index: int, layer: nn.Module, family: Family, config: PretrainedConfig, group: Group, remaining: int | None
+    index: int, layer: nn.Module, family: Family, config: PretrainedConfig, group: Group, removed: int
 ) -> ModelUnit:
     heads, kv_heads, head_dim = family.heads(config)
     if group == "all_heads":
@@ -190,13 +200,12 @@ def _attention(
     )
     types = getattr(config, "layer_types", None) or [None] * (index + 1)
     required = types.index(types[index]) == index
-    options = {"group": group, "required": required, "remaining": remaining}
-    unit = Unit(index, "attention", groups, *_count_parameters(slices, groups), **options)
+    unit = Unit(index, group, groups, *_count_parameters(slices, groups), required=required, removed=removed)
     return ModelUnit(unit, tuple(slices), counters, sections)
 
 
-def _experts(index: int, layer: nn.Module, family: Family, config: PretrainedConfig) -> Iterator[ModelUnit]:
-    names, sections = family.experts, family.experts.groups(config)
+def _experts(index: int, layer: nn.Module, names: Experts, config: PretrainedConfig) -> Iterator[ModelUnit]:
+    sections = names.groups(config)
     # Some layers of many mixtures have a dense FFN.
     if names.module in dict(layer.named_modules()):
         modules = [layer.get_submodule(name) for name in (names.router, names.module)]
@@ -205,7 +214,7 @@ def _experts(index: int, layer: nn.Module, family: Family, config: PretrainedCon
         )
         count = getattr(config, names.count)
         parameters = sum(one.numel() for module in modules for one in module.parameters()) // count
-        unit = Unit(index, "experts", count, parameters, multiple=sections, required=names.required(config))
+        unit = Unit(index, "expert", count, parameters, multiple=sections, required=names.required(config))
         yield ModelUnit(unit, slices, tuple((module, "num_experts", 1) for module in modules), sections)
 
 
@@ -217,7 +226,7 @@ def _resolve(layer: nn.Module, path: str) -> tuple[Any, str]:
 def _count_parameters(slices: Sequence[Slice], groups: int) -> tuple[int, int]:
     """Return the number of parameters per group, and that of those that belong to no group."""
     per_group = sum(
-        slice_.block * (getattr(slice_.module, name)[0].numel() if slice_.dim == 0 else slice_.module.weight.shape[0])
+        slice_.block * getattr(slice_.module, name).select(slice_.dim, 0).numel()
         for slice_ in slices
         for name in slice_.tensors()
     )

@@ -5,7 +5,7 @@ from ..families import FAMILIES
 
 def register() -> None:
     """Register the architectures of pruned models. vLLM calls this in each of its processes."""
-    from vllm import ModelRegistry
+    from vllm.model_executor.models import ModelRegistry
 
     for family in FAMILIES.values():
         # Pruned mixtures have the architecture of the dense model.

@@ -17,7 +17,7 @@ def falling_curve(groups: int, seed: int, decay: float) -> np.ndarray:
 
 @given(st.integers(0, 1000), st.sampled_from([0.1, 0.25, 0.4]))
 def test_equal_scores_are_optimal_on_convex_curves(seed, sparsity):
-    units = [Unit(layer, "ffn", 6, 10) for layer in range(4)]
+    units = [Unit(layer, "channel", 6, 10) for layer in range(4)]
     # Convex: every further group that goes costs more than the one before.
     steps = np.sort(np.random.default_rng(seed).uniform(0, 1, (4, 6)))
     curves = [np.append(np.cumsum(row)[::-1], 0.0) for row in steps]
@@ -32,7 +32,7 @@ def test_equal_scores_are_optimal_on_convex_curves(seed, sparsity):
 
 
 def test_a_curve_with_a_large_multiplier_gets_more():
-    units = [Unit(layer, "ffn", 100, 10) for layer in range(3)]
+    units = [Unit(layer, "channel", 100, 10) for layer in range(3)]
     mapping = CurveMapping([falling_curve(100, 0, 0.97)] * 3)
     sizes = [mapping(np.array([score, 0.0, 0.0]), sparsity_budget(units, 0.3)).sizes[0] for score in (-1.0, 0.0, 1.0)]
     assert sizes[0] < sizes[1] < sizes[2]
@@ -40,14 +40,14 @@ def test_a_curve_with_a_large_multiplier_gets_more():
 
 @given(st.integers(0, 100), st.floats(0.1, 0.6))
 def test_tilted_curves_keep_more_of_later_layers(seed, sparsity):
-    units = [Unit(layer, "ffn", 100, 10) for layer in range(4)]
+    units = [Unit(layer, "channel", 100, 10) for layer in range(4)]
     mapping = CurveMapping([falling_curve(100, seed, 0.97)] * 4).tilted(units)
     sizes = mapping(np.zeros(4), sparsity_budget(units, sparsity)).sizes
     assert list(sizes) == sorted(sizes) and sizes[0] < sizes[-1]
 
 
 def test_parts_with_large_multipliers_are_kept():
-    units = [Unit(layer, "ffn", 12, 10) for layer in range(3)]
+    units = [Unit(layer, "channel", 12, 10) for layer in range(3)]
     mapping = CurveMapping([np.linspace(1.0, 0.0, 13)] * 3)
     scores = np.zeros((3, 4))
     # The last quarter of the first unit costs next to nothing, its third quarter much.
@@ -59,7 +59,7 @@ def test_parts_with_large_multipliers_are_kept():
 
 @given(st.lists(st.floats(-3, 3), min_size=4, max_size=4), st.sampled_from([0.1, 0.25, 0.4]))
 def test_equal_scores_of_all_parts_are_the_score_of_the_unit(scores, sparsity):
-    units = [Unit(layer, "ffn", 24, 10) for layer in range(4)]
+    units = [Unit(layer, "channel", 24, 10) for layer in range(4)]
     mapping = CurveMapping([falling_curve(24, layer, 0.9) for layer in range(4)])
     budget = sparsity_budget(units, sparsity, 0.2)
     whole, parts = mapping(np.array(scores), budget), mapping(np.tile(np.array(scores)[:, None], 12), budget)
@@ -69,7 +69,7 @@ def test_equal_scores_of_all_parts_are_the_score_of_the_unit(scores, sparsity):
 
 
 def test_drops_are_the_differences_of_the_curve_by_part():
-    units = tuple(Unit(layer, "ffn", 24, 10) for layer in range(2))
+    units = tuple(Unit(layer, "channel", 24, 10) for layer in range(2))
     mapping = CurveMapping([falling_curve(24, layer, 0.9) for layer in range(2)])
     fewer, more = PruningPolicy(units, (5, 24)), PruningPolicy(units, (14, 24))
     decreases = mapping.decreases(fewer, more, 12)

@@ -9,7 +9,7 @@ from tests.helpers import SMOLLM2, sparsity_budget
 
 
 def test_rates_are_rounded_to_the_grid_but_for_the_corrected_unit():
-    units = [Unit(layer, "ffn", 1000, 10) for layer in range(5)]
+    units = [Unit(layer, "channel", 1000, 10) for layer in range(5)]
     policy = water_filling(np.array([0.37, 0.12, -0.4, 0.05, 0.21]), sparsity_budget(units, 0.3, 0.2, precision=0.01))
     assert sum(size % 10 != 0 for size in policy.sizes) <= 1
 

@@ -164,7 +164,7 @@ def test_checkpoints_are_those_of_the_dense_class(data_folder, tmp_path, windows
     (sparsity,) = (line.split()[4] for line in table.splitlines() if line.startswith("sparsity of the experts  "))
     assert float(sparsity) == pytest.approx(100 * result.policy.sparsity, abs=0.01)
     record = tmp_path / "out" / "ffp_config.json"
-    again = make_plan(FFPConfig.from_file(record), pruner.model, LoadOptions("cpu"))
+    again = make_plan(FFPConfig.from_file(record, dataset=str(data_folder)), pruner.model, LoadOptions("cpu"))
     assert again.to_dict() == result.plan.to_dict()
     rows = json.loads(record.read_text())["policy"]["units"]
     assert {(row["unit"], row["group"], row["kept"]) for row in rows} == {("experts", "expert", 6)}

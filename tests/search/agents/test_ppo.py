@@ -3,17 +3,17 @@ import pytest
 
 from optimum_ffp.allocation.mappings.curves import CurveMapping
 from optimum_ffp.allocation.policy import Unit
-from optimum_ffp.config import FFPConfig
-from optimum_ffp.search.agents.ppo import ProgressiveSchedule, PruningEnvironment, search
+from optimum_ffp.search.environment import PruningEnvironment
+from optimum_ffp.search.schedule import ProgressiveSchedule
 from optimum_ffp.search.task import SearchTask
-from tests.helpers import sparsity_budget
+from tests.helpers import plan_of, sparsity_budget
 from tests.search.landscape import KnownLandscape, run
 
 
 class WideLandscape:
     """Thirty units with the same curve, whose true multipliers spread over two orders of magnitude."""
 
-    units = tuple(Unit(layer, "ffn", 200, 10) for layer in range(30))
+    units = tuple(Unit(layer, "channel", 200, 10) for layer in range(30))
 
     def __init__(self):
         generator = np.random.default_rng(1)
@@ -34,9 +34,9 @@ class WideLandscape:
     def map_scores(self, scores, sparsity):
         return self.curves(scores, sparsity_budget(self.units, sparsity, 0.2))
 
-    def task(self, steps):
+    def task(self, plan):
         return SearchTask(
-            sparsity_budget(self.units, 0.2, 0.2), self.curves, self, steps, max_samples=8, curves=self.curves
+            plan, sparsity_budget(self.units, 0.2, 0.2), self.curves, self, plan.search_steps, 8, curves=self.curves
         )
 
 
@@ -97,11 +97,11 @@ def test_it_leaves_no_temporary_files(tmp_path, monkeypatch):
     assert not list(tmp_path.iterdir())
 
 
-def learned_scores(task, config):
+def learned_scores(task):
     """Scores of the trained agent without noise, which are those of its first finalist."""
     finalists = []
     task.conclude = lambda scores, agent: finalists.extend(scores)
-    search(task, config)
+    task.plan.function("agent")(task)
     return finalists[0]
 
 
@@ -110,7 +110,7 @@ def test_a_few_updates_move_the_mean_from_the_curves_to_what_is_better():
     landscape = WideLandscape()
     start = landscape.loss(landscape.map_scores(np.zeros(30), 0.2))
     for seed in range(3):
-        scores = learned_scores(landscape.task(128), FFPConfig(agent="ppo", seed=seed))
+        scores = learned_scores(landscape.task(plan_of(agent="ppo", search_steps=128, seed=seed)))
         assert landscape.loss(landscape.map_scores(scores, 0.2)) < 0.9 * start
 
 
@@ -118,8 +118,7 @@ def test_a_few_updates_move_the_mean_from_the_curves_to_what_is_better():
 @pytest.mark.parametrize("seed", [0, 1, 2])
 def test_a_thousand_steps_with_the_papers_settings_beat_a_thousand_random_policies(seed):
     landscape = WideLandscape()
-    config = FFPConfig(preset="paper", seed=seed)
-    scores = learned_scores(landscape.task(1000), config)
+    scores = learned_scores(landscape.task(plan_of(preset="paper", search_steps=1000, seed=seed)))
     learned = landscape.loss(landscape.map_scores(scores, 0.2))
     generator = np.random.default_rng(100 + seed)
     drawn = [landscape.map_scores(generator.standard_normal(30), 0.2) for _ in range(1000)]

@@ -4,9 +4,11 @@ import numpy as np
 import pytest
 
 from optimum_ffp.config import FFPConfig
+from optimum_ffp.config.choices import find_choice
 from optimum_ffp.config.fields import choices_of
-from optimum_ffp.config.prune import GRADIENT_COST, find_choice
+from optimum_ffp.config.prune import GRADIENT_COST
 from optimum_ffp.errors import FFPError
+from tests.helpers import plan_of
 from tests.search.landscape import KINDS, UNITS, KnownLandscape, run
 
 
@@ -86,4 +88,4 @@ def test_an_agent_of_another_shape_is_refused(agent):
     other, _, _ = run("ffp", "ppo", steps=8, hidden_sizes=(32, 32))
     for state in ({"losses": np.zeros(3)}, other.agent):
         with pytest.raises(FFPError, match="same model"):
-            find_choice("agent", agent).check_state(state, UNITS, FFPConfig())
+            plan_of(agent=agent, method="ffp").function("agent", "check_state")(state, UNITS)

@@ -4,14 +4,15 @@ import pytest
 from optimum_ffp.allocation.homogeneous import homogeneous_policies
 from optimum_ffp.allocation.mappings.curves import CurveMapping
 from optimum_ffp.allocation.policy import Unit
-from optimum_ffp.config import FFPConfig
 from optimum_ffp.errors import FFPError
 from optimum_ffp.search.methods.homogeneous import search
 from optimum_ffp.search.task import SearchTask
-from tests.helpers import sparsity_budget
+from tests.helpers import plan_of, sparsity_budget
 
 
-UNITS = tuple(unit for layer in range(4) for unit in (Unit(layer, "attention", 16, 100), Unit(layer, "ffn", 400, 10)))
+UNITS = tuple(
+    unit for layer in range(4) for unit in (Unit(layer, "kv_group", 16, 100), Unit(layer, "channel", 400, 10))
+)
 POLICIES = homogeneous_policies(sparsity_budget(UNITS, 0.3, 0.1))
 
 
@@ -30,6 +31,7 @@ class Evaluate:
 def run(best=5, curves=None, candidates=8, **fields):
     evaluate = Evaluate(best)
     task = SearchTask(
+        plan=plan_of(method="homogeneous", candidates=candidates),
         budget=sparsity_budget(UNITS, 0.3, 0.1),
         mapping=None,
         evaluate=evaluate,
@@ -39,7 +41,7 @@ def run(best=5, curves=None, candidates=8, **fields):
         curves=curves,
         **fields,
     )
-    return search(task, FFPConfig(method="homogeneous", candidates=candidates)), evaluate.seen
+    return search(task), evaluate.seen
 
 
 def test_the_best_of_all_is_chosen_where_there_are_few():
