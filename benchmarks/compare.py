@@ -144,7 +144,7 @@ def describe(result: PruningResult) -> dict:
         },
         "other_texts": [perplexities | windows.describe() for windows, perplexities in result.tests[1:]],
         "held_out": result.calibration,
-        "search": result.search.to_dict(),
+        "search": result.search.to_record().to_dict(),
         "sizes": result.policy.sizes,
         "tokens": result.cost.tokens,
         "seconds": result.cost.seconds,

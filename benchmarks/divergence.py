@@ -31,7 +31,7 @@ from optimum_ffp.errors import FFPError
 from optimum_ffp.evaluation.divergence import Predictions
 from optimum_ffp.evaluation.record import perplexity_record
 from optimum_ffp.hub.naming import short_name, without_folders
-from optimum_ffp.hub.record import prune_record, recorded_length, recorded_start_token
+from optimum_ffp.hub.record import require_record
 from optimum_ffp.modeling.loading import LoadOptions, load_any
 from optimum_ffp.utils.json import write_json
 from optimum_ffp.utils.precision import in_compute_dtype
@@ -57,15 +57,15 @@ def main() -> None:
     numbers = sorted({number for one in ranges for number in one})
     options = LoadOptions(dtype=args.dtype)
     dense, tokenizer = load_any(args.dense, options)
-    pruned = prune_record(args.pruned[0])
+    pruned = require_record(args.pruned[0])
     texts = TextMix.parse(mark_local_paths(args.dataset))
     request = DataRequest(
         texts=texts,
         reported=texts,
-        length=window_length(recorded_length(pruned), dense.config),
+        length=window_length(pruned.window_length, dense.config),
         test=numbers[-1],
         seed=0,
-        start_token=recorded_start_token(pruned),
+        start_token=pruned.start_token,
     )
     test = load_windows(tokenizer, dense, request).test
     if len(test) < numbers[-1]:

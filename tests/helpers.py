@@ -34,7 +34,7 @@ from optimum_ffp.modeling.families import ModelUnit, find_family, find_units
 from optimum_ffp.modeling.loading import LoadOptions
 from optimum_ffp.plan import Plan
 from optimum_ffp.planning.make import make_plan
-from optimum_ffp.utils.folders import read_record
+from optimum_ffp.utils.record import Record
 from optimum_ffp.utils.resume import Journal
 
 
@@ -460,7 +460,7 @@ def contents(folder: Path) -> dict[str, bytes]:
 def published(folder: Path, repo_id: str) -> dict[str, bytes]:
     """What a push should make of a folder: the same but for the repository's name in the card."""
     files = contents(folder)
-    return files | {"README.md": render_card(read_record(folder), repo_id).encode()}
+    return files | {"README.md": render_card(Record.read(folder), repo_id).encode()}
 
 
 def smollm2_path() -> Path:
@@ -494,3 +494,12 @@ def ridge_direct(weight: torch.Tensor, gram: torch.Tensor, kept: int, ridge_lamb
     retained, removed = weight[:, :kept].double(), weight[:, kept:].double()
     coefficients = torch.linalg.solve(damped[:kept, :kept], gram[:kept, kept:].double())
     return (retained + removed @ coefficients.T).to(weight.dtype)
+
+
+def write_record(folder: Path, **entries: Any) -> dict[str, Any]:
+    """Write a record with other entries than `tests/checkpoint/record.json`, and return it; sections are merged."""
+    record = json.loads((Path(__file__).parent / "checkpoint" / "record.json").read_text())
+    for name, value in entries.items():
+        record[name] = record.get(name, {}) | value if isinstance(value, dict) else value
+    (folder / "ffp_config.json").write_text(json.dumps(record))
+    return record

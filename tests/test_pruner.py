@@ -221,7 +221,7 @@ def test_weights_that_the_cpu_does_not_multiply_are_pruned_in_float32(tmp_path, 
 def test_held_out_error_of_every_layer_is_on_record(save_tiny_model, data_folder):
     pruner = make_pruner(save_tiny_model(), data_folder, held_out_samples=1, sparsity=0.4)
     result = pruner.prune()
-    record = result.to_dict()["provenance"]["held_out"]
+    record = result.provenance().held_out
     assert (record["windows"], record["window_length"], record["split"]) == (1, 24, "validation")
     assert [row["layer"] for row in record["layers"]] == [0, 1, 2]
     assert all(0 < row["error"] <= row["before"] for row in [*record["layers"], record["last_norm"]])
@@ -385,4 +385,4 @@ def test_a_local_model_without_a_license_takes_that_of_its_base_model(save_tiny_
     licenses = {"org/tiny": {"license": "mit"}}
     monkeypatch.setattr("optimum_ffp.pruner.read_license", lambda model, **hub: licenses.get(model, {}))
     pruner = make_pruner(save_tiny_model(), data_folder, base_model="org/tiny", method="uniform", calibration="none")
-    assert pruner.prune().to_dict()["provenance"]["license"] == {"license": "mit"}
+    assert pruner.prune().provenance().license == {"license": "mit"}

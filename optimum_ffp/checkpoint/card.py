@@ -14,6 +14,7 @@ from markupsafe import Markup
 
 from ..config.texts import Text, TextMix
 from ..data import describe_size, describe_windows
+from ..utils.record import Record
 from .view import format_number, view_record
 
 
@@ -28,13 +29,13 @@ def template_path() -> Path:
     return packaged if packaged.is_file() else packaged.parent.parent / TEMPLATE
 
 
-def render_card(record: Mapping[str, Any], name: str) -> str:
+def render_card(record: Record, name: str) -> str:
     """Render the model card of a checkpoint, whose commands call it `./FOLDER` or by its repository.
 
     Every value is escaped, unless a filter puts it into a code span or block.
     """
     view = view_record(record)
-    quantized = f", {view['quantization']['scheme']}" if view["quantization"] else ""
+    quantized = f", {record.quantization['scheme']}" if record.quantization else ""
     title = escape(f"{view['title']}{', recovered' if view['recoveries'] else ''}{quantized}")
     environment = Environment(autoescape=True, finalize=escape, trim_blocks=True, lstrip_blocks=True)
     environment.filters |= {
@@ -63,12 +64,12 @@ def escape(value: Any) -> Markup:
 
 def _metadata(view: Mapping[str, Any], title: str) -> ModelCardData:
     record, provenance, recoveries = view["record"], view["provenance"], view["recoveries"]
-    steps = [*([] if provenance["given_data"] else [record]), *(recovery["options"] for recovery in recoveries)]
+    steps = [*([] if provenance.given_data else [record.options]), *(step["record"].options for step in recoveries)]
     mixes = [TextMix.parse(mix) for step in steps for mix in (step["dataset"], step["eval_dataset"]) if mix]
     sources = [text.hub_dataset for mix in mixes for text in mix]
     tests = recoveries[-1]["tests"] if recoveries else view["tests"]
     # A quantized model has not been measured.
-    tests = [] if view["quantization"] else tests
+    tests = [] if record.quantization else tests
     return ModelCardData(
         base_model=view["base"] if view["base_url"] else None,
         library_name="transformers",
@@ -77,7 +78,7 @@ def _metadata(view: Mapping[str, Any], title: str) -> ModelCardData:
         datasets=[*dict.fromkeys(source[0] for source in sources if source)] or None,
         model_name=title,
         eval_results=[*filter(None, map(_evaluation, tests))],
-        **provenance.get("license", {}),
+        **provenance.license,
     )
 
 

@@ -8,8 +8,8 @@ from typing import Any
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from ..allocation.policy import GROUP_NAMES
-from ..config import FFPConfig
 from ..data import describe_windows
+from ..utils.record import Record
 from .view import format_number, view_record
 
 
@@ -18,7 +18,7 @@ REPORT_FILE = "report.html"
 MODELS = {"dense": "dense", "searched": "pruned, before calibration", "calibrated": "pruned and calibrated"}
 
 
-def write_report(record: Mapping[str, Any], folder: Path) -> None:
+def write_report(record: Record, folder: Path) -> None:
     """Write `report.html`, with the plots of the same folder, omitting sections without data."""
     environment = Environment(
         loader=PackageLoader(__package__, "."),
@@ -33,13 +33,9 @@ def write_report(record: Mapping[str, Any], folder: Path) -> None:
         "pictures": {name: _embed(folder / file) for name, file in view["plots"].items()},
         "group_names": GROUP_NAMES,
         "perplexities": _perplexities(view),
-        "layers": _layers(view["policy"]["units"]),
-        "total": sum(view["provenance"]["seconds"].values()),
-        "settings": {
-            name: _show(record[name])
-            for name in FFPConfig.option_names()
-            if name in record and not isinstance(record[name], dict)
-        },
+        "layers": _layers(record.policy.units),
+        "total": sum(record.provenance.seconds.values()),
+        "settings": {name: _show(value) for name, value in record.options.items() if not isinstance(value, dict)},
     }
     (folder / REPORT_FILE).write_text(environment.get_template(TEMPLATE).render(fields), encoding="utf-8")
 
@@ -55,11 +51,11 @@ def _perplexities(view: Mapping[str, Any]) -> list[dict[str, Any]]:
         ("test windows", test, {MODELS[name]: value for name, value in test["figures"].items()})
         for test in view["tests"]
     ]
-    if "perplexity" in search:
+    if search.perplexity:
         stage = view["search_stage"]
-        figures = {"dense": search["perplexity"]["dense"], f"final policy, {stage}": search["perplexity"]["best"]}
-        figures |= {f"policy “{name}”, {stage}": value for name, value in search.get("baselines", {}).items()}
-        tests.append(("search windows", search["perplexity"], figures))
+        figures = {"dense": search.perplexity["dense"], f"final policy, {stage}": search.perplexity["best"]}
+        figures |= {f"policy “{name}”, {stage}": value for name, value in search.baselines.items()}
+        tests.append(("search windows", search.perplexity, figures))
     return [{"role": role, "windows": windows, "figures": [*figures.items()]} for role, windows, figures in tests]
 
 

@@ -8,6 +8,7 @@ from typing import Any
 from ..allocation.policy import GROUP_NAMES
 from ..config.budgets import format_value
 from ..data import describe_size, describe_windows
+from ..utils.record import Record, SearchRecord
 
 
 # Colors of Okabe and Ito, which color-blind readers can tell apart.
@@ -24,14 +25,13 @@ FRONT_AXES = {
 WIDTH, DPI = 7, 200
 
 
-def write_plots(record: Mapping[str, Any], log: Sequence[dict[str, Any]], folder: Path) -> None:
+def write_plots(record: Record, log: Sequence[dict[str, Any]], folder: Path) -> None:
     """Write `policy.png` and, if candidates were evaluated, `search.png` to the folder of a checkpoint."""
-    policy, search = record["policy"], record["search"]
     # All layers of a mixture keep the same number of experts.
-    if "experts" not in record["provenance"]:
-        _draw_policy(policy["units"], policy["sparsity"]).savefig(folder / "policy.png", dpi=DPI)
+    if not record.provenance.experts:
+        _draw_policy(record.policy.units, record.policy.sparsity).savefig(folder / "policy.png", dpi=DPI)
     if len(log) > 1:
-        _draw_search(log, search).savefig(folder / "search.png", dpi=DPI)
+        _draw_search(log, record.search).savefig(folder / "search.png", dpi=DPI)
 
 
 def write_front(records: Sequence[Mapping[str, Any]], swept: str, windows: Mapping[str, Any], path: Path) -> None:
@@ -142,11 +142,11 @@ def _draw_policy(units: Sequence[dict[str, Any]], sparsity: float):
     return figure
 
 
-def _draw_search(log: Sequence[dict[str, Any]], search: Mapping[str, Any]):
+def _draw_search(log: Sequence[dict[str, Any]], search: SearchRecord):
     """Draw perplexities relative to dense on the same windows, since candidates differ in their windows."""
     figure, (axes,) = _new_figure(4.2)
-    dense, best = search["perplexity"]["dense"], search["perplexity"]["best"]
-    baselines = {name: value / dense for name, value in search.get("baselines", {}).items() if value is not None}
+    dense, best = search.perplexity["dense"], search.perplexity["best"]
+    baselines = {name: value / dense for name, value in search.baselines.items() if value is not None}
     for name, value in baselines.items():
         axes.axhline(value, label=name.replace("-", " "), **BASELINES[name])
     axes.axhline(1, color="black", linestyle="--", linewidth=1, label="dense")

@@ -9,10 +9,12 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import FFPError
+from ..hub.record import require_record
 from ..hub.upload import check_push, push_folder
 from ..hub.validate_checkpoint import check_checkpoint
 from ..utils import processes
-from ..utils.folders import expand, read_record
+from ..utils.folders import expand
+from ..utils.record import Record
 from .card import render_card
 
 
@@ -25,7 +27,7 @@ def check_saved(directory: str | os.PathLike) -> Path:
     path = expand(directory)
     if not path.is_dir():
         raise FFPError(f"there is no folder {directory}; choose one written by `ffp prune`")
-    if not read_record(path) or not any(path.glob("model*.safetensors")):
+    if not Record.read(path) or not any(path.glob("model*.safetensors")):
         raise FFPError(f"{directory} has no pruned model with its weights; choose a folder written by `ffp prune`")
     check_checkpoint(path)
     return path
@@ -46,7 +48,7 @@ def push_checkpoint(folder: str | Path, repo_id: str, **options: Any) -> str:
         FFPError: As `check_saved`, or if the upload fails.
     """
     path = check_saved(folder)
-    return push_folder(path, repo_id, partial(render_card, read_record(path)), **options)
+    return push_folder(path, repo_id, partial(render_card, require_record(path)), **options)
 
 
 def push_result(save: Callable[[Path], Any], repo_id: str, **options: Any) -> str:

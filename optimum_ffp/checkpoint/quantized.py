@@ -2,6 +2,7 @@
 
 import math
 import os
+from dataclasses import replace
 from functools import partial
 from importlib.metadata import version
 from pathlib import Path
@@ -13,8 +14,9 @@ from transformers import GenerationConfig, PreTrainedModel
 from ..data import Windows
 from ..errors import FFPError, convert_errors, one_line
 from ..hub.naming import without_folders
+from ..hub.record import require_record
 from ..modeling.families import find_family
-from ..utils.folders import read_record
+from ..utils.record import Record
 from .recovered import copy_files
 from .saving import FILE_SIZE, write_checkpoint
 
@@ -83,10 +85,10 @@ def save_quantized(
     return write_checkpoint(partial(_write, model, source, record), directory, **options)
 
 
-def _write(model: PreTrainedModel, source: Path, quantization: dict[str, Any], folder: Path) -> dict[str, Any]:
+def _write(model: PreTrainedModel, source: Path, quantization: dict[str, Any], folder: Path) -> Record:
     # That of the source, which is copied, may have settings that transformers refuses to save.
     model.generation_config = GenerationConfig()
     model.save_pretrained(folder, max_shard_size=FILE_SIZE)
-    record = read_record(source)
+    record = require_record(source)
     copy_files(source, record, folder, {"config.json"})
-    return record | {"quantization": without_folders(quantization)}
+    return replace(record, quantization=without_folders(quantization))

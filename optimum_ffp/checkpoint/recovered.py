@@ -3,7 +3,7 @@
 import os
 import shutil
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from glob import escape
 from pathlib import Path
@@ -16,8 +16,9 @@ from ..config.prune import GRADIENT_COST
 from ..config.texts import Text
 from ..errors import FFPError, one_line
 from ..hub.naming import short_name, without_folders
-from ..hub.record import prune_record
-from ..utils.folders import check_links, expand, list_files, read_record, recorded_files
+from ..hub.record import require_record
+from ..utils.folders import check_links, expand, list_files
+from ..utils.record import Record, RecoveryStep
 from .plots import write_recovery
 from .result import perplexities_by_text
 from .saving import save_model, save_tokenizer, write_checkpoint
@@ -130,9 +131,9 @@ def source_folder(source: str, hub: Mapping[str, Any]) -> Path:
     """
     path = expand(source)
     if path.is_dir():
-        check_links(path, _copied_files(path, read_record(path)))
+        check_links(path, _copied_files(path, require_record(path)))
         return path
-    patterns = [*map(escape, recorded_files(prune_record(source, **hub)))]
+    patterns = [*map(escape, require_record(source, **hub).files)]
     try:
         snapshot = snapshot_download(source, allow_patterns=patterns, ignore_patterns=f"{NOT_COPIED}*", **hub)
     except (OSError, ValueError) as error:
@@ -140,11 +141,11 @@ def source_folder(source: str, hub: Mapping[str, Any]) -> Path:
     return Path(snapshot)
 
 
-def _copied_files(source: Path, record: dict[str, Any]) -> set[str]:
-    return {name for name in recorded_files(record) & list_files(source) if not name.startswith(NOT_COPIED)}
+def _copied_files(source: Path, record: Record) -> set[str]:
+    return {name for name in list_files(source).intersection(record.files) if not name.startswith(NOT_COPIED)}
 
 
-def copy_files(source: Path, record: dict[str, Any], folder: Path, written: set[str]) -> None:
+def copy_files(source: Path, record: Record, folder: Path, written: set[str]) -> None:
     """Copy the files of a pruned checkpoint to another folder, except its weights and code and the `written` ones."""
     for name in _copied_files(source, record) - written:
         (folder / name).parent.mkdir(exist_ok=True)
@@ -154,13 +155,12 @@ def copy_files(source: Path, record: dict[str, Any], folder: Path, written: set[
 
 def _write(
     recovery: RecoveryRecord, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, source: Path, folder: Path
-) -> dict[str, Any]:
+) -> Record:
     save_tokenizer(tokenizer, folder)
     save_model(model, folder)
-    record = read_record(source)
+    record = require_record(source)
     copy_files(source, record, folder, list_files(folder))
-    recoveries = [*record.get("recovery", []), without_folders(recovery.to_dict())]
-    write_recovery(
-        recovery.curve, recovery.kept, recoveries[-1]["held_out"], folder / f"recovery-{len(recoveries)}.png"
-    )
-    return record | {"recovery": recoveries}
+    step = RecoveryStep.from_dict(without_folders(recovery.to_dict()))
+    recoveries = *record.recovery, step
+    write_recovery(recovery.curve, recovery.kept, step.held_out, folder / f"recovery-{len(recoveries)}.png")
+    return replace(record, recovery=recoveries)

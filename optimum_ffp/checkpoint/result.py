@@ -16,6 +16,7 @@ from ..plan import Plan
 from ..utils import processes
 from ..utils.precision import dtype_name
 from ..utils.profiling import StageMeter
+from ..utils.record import Provenance, SearchRecord
 from ..version import __version__
 
 
@@ -58,24 +59,22 @@ class SearchResult:
     budget: list[dict[str, Any]] = field(default_factory=list)
     cost: StageMeter = field(default_factory=StageMeter)
 
-    def to_dict(self) -> dict[str, Any]:
-        """Return the JSON-ready record for `ffp_config.json`."""
-        record = {
-            "method": self.plan.method,
-            "seed": self.plan.seed,
-            "candidate_evaluations": len(self.log),
-            "tokens_evaluated": self.tokens_evaluated,
-            "non_finite": sum(entry["perplexity"] is None for entry in self.log),
-            "calibrated_on": self.calibrated_on,
-            "warm_start": self.warm_start,
-            "note": self.note,
-            "budget": self.budget,
-        }
-        if self.windows:
-            record["perplexity"] = {"dense": self.dense_perplexity, "best": self.best_perplexity} | self.windows
-        if self.baselines:
-            record["baselines"] = self.baselines
-        return record
+    def to_record(self) -> SearchRecord:
+        """Return what `ffp_config.json` says about the search."""
+        found = {"dense": self.dense_perplexity, "best": self.best_perplexity} | self.windows
+        return SearchRecord(
+            method=self.plan.method,
+            seed=self.plan.seed,
+            candidate_evaluations=len(self.log),
+            tokens_evaluated=self.tokens_evaluated,
+            non_finite=sum(entry["perplexity"] is None for entry in self.log),
+            calibrated_on=self.calibrated_on,
+            warm_start=self.warm_start,
+            note=self.note,
+            budget=self.budget,
+            perplexity=found if self.windows else None,
+            baselines=self.baselines,
+        )
 
 
 @dataclass(repr=False)
@@ -198,37 +197,31 @@ class PruningResult:
         """Perplexity of the pruned model on the first text."""
         return final(self.tests[0][1])
 
-    def to_dict(self) -> dict[str, Any]:
-        """Return the JSON-ready record of policy, search and provenance for `ffp_config.json`."""
+    def provenance(self) -> Provenance:
+        """Return what `ffp_config.json` says about the models and what was measured."""
         first, *rest = (figures | windows.describe() for windows, figures in self.tests)
-        provenance = {
-            "base_model": self.base_model,
-            "revision": self.revision,
-            "pruned_from": self.pruned_from,
-            "dtype": self.dtype,
-            "compute_dtype": self.compute_dtype,
-            "trust_remote_code": self.trust_remote_code,
-            "given_data": self.given_data,
-            "license": dict(self.license),
-            "versions": package_versions(),
-            "parameters": {"dense": self.dense_parameters, "pruned": self.parameters},
-            "model_sparsity": self.model_sparsity,
-            "perplexity": first,
-            "other_texts": rest,
-            "samples": self.samples,
-            "held_out": self.calibration,
-            **({"experts": self.experts} if self.experts else {}),
-            "tokens": self.cost.tokens,
-            "processes": processes.count(),
-            "seconds": {name: round(value, 2) for name, value in self.cost.seconds.items()},
-            "peak_gib": {name: round(value / 2**30, 3) for name, value in self.cost.peak_bytes.items()},
-        }
-        return {
-            "policy": self.policy.to_dict(),
-            "search": self.search.to_dict(),
-            "provenance": provenance,
-            "request": self.request,
-        }
+        return Provenance(
+            base_model=self.base_model,
+            revision=self.revision,
+            pruned_from=self.pruned_from,
+            dtype=self.dtype,
+            compute_dtype=self.compute_dtype,
+            trust_remote_code=self.trust_remote_code,
+            given_data=self.given_data,
+            license=dict(self.license),
+            versions=package_versions(),
+            parameters={"dense": self.dense_parameters, "pruned": self.parameters},
+            model_sparsity=self.model_sparsity,
+            perplexity=first,
+            other_texts=rest,
+            samples=self.samples,
+            held_out=self.calibration,
+            experts=self.experts,
+            tokens=self.cost.tokens,
+            processes=processes.count(),
+            seconds={name: round(value, 2) for name, value in self.cost.seconds.items()},
+            peak_gib={name: round(value / 2**30, 3) for name, value in self.cost.peak_bytes.items()},
+        )
 
 
 def perplexities_by_text(losses: Mapping[str, Sequence[Sequence[float]]]) -> list[dict[str, float]]:

@@ -5,9 +5,9 @@ import os
 import warnings
 from collections.abc import Callable, Mapping
 from contextlib import suppress
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from huggingface_hub import hf_hub_download
@@ -24,16 +24,9 @@ from ..export import plan_export
 from ..hub.naming import without_folders
 from ..hub.upload import describe_failure
 from ..modeling.auto import is_pruned
-from ..utils.folders import (
-    RECORD,
-    SCHEMA_VERSION,
-    atomic_folder,
-    check_output,
-    expand,
-    list_files,
-    read_record,
-)
-from ..utils.json import to_json, write_json
+from ..utils.folders import atomic_folder, check_output, expand, list_files
+from ..utils.json import to_json
+from ..utils.record import RECORD, ModelRecord, PolicyRecord, Record
 from ..utils.resume import has_written, run_id
 from .card import CARD, render_card
 from .html_report import write_report
@@ -60,7 +53,7 @@ def save_checkpoint(
 
 
 def write_checkpoint(
-    write: Callable[[Path], dict[str, Any]],
+    write: Callable[[Path], Record],
     directory: str | os.PathLike,
     overwrite: bool,
     work_folder: Path | None = None,
@@ -86,45 +79,53 @@ def write_checkpoint(
         ),
         atomic_folder(path) as folder,
     ):
-        record = write(folder) | {"schema_version": SCHEMA_VERSION, "run": work_folder and run_id(work_folder)}
-        record["files"] = sorted(list_files(folder) | {RECORD, CARD})
-        write_json(folder / RECORD, record)
-        card = render_card(read_record(folder), f"./{Path(os.path.abspath(directory)).name}")
+        record = replace(
+            write(folder),
+            run=run_id(work_folder) if work_folder else None,
+            files=tuple(sorted(list_files(folder) | {RECORD, CARD})),
+        )
+        record.write(folder)
+        card = render_card(record, f"./{Path(os.path.abspath(directory)).name}")
         (folder / CARD).write_text(card, encoding="utf-8")
     return path
 
 
-def _write(result: PruningResult, folder: Path) -> dict[str, Any]:
+def _write(result: PruningResult, folder: Path) -> Record:
     save_model(result.model, folder)
     save_tokenizer(result.tokenizer, folder)
-    record = (
-        result.plan.to_dict()
-        | {"costs": result.search.times}
-        | result.to_dict()
-        | {"model": describe_model(result.model, result.tokenizer)}
+    options = result.plan.to_dict() | {"costs": result.search.times}
+    record = Record(
+        ffp_version=options.pop("ffp_version"),
+        options=options,
+        policy=PolicyRecord(**result.policy.to_dict()),
+        search=result.search.to_record(),
+        provenance=result.provenance(),
+        model=describe_model(result.model, result.tokenizer),
+        request=result.request,
     )
     # Publishable JSON, without local folders, NaN and infinity.
-    record, log = (json.loads(to_json(content)) for content in (without_folders(record), result.log))
+    content, log = (json.loads(to_json(content)) for content in (without_folders(record.to_dict()), result.log))
+    record = Record.from_dict(content)
     (folder / LOG_FILE).write_text("".join(f"{json.dumps(entry)}\n" for entry in log), encoding="utf-8")
     if result.agent is not None:
         (folder / AGENT_FILE).parent.mkdir()
         save_file({name: np.ascontiguousarray(array) for name, array in result.agent.items()}, folder / AGENT_FILE)
     write_plots(record, log, folder)
-    write_report(record | {"files": sorted(list_files(folder))}, folder)
+    write_report(replace(record, files=tuple(sorted(list_files(folder)))), folder)
     return record
 
 
-def describe_model(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> dict[str, Any]:
+def describe_model(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> ModelRecord:
     """Return the part of the record that the card needs to describe the use of a model."""
-    return {
-        "class": type(model).__name__,
-        "code_file": f"{type(model).__module__.rpartition('.')[2]}.py" if is_pruned(model.config) else None,
-        "language_model_only": hasattr(model.config, "language_model_of"),
-        "chat": supports_chat(tokenizer),
+    return ModelRecord(
+        class_=type(model).__name__,
+        code_file=f"{type(model).__module__.rpartition('.')[2]}.py" if is_pruned(model.config) else None,
+        language_model_only=hasattr(model.config, "language_model_of"),
+        chat=supports_chat(tokenizer),
         # torchao only quantizes `nn.Linear`; GPT-2 has `Conv1D` instead.
-        "linear": any(isinstance(module, nn.Linear) for module in model.base_model.modules()),
-        "gguf": _gguf_options(model, tokenizer),
-    }
+        linear=any(isinstance(module, nn.Linear) for module in model.base_model.modules()),
+        gguf=_gguf_options(model, tokenizer),
+    )
 
 
 def _gguf_options(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> str | None:

@@ -8,10 +8,11 @@ from typing import Any
 import torch
 
 from ..config.budgets import describe_limits
+from ..config.choices import KINDS
 from ..config.texts import TextMix
 from ..data.samples import NEW_TOKENS
 from ..hub.naming import model_name
-from ..hub.record import is_on_hub
+from ..utils.record import Record, RecoveryStep
 
 
 # Names of models in records of perplexities, from dense to final.
@@ -24,58 +25,53 @@ SMALL_SAMPLE = 20 * 2048
 NAMED = 4
 
 
-def view_record(record: Mapping[str, Any]) -> dict[str, Any]:
+def view_record(record: Record) -> dict[str, Any]:
     """Return the entries of a record to show, and values derived from them."""
-    provenance, units = record["provenance"], record["policy"]["units"]
-    source, revision = provenance["base_model"], provenance["revision"]
-    base = record.get("base_model") or source
-    on_hub = base != source or is_on_hub(provenance)
-    itemsize = getattr(torch, provenance["dtype"]).itemsize
-    removed, experts = f"{100 * record['policy']['sparsity']:.0f} % of the blocks pruned", None
-    if "experts" in provenance:
+    provenance, units = record.provenance, record.policy.units
+    source = provenance.base_model
+    base = record.options["base_model"] or source
+    on_hub = base != source or provenance.is_on_hub
+    itemsize = getattr(torch, provenance.dtype).itemsize
+    removed, experts = f"{100 * record.policy.sparsity:.0f} % of the blocks pruned", None
+    if provenance.experts:
         # Numbers per layer.
         experts = {"dense": units[0]["items"], "kept": units[0]["kept"]}
-        experts["routing"] = describe_routing(provenance["experts"])
+        experts["routing"] = describe_routing(provenance.experts)
         removed = f"{experts['dense'] - experts['kept']} of {experts['dense']} experts pruned"
-    dataset = record["search"]["calibrated_on"]["dataset"] if provenance["given_data"] else record["dataset"]
-    recoveries = record.get("recovery", [])
+    dataset = record.search.calibrated_on["dataset"] if provenance.given_data else record.options["dataset"]
     smaller = {unit["unit"] for unit in units if 0 < unit["kept"] < unit["items"]}
     return {
         "record": record,
-        "policy": record["policy"],
-        "search": record["search"],
+        "options": record.options,
+        "policy": record.policy,
+        "search": record.search,
         # When candidates are evaluated.
-        "search_stage": "after ridge regression" if record["reward"] == "compensated" else "before calibration",
-        "calibration": provenance["held_out"],
+        "search_stage": "before calibration" if record.options["reward"] == "pruned" else "after ridge regression",
+        "calibration": provenance.held_out,
         "provenance": provenance,
-        "model": record["model"],
-        "quantization": record.get("quantization"),
-        "title": f"{model_name(base)}, {removed} ({100 * provenance['model_sparsity']:.1f} % of the model)",
+        "model": record.model,
+        "quantization": record.quantization,
+        "title": f"{model_name(base)}, {removed} ({100 * provenance.model_sparsity:.1f} % of the model)",
         "base": base,
         "source": source,
         "base_url": f"https://huggingface.co/{base}" if on_hub else None,
-        "weights": {name: count * itemsize / 2**20 for name, count in provenance["parameters"].items()},
+        "weights": {name: count * itemsize / 2**20 for name, count in provenance.parameters.items()},
         "removed": " and ".join(name for kind, name in REMOVED.items() if kind in smaller),
         "experts": experts,
-        "budget": describe_limits(record["search"]["budget"]),
+        "budget": describe_limits(record.search.budget),
         "layers_differ": _layers_differ(units),
         "removed_whole": removed_whole(units),
         "prunes_attention": any(unit["unit"] == "attention" and unit["group"] != "all_heads" for unit in units),
-        "tests": measured_on(provenance),
-        "samples": provenance["samples"],
+        "tests": [_view_test(test) for test in provenance.tests],
+        "samples": provenance.samples,
         "sample_tokens": NEW_TOKENS,
         "data": dataset,
-        "tokens": sum(count for stage, count in provenance["tokens"].items() if stage != "evaluation"),
-        "plots": {name.removesuffix(".png"): name for name in record["files"] if name.endswith(".png")},
+        "tokens": sum(count for stage, count in provenance.tokens.items() if stage != "evaluation"),
+        "plots": {name.removesuffix(".png"): name for name in record.files if name.endswith(".png")},
         "command": " ".join(_command(record)),
-        "revision": revision,
-        "recoveries": [_view_recovery(recovery, number, record) for number, recovery in enumerate(recoveries, 1)],
+        "revision": provenance.revision,
+        "recoveries": [_view_recovery(step, number, record) for number, step in enumerate(record.recovery, 1)],
     }
-
-
-def measured_on(step: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """Return the test windows of each text of a prune or recovery, with perplexities by model as `figures`."""
-    return [_view_test(test) for test in (step["perplexity"], *step["other_texts"])]
 
 
 def _view_test(test: Mapping[str, Any]) -> dict[str, Any]:
@@ -95,33 +91,42 @@ def format_number(value: float | None, digits: int = 3) -> str:
     return f"{value:,.{digits}f}" if value is not None and math.isfinite(value) else "not finite"
 
 
-def _view_recovery(recovery: Mapping[str, Any], number: int, record: Mapping[str, Any]) -> dict[str, Any]:
-    source = shlex.quote(recovery["source"])
-    command, teacher = f"optimum-cli ffp recover -m {source} OUT", recovery["teacher"]
-    if teacher != record["provenance"]["base_model"] or not is_on_hub(record["provenance"]):
-        command += f" --teacher {shlex.quote(teacher)}"
-    dense_samples, samples = record["provenance"]["samples"], recovery["samples"]
-    return recovery | {
+def _view_recovery(step: RecoveryStep, number: int, record: Record) -> dict[str, Any]:
+    command = f"optimum-cli ffp recover -m {shlex.quote(step.source)} OUT"
+    provenance, samples = record.provenance, step.samples
+    if step.teacher != provenance.base_model or not provenance.is_on_hub:
+        command += f" --teacher {shlex.quote(step.teacher)}"
+    return {
+        "record": step,
         "number": number,
-        "samples": [row | {"recovered": samples[row["prompt"]]} for row in dense_samples if row["prompt"] in samples],
-        "teacher_role": "dense model" if recovery["dense_teacher"] else "teacher",
+        "samples": [
+            row | {"recovered": samples[row["prompt"]]} for row in provenance.samples if row["prompt"] in samples
+        ],
+        "teacher_role": "dense model" if step.dense_teacher else "teacher",
         "plot": f"recovery-{number}.png",
-        "tests": measured_on(recovery),
-        "command": " ".join([command, "--config ffp_config.json", *_local_texts(recovery["options"])]),
+        "tests": [_view_test(test) for test in step.tests],
+        "command": " ".join([command, "--config ffp_config.json", *_local_texts(step.options)]),
     }
 
 
-def _command(record: Mapping[str, Any]) -> Iterator[str]:
+def _command(record: Record) -> Iterator[str]:
     """Yield the parts of the command that reproduces a prune."""
-    provenance, warm_start = record["provenance"], record["search"]["warm_start"]
-    base = f"{provenance['base_model']}@{provenance['revision'] or ''}"
-    model, _, revision = (provenance.get("pruned_from") or base).partition("@")
+    provenance = record.provenance
+    source = provenance.pruned_from or f"{provenance.base_model}@{provenance.revision or ''}"
+    model, _, revision = source.partition("@")
     yield f"optimum-cli ffp prune -m {shlex.quote(model)} OUT --config ffp_config.json"
-    yield from _local_texts(record)
-    yield from [f"--revision {revision}"] * bool(revision)
-    yield f"--dtype {provenance['dtype']}"
-    yield from ["--trust-remote-code"] * provenance["trust_remote_code"]
-    yield from [f"--warm-start {shlex.quote(warm_start)}"] * bool(warm_start)
+    yield from _local_texts(record.options)
+    for option in KINDS:
+        # A module of another package, which a config file alone doesn't import.
+        if "." in (name := record.options.get(option) or ""):
+            yield f"--{option.replace('_', '-')} {shlex.quote(name)}"
+    if revision:
+        yield f"--revision {revision}"
+    yield f"--dtype {provenance.dtype}"
+    if provenance.trust_remote_code:
+        yield "--trust-remote-code"
+    if record.search.warm_start:
+        yield f"--warm-start {shlex.quote(record.search.warm_start)}"
 
 
 def _local_texts(options: Mapping[str, Any]) -> Iterator[str]:

@@ -11,7 +11,8 @@ from ..config import FFPConfig
 from ..config.budgets import LIMITS
 from ..config.prune import OFFLOADS
 from ..errors import FFPError
-from ..utils.folders import expand, read_record
+from ..utils.folders import expand
+from ..utils.record import Record
 from . import arguments
 from .launching import Command
 
@@ -88,7 +89,7 @@ class FFPPruneCommand(Command):
         check_json(args.json)
         work = work_folder_of(folders[0])
         request = processes.on_main(lambda: arguments.request_id(args, config, args.warm_start, names))
-        is_finished = {read_record(folder).get("request") for folder in folders} == {request}
+        is_finished = {record and record.request for record in map(Record.read, folders)} == {request}
         if args.resume and not args.overwrite and processes.from_main(is_finished):
             end_finished(folders, work, [] if args.plan else repositories, args.private)
             return

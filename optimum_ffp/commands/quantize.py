@@ -58,7 +58,7 @@ class FFPQuantizeCommand(Command):
         from ..checkpoint.recovered import source_folder
         from ..config.texts import TextMix, mark_local_paths
         from ..data import DataRequest, load_windows, window_length
-        from ..hub.record import prune_record, recorded_length, recorded_start_token
+        from ..hub.record import require_record
         from ..modeling.loading import LoadOptions, empty_model, load_any, read_pruned_config
         from ..utils.folders import check_output, check_output_is_not_input
 
@@ -72,8 +72,11 @@ class FFPQuantizeCommand(Command):
         model, tokenizer = load_any(args.model, options)
         windows = None
         if config.dataset:
-            record, texts = prune_record(args.model, **options.hub()), TextMix.parse(mark_local_paths(config.dataset))
-            length = window_length(recorded_length(record), model.config)
+            record, texts = (
+                require_record(args.model, **options.hub()),
+                TextMix.parse(mark_local_paths(config.dataset)),
+            )
+            length = window_length(record.window_length, model.config)
             request = DataRequest(
                 texts=texts,
                 reported=TextMix(()),
@@ -81,8 +84,8 @@ class FFPQuantizeCommand(Command):
                 test=None,
                 seed=0,
                 calibration=config.num_samples,
-                text_column=record.get("text_column") if config.dataset == record.get("dataset") else None,
-                start_token=recorded_start_token(record),
+                text_column=record.options["text_column"] if config.dataset == record.options["dataset"] else None,
+                start_token=record.start_token,
             )
             windows = load_windows(tokenizer, model, request).calibration
         source = source_folder(args.model, options.hub())

@@ -18,8 +18,9 @@ from ..config.texts import Text, TextMix
 from ..errors import convert_errors, one_line
 from ..evaluation import Evaluation
 from ..evaluation.record import text_records
+from ..hub.record import require_record
 from ..recovery.recovery import FFPRecovery
-from ..utils.folders import check_file, expand, read_record
+from ..utils.folders import check_file, expand
 from ..utils.json import write_json
 from ..utils.precision import dtype_name
 from ..utils.profiling import StageMeter
@@ -71,9 +72,10 @@ def prune_records(result: PruningResult, folder: str) -> list[Record]:
     for limit in result.search.budget:
         pruned |= {f"{name}/{limit['option']}": limit[name] for name in ("asked", "reached", "dense")}
     notes = {"budget": describe_limits(result.search.budget), "search": result.search.note}
-    notes["removed_whole"] = removed_whole(result.policy.to_dict()["units"])
+    units = result.policy.to_dict()["units"]
+    notes["removed_whole"] = removed_whole(units)
     if result.experts:
-        notes["experts"] = f"{_kept_experts(result.policy.to_dict())}; {describe_routing(result.experts)}"
+        notes["experts"] = f"{_kept_experts(units)}; {describe_routing(result.experts)}"
     pruned |= {name: note for name, note in notes.items() if note}
     for stage in result.calibration.get("stages", ()):
         pruned |= {f"held_out_{name}/{stage['stage']}": stage[key] for name, key in HELD_OUT.items()}
@@ -97,12 +99,12 @@ def recovery_records(recovery: FFPRecovery, folder: str, meter: StageMeter) -> l
             ("dense", result.teacher, teacher),
         )
     ]
-    prune = read_record(folder)
+    prune = require_record(folder)
     for record, held_out in zip(records, (result.kept, result.curve[0])):
-        record |= {"sparsity": prune["policy"]["sparsity"], "model_sparsity": prune["provenance"]["model_sparsity"]}
+        record |= {"sparsity": prune.policy.sparsity, "model_sparsity": prune.provenance.model_sparsity}
         record |= {f"held_out_{name}": held_out[key] for name, key in HELD_OUT.items()}
-    if "experts" in prune["provenance"]:
-        records[0]["experts"] = _kept_experts(prune["policy"])
+    if prune.provenance.experts:
+        records[0]["experts"] = _kept_experts(prune.policy.units)
     records[0] |= {"tokens": result.all_tokens, "trained_tokens": result.tokens} | _cost(meter)
     records[-1]["role"] = "dense" if result.dense_teacher else "teacher"
     return records
@@ -128,8 +130,8 @@ def evaluation_records(evaluation: Evaluation, meter: StageMeter) -> list[Record
     return records
 
 
-def _kept_experts(policy: dict[str, Any]) -> str:
-    first = policy["units"][0]
+def _kept_experts(units: Sequence[Mapping[str, Any]]) -> str:
+    first = units[0]
     return f"{first['kept']} of {first['items']} in every layer with experts"
 
 

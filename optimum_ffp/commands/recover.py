@@ -57,7 +57,7 @@ class FFPRecoverCommand(Command):
         folder = arguments.output_name(args) + ("" if args.output else RECOVERED)
         arguments.warn_of_hub_options(args)
 
-        from ..hub.record import prune_record
+        from ..hub.record import prune_record, require_record
         from ..modeling.checks import check_dequantizable
         from ..modeling.loading import LoadOptions, empty_model, read_any_config, read_pruned_config
         from ..planning.estimate import estimate_recovery
@@ -66,7 +66,6 @@ class FFPRecoverCommand(Command):
         from ..recovery.recovery import FFPRecovery
         from ..recovery.teacher import find_teacher
         from ..utils import processes
-        from ..utils.folders import read_record
         from ..utils.profiling import StageMeter
         from ..utils.resume import work_folder_of
         from ..utils.tracking import check_trackers
@@ -88,10 +87,11 @@ class FFPRecoverCommand(Command):
         uploads = [repository] if args.push_to_hub else []
         # With the record of the pruned model, which may have been replaced since.
         request = processes.on_main(
-            lambda: arguments.request_id(args, plan, teacher, prune_record(args.model, **options.hub()))
+            lambda: arguments.request_id(args, plan, teacher, require_record(args.model, **options.hub()).to_dict())
         )
-        *_, last = ({}, *read_record(folder).get("recovery", []))
-        if args.resume and not args.overwrite and processes.from_main(last.get("request") == request):
+        existing = prune_record(folder)
+        is_finished = bool(existing and existing.recovery) and existing.recovery[-1].request == request
+        if args.resume and not args.overwrite and processes.from_main(is_finished):
             end_finished([folder], work, [] if args.plan else uploads, args.private)
             return
         found = find_problems(

@@ -11,11 +11,12 @@ from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerB
 from ..config import EvaluationConfig
 from ..data import DataRequest, Windows, load_windows, window_length
 from ..errors import FFPError
-from ..hub.record import prune_record, recorded_length, recorded_start_token
+from ..hub.record import prune_record
 from ..modeling.loading import LoadOptions, load_any, load_tokenizer, read_any_config
 from ..utils.batch_size import memory_errors, with_halving_batches
 from ..utils.folders import expand
 from ..utils.precision import dtype_name, in_compute_dtype
+from ..utils.record import Record
 from .divergence import Predictions
 from .latency import measure_speed
 from .record import compare_records, perplexity_record, size_record
@@ -113,8 +114,8 @@ class _Candidate:
         return self.loaded[0].config if self.loaded else read_any_config(self.source, self.options)
 
     @cached_property
-    def prune_record(self) -> dict[str, Any]:
-        return {} if self.is_given else prune_record(self.source, **self.options.hub())
+    def prune_record(self) -> Record | None:
+        return None if self.is_given else prune_record(self.source, **self.options.hub())
 
     def load(self) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
         if self.loaded is None:
@@ -142,15 +143,15 @@ def _request_texts(config: EvaluationConfig, candidates: Collection[_Candidate])
     """Return the request for the windows of all models, with what the first pruned one has recorded."""
     configs = [candidate.config() for candidate in candidates]
     records = [candidate.prune_record for candidate in candidates if candidate.prune_record]
-    recorded = next(filter(None, map(recorded_length, records)), None)
+    first = records[0] if records else None
     return DataRequest(
         texts=config.texts,
         reported=config.texts,
-        length=min(window_length(config.seq_len or recorded, each) for each in configs),
+        length=min(window_length(config.seq_len or (first and first.window_length), each) for each in configs),
         test=config.eval_samples,
         seed=0,
         text_column=config.text_column,
-        start_token=next(map(recorded_start_token, records), "auto"),
+        start_token=first.start_token if first else "auto",
         token=next(iter(candidates)).options.token,
     )
 

@@ -10,20 +10,21 @@ from ..data import Windows
 from ..modeling.loading import empty_model
 from ..utils.precision import dtype_name, is_quantized
 from ..utils.progress import progress_bar
+from ..utils.record import Record
 from .divergence import Comparison, Predictions
 from .perplexity import describe_losses, window_losses
 from .size import kv_cache_bytes, projection_parameters, weight_bytes
 
 
 def size_record(
-    model: PreTrainedModel, source: str | None = None, pruned: Mapping[str, Any] | None = None, **hub: Any
+    model: PreTrainedModel, source: str | None = None, pruned: Record | None = None, **hub: Any
 ) -> dict[str, Any]:
     """Return the type and sizes of a model, and its sparsity if it was pruned.
 
     Args:
         model: The model.
         source: Hub id or folder that it was loaded from, whose weights are counted; `None` for a model in memory.
-        pruned: The `ffp_config.json` of a pruned model.
+        pruned: The record of a pruned model.
         hub: Hub options such as `revision` and `token`.
     """
     # Quantized models have scales, and several weights in a number.
@@ -40,8 +41,8 @@ def size_record(
     if source:
         record["weight_bytes"] = weight_bytes(model, source, **hub)
     if pruned:
-        record["sparsity"] = pruned["policy"]["sparsity"]
-        record["model_sparsity"] = pruned["provenance"]["model_sparsity"]
+        record["sparsity"] = pruned.policy.sparsity
+        record["model_sparsity"] = pruned.provenance.model_sparsity
         record["sparsity_source"] = "ffp_config.json"
     return record
 

@@ -2,38 +2,20 @@
 
 import json
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from functools import cache
-from pathlib import Path
 from typing import Any
 
 from transformers.utils.hub import cached_file
 
 from ..allocation.policy import PruningPolicy, Unit
 from ..errors import FFPError
-from ..utils.folders import RECORD, expand, read_record
+from ..utils.folders import expand
+from ..utils.record import RECORD, Record
 
 
-def recorded_start_token(record: Mapping[str, Any]) -> str:
-    """Return the option `start_token` of the last recovery in a record, or of the prune."""
-    steps = record, *(recovery["options"] for recovery in record.get("recovery", []))
-    return next((step["start_token"] for step in reversed(steps) if step.get("start_token")), "never")
-
-
-def recorded_length(record: Mapping[str, Any]) -> int | None:
-    """Return the tokens per test window of the last recovery in a record, or of the prune."""
-    steps = record.get("provenance", {}), *record.get("recovery", [])
-    lengths = [step["perplexity"]["window_length"] for step in steps if "window_length" in step.get("perplexity", {})]
-    return lengths[-1] if lengths else None
-
-
-def is_on_hub(provenance: Mapping[str, Any]) -> bool:
-    """Return whether the dense model is on the Hub. Records name local models without their folders."""
-    return provenance.get("revision") is not None or "/" in provenance.get("base_model", "")
-
-
-def prune_record(model_id: str | os.PathLike, **hub: Any) -> dict[str, Any]:
-    """Read the `ffp_config.json` of a pruned model; empty for other models.
+def prune_record(model_id: str | os.PathLike, **hub: Any) -> Record | None:
+    """Read the `ffp_config.json` of a pruned model; `None` for other models.
 
     Args:
         model_id: Hub id, folder, or `.gguf` file, which has none.
@@ -41,14 +23,23 @@ def prune_record(model_id: str | os.PathLike, **hub: Any) -> dict[str, Any]:
     """
     path = expand(model_id)
     if path.is_dir():
-        return read_record(path / (hub.get("subfolder") or ""))
+        return Record.read(path / (hub.get("subfolder") or ""))
     if path.suffix == ".gguf":
-        return {}
+        return None
     try:
         file = cached_file(os.fspath(model_id), RECORD, _raise_exceptions_for_missing_entries=False, **hub)
     except (OSError, ValueError):
-        return {}
-    return read_record(Path(file).parent) if file else {}
+        return None
+    return Record.read(file) if file else None
+
+
+def require_record(model_id: str | os.PathLike, **hub: Any) -> Record:
+    """Return `prune_record`. Raises `FFPError` if there is none."""
+    if (record := prune_record(model_id, **hub)) is None:
+        raise FFPError(
+            f"{model_id} has no ffp_config.json, or it can't be reached; copy the file from the original checkpoint"
+        )
+    return record
 
 
 def policy_rows(source: str) -> list[dict[str, Any]]:
@@ -60,17 +51,14 @@ def policy_rows(source: str) -> list[dict[str, Any]]:
     Raises:
         FFPError: If there is no policy, or it is malformed.
     """
-    path = expand(source)
-    if path.is_file():
+    path, rows = expand(source), None
+    if record := Record.read(path) if path.exists() else _record_on_hub(source):
+        rows = record.policy.units
+    elif path.is_file():
         try:
-            record = json.loads(path.read_text(encoding="utf-8"))
+            rows = json.loads(path.read_text(encoding="utf-8"))
         except (OSError, ValueError) as error:
             raise FFPError(f"{source} can't be read as a policy: {error}") from None
-        record = record if isinstance(record, dict) else {"policy": {"units": record}}
-    else:
-        record = prune_record(source) if path.is_dir() else _record_on_hub(source)
-    policy = record.get("policy")
-    rows = policy.get("units") if isinstance(policy, dict) else None
     if not isinstance(rows, list) or not all(isinstance(row, dict) for row in rows):
         # It may be there the next time.
         _record_on_hub.cache_clear()
@@ -82,7 +70,7 @@ def policy_rows(source: str) -> list[dict[str, Any]]:
 
 
 @cache
-def _record_on_hub(model_id: str) -> dict[str, Any]:
+def _record_on_hub(model_id: str) -> Record | None:
     """Return `prune_record`, cached, since a prune reads it several times and must get the same policy each time."""
     return prune_record(model_id)
 

@@ -11,7 +11,8 @@ from huggingface_hub.errors import HFValidationError
 from huggingface_hub.utils import DEFAULT_IGNORE_PATTERNS, filter_repo_objects, validate_repo_id
 
 from ..errors import FFPError, convert_errors, one_line
-from ..utils.folders import RECORD, abbreviate, check_links, list_files, read_record, recorded_files
+from ..utils.folders import abbreviate, check_links, list_files
+from ..utils.record import RECORD, Record
 
 
 logger = logging.getLogger(__name__)
@@ -110,8 +111,9 @@ def push_folder(
 def _uploaded(folder: Path) -> dict[str, Path | bytes]:
     # Silently skip files of git and download caches.
     names = {*filter_repo_objects(list_files(folder), ignore_patterns=DEFAULT_IGNORE_PATTERNS)}
-    recorded = recorded_files(read_record(folder))
-    uploaded = {name for name in names if name in recorded or USER_DOCUMENTS.fullmatch(name)}
+    record = Record.read(folder)
+    files = record.files if record else ()
+    uploaded = {name for name in names if name in files or USER_DOCUMENTS.fullmatch(name)}
     if skipped := names - uploaded:
         logger.warning("not part of the checkpoint, and not uploaded: %s", abbreviate(skipped))
     check_links(folder, uploaded)
@@ -119,10 +121,9 @@ def _uploaded(folder: Path) -> dict[str, Path | bytes]:
 
 
 def _existing_files(api: HfApi, repo_id: str, revision: str | None) -> set[str]:
-    names, record = api.list_repo_files(repo_id, revision=revision), {}
-    if RECORD in names:
-        record = read_record(Path(api.hf_hub_download(repo_id, RECORD, revision=revision)).parent)
-    return recorded_files(record).intersection(names)
+    names = api.list_repo_files(repo_id, revision=revision)
+    record = Record.read(api.hf_hub_download(repo_id, RECORD, revision=revision)) if RECORD in names else None
+    return {*names}.intersection(record.files) if record else set()
 
 
 def describe_failure(error: BaseException, token: str | None = None) -> str:

@@ -25,7 +25,7 @@ from transformers.utils.hub import cached_file, extract_commit_hash
 
 from ..allocation.policy import DEFAULT_GROUPS
 from ..errors import FFPError, convert_errors, one_line
-from ..hub.record import is_on_hub, prune_record
+from ..hub.record import prune_record
 from ..hub.validate_checkpoint import LENIENT, check_checkpoint, check_reachable
 from ..utils.folders import expand
 from ..utils.precision import is_quantized, move
@@ -127,17 +127,16 @@ def find_dense(model_id: str, options: LoadOptions) -> tuple[str, LoadOptions, l
         return model_id, options, []
     if options.offload in ("host", "disk"):
         raise FFPError(f"{model_id} is pruned, and offload {options.offload!r} is for dense models; leave out offload")
-    rows = [{"group": DEFAULT_GROUPS[row["unit"]]} | row for row in record["policy"].get("units", [])]
+    rows = [{"group": DEFAULT_GROUPS[row["unit"]]} | row for row in record.policy.units]
     if options.base_model is not None:
         return options.base_model, replace(options, revision=None, base_model=None), rows
-    provenance = record.get("provenance", {})
     # Another model may have the same name.
-    if not is_on_hub(provenance):
+    if not record.provenance.is_on_hub:
         raise FFPError(
             f"the dense model of {model_id} is not on the Hub according to its record; pass its Hub id, folder or "
             ".gguf file with --base-model (base_model), or with --teacher (teacher) to recover"
         )
-    return provenance["base_model"], replace(options, revision=provenance.get("revision")), rows
+    return record.provenance.base_model, replace(options, revision=record.provenance.revision), rows
 
 
 def pin_commit(model_id: str, options: LoadOptions) -> LoadOptions:

@@ -8,7 +8,7 @@ from ..config import RecoveryConfig, RecoveryPlan
 from ..config.recovery import BATCH_TOKENS, MIN_STEPS
 from ..config.texts import TextMix
 from ..config.training import ADAPTER_RATE
-from ..hub.record import prune_record, recorded_start_token
+from ..hub.record import require_record
 from ..modeling.loading import LoadOptions
 
 
@@ -34,14 +34,14 @@ def make_recovery_plan(config: RecoveryConfig, student_id: str, options: LoadOpt
         "learning_rate": ADAPTER_RATE if config.lora else None,
     }
     if config.dataset is None:
-        record = prune_record(student_id, **options.hub())
-        dataset, given_data = record.get("dataset", RECOVERY_TEXT), record.get("provenance", {}).get("given_data")
+        record = require_record(student_id, **options.hub())
+        dataset, given_data = record.options["dataset"], record.provenance.given_data
         # Local files may be elsewhere.
         if not given_data and all(text.hub_dataset and text.name != SHORT_TEXT for text in TextMix.parse(dataset)):
             defaults |= {
                 "dataset": dataset,
-                "start_token": recorded_start_token(record),
-                "text_column": record.get("text_column"),
+                "start_token": record.start_token,
+                "text_column": record.options["text_column"],
             }
         else:
             defaults["dataset"] = RECOVERY_TEXT

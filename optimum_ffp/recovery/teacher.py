@@ -8,7 +8,7 @@ from transformers import PreTrainedModel
 
 from ..errors import FFPError
 from ..hub.naming import model_name
-from ..hub.record import prune_record
+from ..hub.record import require_record
 from ..modeling.loading import LoadOptions, find_dense
 
 
@@ -26,11 +26,7 @@ def find_teacher(student_id: str, teacher_id: str | None, options: LoadOptions) 
     Raises:
         FFPError: If the pruned model has no record, or that names no model on the Hub.
     """
-    record = prune_record(student_id, **options.hub())
-    if not record:
-        raise FFPError(
-            f"{student_id} has no ffp_config.json, or it can't be reached; copy the file from the original checkpoint"
-        )
+    require_record(student_id, **options.hub())
     dense_id, dense_options, _ = find_dense(student_id, replace(options, base_model=teacher_id))
     return dense_id, dense_options
 
@@ -54,10 +50,10 @@ def check_teacher(
             f"{teacher_id} is the pruned model itself; pass the dense model that it was pruned from with --teacher "
             "(teacher)"
         )
-    record = prune_record(student_id, **options.hub())
-    base, recorded = record["provenance"]["base_model"], record["provenance"]["parameters"]["dense"]
+    record = require_record(student_id, **options.hub())
+    base, recorded = record.provenance.base_model, record.provenance.parameters["dense"]
     # The option `base_model` names the origin of a local model.
-    names, parameters = {model_name(base), model_name(record.get("base_model") or base)}, teacher.num_parameters()
+    names, parameters = {model_name(base), model_name(record.options["base_model"] or base)}, teacher.num_parameters()
     is_dense = model_name(teacher_id) in names and parameters == recorded
     if not is_dense:
         logger.warning(

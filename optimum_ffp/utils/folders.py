@@ -1,23 +1,19 @@
 """Output folders and files: checks before replacing them, locks between runs, and atomic writes."""
 
-import json
 import os
 import shutil
 import tempfile
 from collections.abc import Iterable, Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
-from typing import Any
 
 from huggingface_hub.utils import WeakFileLock
 
 from ..config.fields import expand
 from ..errors import FFPError
+from .record import Record
 
 
-RECORD = "ffp_config.json"
-# Version of the record's schema.
-SCHEMA_VERSION = 1
 # Suffixes of incomplete outputs, and of outputs about to be deleted.
 PARTIAL, REPLACED = ".partial", ".replaced"
 # Lock files held by this process.
@@ -35,15 +31,6 @@ def abbreviate(names: Iterable[str]) -> str:
     return ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
 
 
-def read_record(directory: str | os.PathLike) -> dict[str, Any]:
-    """Return the record of a pruned model in a folder; empty if there is none."""
-    try:
-        record = json.loads((resolve(directory) / RECORD).read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return {}
-    return record if isinstance(record, dict) and {"ffp_version", "policy"} <= record.keys() else {}
-
-
 def list_files(folder: Path) -> set[str]:
     """Return the names of all files in a folder, relative to it; links to folders count as files."""
     files = (path for path in folder.rglob("*") if path.is_symlink() or not path.is_dir())
@@ -59,11 +46,6 @@ def check_links(folder: Path, names: Iterable[str]) -> None:
             f"{folder} contains links to files outside it, which are never copied or uploaded: {abbreviate(links)}; "
             "replace them with these files if you trust them"
         )
-
-
-def recorded_files(record: dict[str, Any]) -> set[str]:
-    """Return the names of the files of a checkpoint according to its record."""
-    return {*record.get("files", ())}
 
 
 def check_output_is_not_input(output: str | os.PathLike, sources: Iterable[str | os.PathLike]) -> None:
@@ -86,9 +68,9 @@ def check_output(directory: str | os.PathLike, overwrite: bool = False) -> Path:
     """
     path = resolve(directory)
     if path.is_dir():
-        record, names = read_record(path), list_files(path)
+        record, names = Record.read(path), list_files(path)
         if record:
-            kind, foreign = "contains files that are not part of the checkpoint", names - recorded_files(record)
+            kind, foreign = "contains files that are not part of the checkpoint", names.difference(record.files)
         else:
             kind, foreign = "is not a checkpoint of optimum-ffp", {entry.name for entry in path.iterdir()}
         if foreign:

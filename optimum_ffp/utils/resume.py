@@ -19,8 +19,9 @@ from transformers import PreTrainedModel
 
 from ..errors import FFPError
 from . import processes
-from .folders import PARTIAL, abbreviate, atomic_file, check_writable, locked, read_record, resolve
+from .folders import PARTIAL, abbreviate, atomic_file, check_writable, locked, resolve
 from .json import to_json
+from .record import Record
 
 
 RUN = "run.json"
@@ -190,7 +191,8 @@ def run_id(folder: Path) -> str | None:
 def has_written(folder: Path | None, output: str | os.PathLike) -> bool:
     """Return whether the run of a work folder has written an output, which it may then replace when resumed."""
     run = folder and run_id(folder)
-    return run is not None and read_record(output).get("run") == run
+    record = Record.read(output) if run else None
+    return record is not None and record.run == run
 
 
 def begin_work(folder: Path, resume: bool) -> None:

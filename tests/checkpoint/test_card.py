@@ -8,10 +8,15 @@ from typing import Any
 import pytest
 from huggingface_hub import ModelCard
 
-from optimum_ffp.checkpoint.card import render_card
+from optimum_ffp.checkpoint.card import render_card as render
+from optimum_ffp.utils.record import Record
 
 
 FOLDER = Path(__file__).parent
+
+
+def render_card(record: dict[str, Any], name: str) -> str:
+    return render(Record.from_dict(record), name)
 
 
 @pytest.fixture

@@ -5,6 +5,7 @@ from pathlib import Path
 import pytest
 
 from optimum_ffp.checkpoint.html_report import write_report
+from optimum_ffp.utils.record import Record
 
 
 VOID = {"meta", "img", "br"}
@@ -38,7 +39,7 @@ def test_the_report_is_one_file_with_all_figures(record, tmp_path):
         (tmp_path / name).write_bytes(b"picture")
     record["provenance"]["perplexity"]["calibrated"] = None
     record["dataset"] = "<script>.jsonl"
-    write_report(record, tmp_path)
+    write_report(Record.from_dict(record), tmp_path)
     text = (tmp_path / "report.html").read_text()
     assert Checked(text).sources == ["https://huggingface.co/org/tiny", *["data:image/png;base64,cGljdHVyZQ=="] * 2]
     for part in (
@@ -59,7 +60,7 @@ def test_sections_without_data_are_left_out(record, tmp_path):
     (tmp_path / "policy.png").write_bytes(b"picture")
     record["provenance"] |= {"held_out": {}, "given_data": True}
     record["policy"]["units"][0] |= {"group": "all_heads", "items": 1, "kept": 0}
-    write_report(record, tmp_path)
+    write_report(Record.from_dict(record), tmp_path)
     text = (tmp_path / "report.html").read_text()
     Checked(text)
     assert not any(f"<h2>{heading}</h2>" in text for heading in ("Search", "Calibration", "Size and perplexity"))

@@ -7,6 +7,7 @@ import pytest
 from matplotlib.figure import Figure
 
 from optimum_ffp.checkpoint.plots import write_front, write_plots, write_recovery
+from optimum_ffp.utils.record import Record
 
 
 WINDOWS = {"dataset": "a name with $ " * 9, "split": "test", "windows": 2, "window_length": 24, "start_token": True}
@@ -28,11 +29,13 @@ def make_record(layers: int) -> dict:
         for layer in range(layers)
         for kind, group in (("attention", "kv_group" if layer % 2 else "query_head"), ("ffn", "channel"))
     ]
-    return {
-        "provenance": {},
-        "policy": {"sparsity": 0.3, "units": units},
-        "search": {"perplexity": {"dense": 20.0, "best": 30.0}, "baselines": {"uniform": 400.0, "no-search": None}},
+    record = json.loads((Path(__file__).parent / "record.json").read_text())
+    record["policy"] |= {"sparsity": 0.3, "units": units}
+    record["search"] |= {
+        "perplexity": {"dense": 20.0, "best": 30.0},
+        "baselines": {"uniform": 400.0, "no-search": None},
     }
+    return record
 
 
 def make_log(evaluations: int) -> list[dict]:
@@ -62,14 +65,14 @@ def figures(monkeypatch) -> list[Figure]:
 
 
 def test_plots_are_files(tmp_path):
-    write_plots(make_record(2), make_log(3), tmp_path)
+    write_plots(Record.from_dict(make_record(2)), make_log(3), tmp_path)
     write_front(FRONT, "sparsity", WINDOWS, tmp_path / "front.png")
     assert {path.name for path in tmp_path.iterdir()} == {"policy.png", "search.png", "front.png"}
     assert all(path.read_bytes().startswith(b"\x89PNG") for path in tmp_path.iterdir())
 
 
 def test_plots_without_data_are_left_out(tmp_path):
-    write_plots(make_record(2), make_log(1), tmp_path)
+    write_plots(Record.from_dict(make_record(2)), make_log(1), tmp_path)
     assert [path.name for path in tmp_path.iterdir()] == ["policy.png"]
 
 
@@ -77,7 +80,7 @@ def test_plots_without_data_are_left_out(tmp_path):
 @pytest.mark.parametrize("layers, evaluations", [(1, 2), (30, 64), (80, 1000)])
 def test_every_panel_has_data_and_labels_do_not_overlap(figures, tmp_path, layers, evaluations):
     record = make_record(layers)
-    write_plots(record, make_log(evaluations), tmp_path)
+    write_plots(Record.from_dict(record), make_log(evaluations), tmp_path)
     write_front(FRONT, "sparsity", WINDOWS, tmp_path / "front.png")
     curve = [{"tokens": 1000 * step, "kl": 1.0 / (1 + step), "perplexity": 20.0} for step in range(9)]
     write_recovery(curve, curve[-1], {"windows": 2, "window_length": 24}, tmp_path / "recovery.png")
@@ -95,7 +98,7 @@ def test_every_panel_has_data_and_labels_do_not_overlap(figures, tmp_path, layer
 
 def test_policy_bars_are_what_is_kept_and_removed(figures, tmp_path):
     record = json.loads((Path(__file__).parent / "record.json").read_text())
-    write_plots(record, [], tmp_path)
+    write_plots(Record.from_dict(record), [], tmp_path)
     units = record["policy"]["units"]
     for axes, kind, groups in zip(figures[0].axes, ("attention", "ffn"), (4, 48)):
         kept, removed = ([patch.get_height() for patch in bars] for bars in axes.containers)
@@ -107,7 +110,7 @@ def test_attention_of_both_kinds_is_counted_in_query_heads_and_hatched_where_kv_
     record = make_record(2)
     for unit, items, kept in zip(record["policy"]["units"], (4, 8, 3, 8), (3, 8, 1, 8)):
         unit |= {"items": items, "kept": kept}
-    write_plots(record, [], tmp_path)
+    write_plots(Record.from_dict(record), [], tmp_path)
     query_heads, _, kv_groups, removed = figures[0].axes[0].containers
     # 3 of 4 query heads of each of 3 KV heads, and 1 of 3 KV heads with its 4 query heads.
     assert [query_heads[0].get_height(), kv_groups[0].get_height(), removed[0].get_height()] == [9, 4, 8]
@@ -115,7 +118,7 @@ def test_attention_of_both_kinds_is_counted_in_query_heads_and_hatched_where_kv_
 
 
 def test_the_search_is_relative_to_dense_with_a_star_on_the_choice(figures, tmp_path):
-    write_plots(make_record(2), make_log(20), tmp_path)
+    write_plots(Record.from_dict(make_record(2)), make_log(20), tmp_path)
     axes = figures[1].axes[0]
     candidates, finalists, star, failed = (points.get_offsets().tolist() for points in axes.collections)
     assert star == [[20, 1.5]] and star[0] in finalists and failed == [[1, 1]]

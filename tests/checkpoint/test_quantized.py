@@ -12,7 +12,7 @@ from optimum_ffp import FFPModelForCausalLM
 from optimum_ffp.checkpoint.quantized import GROUP_SIZES, _write, find_group_size
 from optimum_ffp.errors import FFPError
 from optimum_ffp.evaluation.record import size_record
-from tests.helpers import contents, make_pruner, make_tiny_model, make_tokenizer, write_data
+from tests.helpers import contents, make_pruner, make_tiny_model, make_tokenizer, write_data, write_record
 
 
 SIZES = {"hidden_size": 128, "head_dim": 32, "intermediate_size": 192, "num_hidden_layers": 2}
@@ -88,8 +88,7 @@ def test_generation_settings_that_transformers_refuses_are_copied(tmp_path):
         model.save_pretrained(out)
     source.mkdir()
     (source / "generation_config.json").write_text('{"temperature": 0.5}')
-    record = {"ffp_version": "0", "policy": {}, "files": ["generation_config.json"]}
-    (source / "ffp_config.json").write_text(json.dumps(record))
+    write_record(source, files=["generation_config.json"])
     _write(model, source, {"scheme": "w8a8"}, out)
     assert (out / "generation_config.json").read_text() == '{"temperature": 0.5}'
     assert (out / "model.safetensors").is_file()

@@ -3,6 +3,7 @@
 import json
 import shlex
 import shutil
+from types import SimpleNamespace
 from unittest.mock import Mock
 
 import pytest
@@ -54,7 +55,7 @@ def test_a_model_is_recovered_and_told_of(recover, run_ffp, tmp_path, folder, da
     assert code == 0 and len(output.splitlines()) == 1 and "finished" in output
     # Another model has taken the place of the one that was recovered.
     with monkeypatch.context() as patch:
-        patch.setattr("optimum_ffp.hub.record.prune_record", lambda *_, **__: {"seed": 1})
+        patch.setattr("optimum_ffp.hub.record.require_record", lambda *_, **__: SimpleNamespace(to_dict=dict))
         assert "--overwrite" in recover("--seed", "5", "--resume")[2]
     # What exists is replaced on demand alone.
     assert "--overwrite" in recover()[2]

@@ -5,18 +5,18 @@ import pytest
 from optimum_ffp.allocation.policy import PruningPolicy, Unit
 from optimum_ffp.checkpoint.pushing import push_checkpoint
 from optimum_ffp.errors import FFPError
-from optimum_ffp.hub.record import policy_rows, prune_record, read_policy, recorded_length, recorded_start_token
+from optimum_ffp.hub.record import policy_rows, prune_record, read_policy
+from tests.helpers import write_record
 
 
 def test_the_record_of_a_folder(tmp_path):
-    assert prune_record(tmp_path) == prune_record(tmp_path / "model.gguf") == {}
+    assert prune_record(tmp_path) is None and prune_record(tmp_path / "model.gguf") is None
     path = tmp_path / "ffp_config.json"
     for content in ("{", "[1]", '{"sparsity": 0.2}'):
         path.write_text(content)
-        assert prune_record(tmp_path) == {}
-    record = {"ffp_version": "0.1", "policy": {"sparsity": 0.2}}
-    path.write_text(json.dumps(record))
-    assert prune_record(tmp_path) == record
+        assert prune_record(tmp_path) is None
+    content = write_record(tmp_path, quantization={"scheme": "w8a8"})
+    assert prune_record(tmp_path).to_dict() == content and [*prune_record(tmp_path).options] == [*content][:41]
 
 
 @pytest.mark.slow
@@ -25,7 +25,7 @@ def test_the_record_of_a_repository(hub, folder, tmp_path):
     first = hub.repositories["me/it"].commits[-1].oid
     cache = {"cache_dir": tmp_path / "cache"}
     assert prune_record("me/it", **cache) == prune_record("me/it", revision=first, **cache) == prune_record(folder)
-    assert prune_record("me/other", **cache) == {}
+    assert prune_record("me/other", **cache) is None
 
 
 @pytest.mark.slow
@@ -33,19 +33,19 @@ def test_a_policy_on_the_hub_is_looked_up_once(hub, folder):
     with pytest.raises(FFPError, match="no policy me/policy"):
         policy_rows("me/policy")
     push_checkpoint(folder, "me/policy")
-    assert policy_rows("me/policy") == prune_record(folder)["policy"]["units"]
+    assert policy_rows("me/policy") == prune_record(folder).policy.units
     requests = len(hub.requests)
-    assert policy_rows("me/policy") == prune_record(folder)["policy"]["units"] and len(hub.requests) == requests
+    assert policy_rows("me/policy") == prune_record(folder).policy.units and len(hub.requests) == requests
 
 
-def test_how_a_model_was_measured_last():
-    assert recorded_length({}) is None and recorded_start_token({}) == "never"
-    pruned = {"start_token": "auto", "provenance": {"perplexity": {"dense": 20.0, "window_length": 512}}}
-    assert recorded_length(pruned) == 512 and recorded_start_token(pruned) == "auto"
-    recovered = pruned | {
-        "recovery": [{"options": {"start_token": "never"}, "perplexity": {"pruned": 30.0, "window_length": 24}}]
-    }
-    assert recorded_length(recovered) == 24 and recorded_start_token(recovered) == "never"
+def test_how_a_model_was_measured_last(tmp_path):
+    step = write_record(tmp_path)["recovery"][0]
+    write_record(tmp_path, recovery=[])
+    pruned = prune_record(tmp_path)
+    assert (pruned.window_length, pruned.start_token) == (32, "auto")
+    write_record(tmp_path, recovery=[step | {"options": {"start_token": "never"}}])
+    recovered = prune_record(tmp_path)
+    assert (recovered.window_length, recovered.start_token) == (24, "never")
 
 
 UNITS = (Unit(0, "query_head", 4, 100, 10), Unit(0, "channel", 16, 30, multiple=4))
@@ -54,8 +54,7 @@ UNITS = (Unit(0, "query_head", 4, 100, 10), Unit(0, "channel", 16, 30, multiple=
 def test_a_policy_is_read_from_a_record_its_folder_or_a_list_of_units(tmp_path):
     # Sizes need not be whole steps of the unit.
     policy = PruningPolicy(UNITS, (2, 11))
-    record = {"ffp_version": "0.2", "policy": policy.to_dict()}
-    (tmp_path / "ffp_config.json").write_text(json.dumps(record))
+    record = write_record(tmp_path, policy=policy.to_dict())
     (tmp_path / "sizes.json").write_text(json.dumps(record["policy"]["units"]))
     for name in ("", "ffp_config.json", "sizes.json"):
         assert read_policy(str(tmp_path / name), UNITS) == policy

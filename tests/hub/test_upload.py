@@ -1,6 +1,5 @@
 """Uploads: one goes over the wire, to a small Hub on loopback; the others to an `HfApi` that remembers its calls."""
 
-import json
 import os
 import shlex
 import subprocess
@@ -15,7 +14,7 @@ from optimum_ffp import FFPError
 from optimum_ffp.checkpoint.pushing import push_checkpoint, push_result
 from optimum_ffp.checkpoint.saving import load_agent
 from optimum_ffp.hub.upload import check_push, describe_failure
-from tests.helpers import FILES, contents, make_tiny_model, make_tokenizer, published, write_data
+from tests.helpers import FILES, contents, make_tiny_model, make_tokenizer, published, write_data, write_record
 from tests.hub_server import TOKEN, Repository, run_hub, uploaded
 
 
@@ -139,8 +138,7 @@ def test_a_folder_is_uploaded_with_the_card_of_the_repository(api, folder):
 
 def test_files_of_the_checkpoint_before_are_deleted(api, folder, tmp_path):
     there = ["ffp_config.json", "model-00001-of-00002.safetensors", "my.bin", "notes.txt", "policy.png"]
-    record = {"ffp_version": "0", "policy": {}, "files": ["ffp_config.json", "my.bin", "policy.png"]}
-    (tmp_path / "ffp_config.json").write_text(json.dumps(record))
+    write_record(tmp_path, files=["ffp_config.json", "my.bin", "policy.png"])
     hub = api(there, folder=tmp_path)
     push_checkpoint(folder, "me/it")
     assert hub.deleted == ["my.bin"]

@@ -10,7 +10,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 from optimum_ffp import FFPConfig, FFPError, RecoveryConfig
 from optimum_ffp.modeling.loading import LoadOptions, empty_model
 from optimum_ffp.planning.estimate import Machine, estimate_prune, estimate_recovery
-from tests.helpers import make_pruner, make_text, make_tokenizer, prune_by_hand
+from tests.helpers import make_pruner, make_text, make_tokenizer, prune_by_hand, write_record
 
 
 GIB = 2**30
@@ -184,8 +184,7 @@ def test_the_estimate_of_a_recovery_is_what_is_measured(tmp_path):
     dense.save_pretrained(tmp_path / "dense")
     prune_by_hand(dense)[0].save_pretrained(tmp_path / "pruned")
     provenance = {"base_model": "dense", "parameters": {"dense": dense.num_parameters()}}
-    record = {"schema_version": 1, "ffp_version": "0.1", "policy": {}, "provenance": provenance, "files": []}
-    (tmp_path / "pruned" / "ffp_config.json").write_text(json.dumps(record))
+    write_record(tmp_path / "pruned", provenance=provenance, recovery=[], files=[])
     for name in ("dense", "pruned"):
         make_tokenizer().save_pretrained(tmp_path / name)
     (tmp_path / "text.txt").write_text(make_text(20_000))

@@ -1,20 +1,18 @@
 """Where the dense model and the text of a pruned one are found."""
 
-import json
-
 import pytest
 
 from optimum_ffp import FFPError, RecoveryConfig
 from optimum_ffp.modeling.loading import LoadOptions
 from optimum_ffp.recovery.plan import make_recovery_plan
 from optimum_ffp.recovery.teacher import find_teacher
+from tests.helpers import write_record as save
 
 
 @pytest.fixture
 def write_record(tmp_path):
     def write(provenance=(), **options) -> str:
-        content = {"ffp_version": "0.1", "policy": {}, "provenance": dict(provenance)} | options
-        (tmp_path / "ffp_config.json").write_text(json.dumps(content))
+        save(tmp_path, provenance=dict(provenance), recovery=[], **options)
         return str(tmp_path)
 
     return write
@@ -30,7 +28,7 @@ def test_the_record_names_the_dense_model_with_its_revision(write_record):
     assert find_teacher(folder, None, options) == ("owner/model", LoadOptions(token="secret"))
 
 
-@pytest.mark.parametrize("provenance", [{}, {"base_model": "gpt2", "revision": None}])
+@pytest.mark.parametrize("provenance", [{"base_model": "gpt2", "revision": None}])
 def test_a_local_dense_model_is_not_looked_for_by_its_name(write_record, provenance):
     """On the Hub, or here, another may have it."""
     with pytest.raises(FFPError, match="--base-model.*--teacher"):

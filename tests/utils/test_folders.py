@@ -1,4 +1,3 @@
-import json
 import os
 from pathlib import Path
 
@@ -6,7 +5,6 @@ import pytest
 
 from optimum_ffp.errors import FFPError
 from optimum_ffp.utils.folders import (
-    RECORD,
     atomic_file,
     atomic_folder,
     check_file,
@@ -15,6 +13,8 @@ from optimum_ffp.utils.folders import (
     check_output_is_not_input,
     locked,
 )
+from optimum_ffp.utils.record import RECORD
+from tests.helpers import write_record
 
 
 @pytest.fixture
@@ -24,10 +24,6 @@ def checkpoint(tmp_path) -> Path:
     (folder / "model.safetensors").touch()
     write_record(folder, files=[RECORD, "model.safetensors"])
     return folder
-
-
-def write_record(folder: Path, **entries) -> None:
-    (folder / RECORD).write_text(json.dumps({"ffp_version": "0", "policy": {}} | entries))
 
 
 def test_a_folder_appears_whole_or_not_at_all(tmp_path):

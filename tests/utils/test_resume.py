@@ -5,9 +5,8 @@ import torch
 from safetensors import SafetensorError
 
 from optimum_ffp.errors import FFPError
-from optimum_ffp.utils.folders import RECORD
 from optimum_ffp.utils.resume import Journal, begin_work, fingerprint, has_written, run_id
-from tests.helpers import make_tiny_model
+from tests.helpers import make_tiny_model, write_record
 
 
 def refuse() -> None:
@@ -128,7 +127,7 @@ def test_a_resumed_run_knows_its_outputs(tmp_path, capsys):
     work, out = tmp_path / "work", tmp_path / "out"
     out.mkdir()
     Journal.open(work, {}, resume=False).value("x", lambda: 1)
-    (out / RECORD).write_text(json.dumps({"ffp_version": "0", "policy": {}, "run": run_id(work)}))
+    write_record(out, run=run_id(work))
     begin_work(work, resume=True)
     assert has_written(work, out) and not has_written(work, tmp_path) and not has_written(None, out)
     begin_work(work, resume=False)
