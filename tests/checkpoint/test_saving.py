@@ -11,6 +11,7 @@ from optimum_ffp.checkpoint.card import render_card
 from optimum_ffp.checkpoint.saving import load_agent, save_checkpoint, save_model, save_tokenizer
 from optimum_ffp.modeling.auto import mark_untied
 from optimum_ffp.modeling.loading import LoadOptions, load_dense
+from optimum_ffp.utils.record import Record
 from tests.helpers import FILES, make_tiny_model, make_tokenizer, with_start_token
 
 
@@ -70,7 +71,7 @@ def test_the_record_has_the_policy_the_figures_and_all_files(pruned):
     config = pruner.result.plan
     loaded = FFPConfig.from_file(folder / "ffp_config.json", dataset=config.dataset)
     assert loaded.to_dict() == config.to_dict()
-    assert (folder / "README.md").read_text() == render_card(record, "./pruned")
+    assert (folder / "README.md").read_text() == render_card(Record.from_dict(record), "./pruned")
     assert str(folder.parent.parent) not in (folder / "README.md").read_text() + json.dumps(record)
 
 
