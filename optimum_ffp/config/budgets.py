@@ -56,7 +56,7 @@ def parse_workload(workload: str) -> tuple[int, int, int]:
 
 def format_value(option: str, value: float, rounding: Callable[[float], int] = round) -> str:
     """Format the value of a limit as it can be given: `0.2`, `6B` or `12GiB`, with four digits after the point."""
-    # Of bytes, the binary units alone.
+    # Print memory in binary units only.
     names, _ = QUANTITIES.get(option, ({}, ""))
     units = {name: factor for name, factor in names.items() if option != "memory" or "i" in name}
     fitting = [name for name in reversed(units) if value >= units[name]] or [""]
