@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from optimum_ffp.allocation.budget import Budget, Limit, sparsity_limit
 from optimum_ffp.allocation.mappings.curves import CurveMapping
 from optimum_ffp.allocation.policy import Unit
-from optimum_ffp.config.prune import find_choice
+from optimum_ffp.config.choices import find_choice
 from optimum_ffp.errors import FFPError
 from tests.helpers import SMOLLM2, linear_costs, sparsity_budget
 
@@ -34,7 +34,7 @@ def test_width_that_the_multiple_does_not_divide_is_refused():
         st.builds(
             Unit,
             layer=st.integers(0, 50),
-            kind=st.sampled_from(["attention", "ffn"]),
+            group=st.sampled_from(["kv_group", "channel"]),
             groups=st.integers(1, 10).map(lambda steps: steps * 4),
             group_parameters=st.integers(1, 500),
             multiple=st.sampled_from([1, 2, 4]),

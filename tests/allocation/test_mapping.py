@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from optimum_ffp.allocation.mapping import uniform
 from optimum_ffp.allocation.policy import Unit, block_parameters
-from optimum_ffp.config.prune import find_choice
+from optimum_ffp.config.choices import find_choice
 from optimum_ffp.errors import FFPError
 from tests.helpers import SMOLLM2, sparsity_budget, step_parameters
 
@@ -20,7 +20,7 @@ units_strategy = st.lists(
     st.builds(
         Unit,
         layer=st.integers(0, 50),
-        kind=st.sampled_from(["attention", "ffn"]),
+        group=st.sampled_from(["kv_group", "channel"]),
         groups=st.integers(1, 40).map(lambda steps: steps * 4),
         group_parameters=st.integers(1, 5000),
         fixed_parameters=st.integers(0, 100),

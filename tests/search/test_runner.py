@@ -47,14 +47,13 @@ def search(save_tiny_model, data_folder):
 def test_any_mix_of_pruned_groups_meets_the_budget(heads, widths, by_query_heads, sparsity, bounds, data):
     (kv_heads, per_kv_head, head_dim), (hidden, width), layers = heads, widths, len(by_query_heads)
     queries, keys = 2 * kv_heads * per_kv_head * head_dim * hidden, 2 * kv_heads * head_dim * hidden
-    kv_groups = partial(Unit, kind="attention", groups=kv_heads, group_parameters=(queries + keys) // kv_heads)
+    kv_groups = partial(Unit, group="kv_group", groups=kv_heads, group_parameters=(queries + keys) // kv_heads)
     query_heads = partial(
         Unit,
-        kind="attention",
+        group="query_head",
         groups=per_kv_head,
         group_parameters=queries // per_kv_head,
         fixed_parameters=keys,
-        group="query_head",
     )
     ffns = [Unit(layer, "channel", width, 3 * hidden) for layer in range(layers)]
     variants = [[one(layer) for layer in range(layers)] + ffns for one in (kv_groups, query_heads)]
