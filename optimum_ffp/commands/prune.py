@@ -2,8 +2,10 @@
 
 import shlex
 from argparse import ArgumentParser, Namespace
+from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from ..config import FFPConfig
 from ..config.budgets import LIMITS
@@ -12,6 +14,11 @@ from ..errors import FFPError
 from ..utils.folders import expand, read_record
 from . import arguments
 from .launching import Command
+
+
+if TYPE_CHECKING:
+    from ..checkpoint.result import PruningResult
+    from .records import Record
 
 
 USAGE = "optimum-cli ffp prune -m MODEL [OUT] [--params N] [--dataset DATASET] [--push-to-hub] [options]"
@@ -64,9 +71,7 @@ class FFPPruneCommand(Command):
         repositories = repository_names(args, folders, names)
         arguments.warn_of_hub_options(args)
 
-        from ..checkpoint.plots import write_front
         from ..checkpoint.saving import load_agent
-        from ..hub.naming import without_folders
         from ..modeling.loading import LoadOptions, shape_of
         from ..planning.make import make_plans
         from ..planning.preflight import find_problems
@@ -75,7 +80,7 @@ class FFPPruneCommand(Command):
         from ..utils.resume import saved_decision, work_folder_of
         from ..utils.tracking import check_trackers
         from .records import check_json, prune_records, write_records
-        from .summary import begin, end_finished, show_plan, summarize, sweep_table, upload, warn_of_high_perplexity
+        from .summary import begin, end_finished, show_plan, upload
 
         # Before anything that depends on the device of this process.
         processes.join(args.device)
@@ -121,15 +126,27 @@ class FFPPruneCommand(Command):
                 # The last record is that of the dense model.
                 records = [*records[:-1], *prune_records(result, folder)]
         if processes.is_main():
-            if swept:
-                print(sweep_table(records))
-                write_front(records, swept, without_folders(result.test.describe()), expand(front))
-                print(f"Pareto front: {front}")
-            else:
-                print(summarize(records, recovery_command(result.base_model, config, result.revision, folder)))
-            warn_of_high_perplexity(records[:-1])
+            print_result(result, records, config, swept, front)
             write_records(args.json, records)
         upload(folders, repositories, args.private)
+
+
+def print_result(
+    result: "PruningResult", records: "Sequence[Record]", config: FFPConfig, swept: str | None, front: str
+) -> None:
+    """Print the summary of a prune, or the table of a sweep, whose plot is written to `front`."""
+    from ..checkpoint.plots import write_front
+    from ..hub.naming import without_folders
+    from .summary import summarize, sweep_table, warn_of_high_perplexity
+
+    if swept:
+        print(sweep_table(records))
+        write_front(records, swept, without_folders(result.test.describe()), expand(front))
+        print(f"Pareto front: {front}")
+    else:
+        command = recovery_command(result.base_model, config, result.revision, str(records[0]["model"]))
+        print(summarize(records, command))
+    warn_of_high_perplexity(records[:-1])
 
 
 def read_configs(args: Namespace) -> tuple[str | None, list[FFPConfig]]:

@@ -4,10 +4,15 @@ import shlex
 from argparse import ArgumentParser, Namespace
 from dataclasses import asdict, replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from ..config import RecoveryConfig
 from . import arguments
 from .launching import Command
+
+
+if TYPE_CHECKING:
+    from ..recovery.recovery import FFPRecovery
 
 
 USAGE = "optimum-cli ffp recover -m MODEL [OUT] [--dataset DATASET] [--max-tokens N] [options]"
@@ -106,16 +111,21 @@ class FFPRecoverCommand(Command):
         recovery = FFPRecovery.from_pretrained(args.model, plan, args.teacher, work, args.report_to, **loading)
         meter = StageMeter()
         with meter.stage("recovery"):
-            record = recovery.record = replace(recovery.recover(resume=args.resume), request=request)
+            recovery.record = replace(recovery.recover(resume=args.resume), request=request)
         recovery.save_pretrained(folder, overwrite=args.overwrite)
         if processes.is_main():
             records = recovery_records(recovery, folder, meter)
-            tests = ",".join(test["dataset"] for test in record.tests)
-            words = ["optimum-cli", "ffp", "evaluate", "-m", folder, "--baseline", recovery.teacher_id, args.model]
-            # Text that the model writes can't be evaluated on.
-            words += ["--dataset", tests] if tests != "self" else []
-            if config.text_column:
-                words += ["--text-column", config.text_column]
-            print(summarize(records, shlex.join(words)))
+            print(summarize(records, evaluation_command(recovery, folder, args.model)))
             write_records(args.json, records)
         upload([folder], uploads, args.private)
+
+
+def evaluation_command(recovery: "FFPRecovery", folder: str, pruned: str) -> str:
+    """Return the command that compares a recovered model with the dense and the pruned one, on the same texts."""
+    tests = ",".join(test["dataset"] for test in recovery.record.tests)
+    words = ["optimum-cli", "ffp", "evaluate", "-m", folder, "--baseline", recovery.teacher_id, pruned]
+    # Text that the model writes can't be evaluated on.
+    words += ["--dataset", tests] if tests != "self" else []
+    if recovery.plan.text_column:
+        words += ["--text-column", recovery.plan.text_column]
+    return shlex.join(words)

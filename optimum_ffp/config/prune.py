@@ -421,14 +421,8 @@ class FFPConfig(TextConfig):
 
     def check(self) -> None:
         """Check combinations of options."""
-        for name in ("sparsity", "kv_cache"):
-            if (value := getattr(self, name)) is not None and not 0 < value < 1:
-                hint = f"; for {value:g} % pass {value / 100:g}" if 1 < value < 100 else ""
-                raise FFPError(f"{name} must be a number between 0 and 1, found {value!r}{hint}")
-        if self.workload:
-            parse_workload(self.workload)
-        if self.policy and (given := self.limits.keys() - {"sparsity"}):
-            raise FFPError(f"the policy determines the sizes; leave out {' and '.join(sorted(given))}")
+        self._check_sizes()
+        self._check_search()
         if self.base_model and not (HUB_NAME.fullmatch(self.base_model) or os.path.exists(expand(self.base_model))):
             raise FFPError(f"base_model must be a Hub id such as Qwen/Qwen3-0.6B, found {self.base_model!r}")
         names = self.texts.names
@@ -437,6 +431,25 @@ class FFPConfig(TextConfig):
                 f"num_samples and search_samples must be at least {len(names)}, one window for each of "
                 f"{', '.join(names)}, found {self.num_samples} and {self.search_samples}"
             )
+        defaults = {"method": "ffp", "agent": self.agent_name, "calibration": "model"}
+        for kind in KINDS:
+            self.options_for(kind, getattr(self, kind) or defaults[kind])
+
+    def _check_sizes(self) -> None:
+        for name in ("sparsity", "kv_cache"):
+            if (value := getattr(self, name)) is not None and not 0 < value < 1:
+                hint = f"; for {value:g} % pass {value / 100:g}" if 1 < value < 100 else ""
+                raise FFPError(f"{name} must be a number between 0 and 1, found {value!r}{hint}")
+        if self.workload:
+            parse_workload(self.workload)
+        if self.policy and (given := self.limits.keys() - {"sparsity"}):
+            raise FFPError(f"the policy determines the sizes; leave out {' and '.join(sorted(given))}")
+        if self.policy and self.depth != "none":
+            raise FFPError(f"the policy determines what is removed entirely; leave out depth {self.depth!r}")
+        if self.min_retention > self.max_retention:
+            raise FFPError(f"min_retention {self.min_retention:g} is above max_retention {self.max_retention:g}")
+
+    def _check_search(self) -> None:
         if self.method in (None, "ffp") and self.agent_name == "gradient":
             if self.mapping != "curves":
                 raise FFPError(
@@ -444,9 +457,6 @@ class FFPConfig(TextConfig):
                 )
             if self.reward != "compensated":
                 raise FFPError("agent 'gradient' needs reward 'compensated'; or choose agent 'ppo'")
-        defaults = {"method": "ffp", "agent": self.agent_name, "calibration": "model"}
-        for kind in KINDS:
-            self.options_for(kind, getattr(self, kind) or defaults[kind])
         if self.method == "given" and not self.policy:
             raise FFPError("method 'given' needs a policy, such as a pruned folder; pass it as --policy (policy=...)")
         if self.method == "homogeneous" and self.attention == "auto":
@@ -458,10 +468,6 @@ class FFPConfig(TextConfig):
             raise FFPError("method 'homogeneous' needs the same parts in all layers; choose depth 'layers' or 'none'")
         if self.speedup and (self.mapping != "curves" or self.method == "uniform"):
             raise FFPError("speedup needs mapping 'curves', and a method other than uniform")
-        if self.policy and self.depth != "none":
-            raise FFPError(f"the policy determines what is removed entirely; leave out depth {self.depth!r}")
-        if self.min_retention > self.max_retention:
-            raise FFPError(f"min_retention {self.min_retention:g} is above max_retention {self.max_retention:g}")
 
     def to_dict(self) -> dict[str, Any]:
         """Return all options and the version of optimum-ffp in JSON-ready form."""

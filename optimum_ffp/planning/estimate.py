@@ -299,12 +299,13 @@ def _max_tokens(plans: Sequence[Plan], written: int) -> int:
     if isinstance(options, model_calibration.Options):
         windows += (1 + GRADIENT_COST) * options.model_passes * plan.num_samples
         windows += (2 * (model_calibration.EVALUATIONS + 1) + 3) * held_out
-    gradients = GRADIENT_COST * min(plan.fisher_samples, plan.num_samples) * plan.needs_fishers
+    has_gradients = plan.needs_fishers
     if budget.units[0].kind == "experts":
-        gradients *= plan.expert_criterion == "loss"
+        has_gradients = plan.expert_criterion == "loss"
         windows += (plan.num_samples + 4 * held_out) * (plan.calibration != "none")
     searches = sum(_search_windows(plan) for plan in plans)
-    measured = with_first * plan.num_samples + gradients
+    measured = with_first * plan.num_samples
+    measured += GRADIENT_COST * min(plan.fisher_samples, plan.num_samples) * has_gradients
     return math.ceil((written + measured + plan.search_samples + len(plans) * windows + searches) * plan.seq_len)
 
 

@@ -69,8 +69,7 @@ def make_plans(
         FFPError: If the model can't be pruned or offloaded, a chosen module can't be used, or a budget can't be met.
     """
     machine, local_processes = machine or Machine.of(options.device), local_processes or processes.local_count()
-    variants_of: dict[str, tuple[list[ModelUnit], ...]] = {}
-    drafts = []
+    first, drafts, variants_of = configs[0], [], {}
     for config in configs:
         draft = _decide(config, model, variants_of, length)
         # Agents transfer between budgets, so that further searches need half as many candidates.
@@ -78,23 +77,22 @@ def make_plans(
             draft["search_steps"] = max(1, draft["search_steps"] // 2)
         warm_start = warm_start or draft["method"] == "ffp"
         drafts.append(draft)
-    first, variants = configs[0], variants_of[drafts[0]["attention"]]
-    check_calibration_tokens(first.num_samples * drafts[0]["seq_len"], max(unit.width for unit in variants[0]))
+    units = variants_of[drafts[0]["attention"]][0]
+    check_calibration_tokens(first.num_samples * drafts[0]["seq_len"], max(unit.width for unit in units))
     for option in KINDS:
         find_choice(option, drafts[0].get(option) or getattr(first, option) or "model")
-    places = _places(first, model.config, options, machine, saves_work)
-    choices = _calibrations(first, places)
-    if decided and first.calibration is None:
-        choices = iter([decided])
-    # A model that is trained as a whole has all weights on its device too, which is the first place.
-    possible = (
-        (choice, place) for choice in choices for place in (places[:1] if choice["calibration"] == "model" else places)
-    )
-    for choice, place in possible:
-        plans = [_plan(config, draft, choice, place) for config, draft in zip(configs, drafts)]
-        estimate = estimate_prune(plans, model, variants[0], machine, local_processes)
+
+    def planned(choice: Mapping[str, Any]) -> tuple[list[Plan], Estimate]:
+        plans = [_plan(config, draft, choice) for config, draft in zip(configs, drafts)]
+        return plans, estimate_prune(plans, model, units, machine, local_processes)
+
+    for choice in _choices(first, model.config, options, machine, saves_work, decided):
+        plans, estimate = planned(choice)
         if not estimate.warnings:
             break
+    # Other processes may have found more or less free memory.
+    if (main := processes.from_main(choice)) != choice:
+        plans, estimate = planned(main)
     if plans[0].calibration == "model":
         check_launch(machine.device, plans[0].offload, saves_work, can_shard=False)
     return plans, estimate
@@ -177,24 +175,35 @@ def _places(
     return places
 
 
-def _calibrations(config: FFPConfig, places: Sequence[str]) -> Iterator[dict[str, Any]]:
-    """Yield the calibrations that may be used, with the rank of adapters, the best first."""
-    rank = config.choice_options.get("lora")
-    if config.calibration is not None:
-        yield {"calibration": config.calibration, "lora": rank}
-        return
-    if places[0] == "none":
+def _choices(
+    config: FFPConfig,
+    model_config: PretrainedConfig,
+    options: LoadOptions,
+    machine: Machine,
+    saves_work: bool,
+    decided: Mapping[str, Any] | None,
+) -> Iterator[dict[str, Any]]:
+    """Yield the calibrations, ranks of adapters and places of weights that are possible, the best first."""
+    places, rank = _places(config, model_config, options, machine, saves_work), config.choice_options.get("lora")
+    calibrations = [{"calibration": config.calibration, "lora": rank}]
+    if config.calibration is None and decided:
+        calibrations = [dict(decided)]
+    elif config.calibration is None:
         ranks = [rank]
         if rank is None:
             ranks = [0, LORA_RANK] if find_spec("peft") else [0]
-        yield from ({"calibration": "model", "lora": one} for one in ranks)
-    yield {"calibration": "layers", "lora": rank}
+        calibrations = [{"calibration": "model", "lora": one} for one in ranks if places[0] == "none"]
+        calibrations.append({"calibration": "layers", "lora": rank})
+    for calibration in calibrations:
+        # A model that is trained as a whole has all weights on its device too, which is the first place.
+        for place in places[:1] if calibration["calibration"] == "model" else places:
+            yield calibration | {"offload": place}
 
 
-def _plan(config: FFPConfig, draft: Mapping[str, Any], choice: Mapping[str, Any], place: str) -> Plan:
-    """Return the plan for decisions: the draft, the calibration with its rank of adapters, and the offload."""
+def _plan(config: FFPConfig, draft: Mapping[str, Any], choice: Mapping[str, Any]) -> Plan:
+    """Return the plan for a draft, and a choice of the calibration, its rank of adapters and the offload."""
     values = {one.name: getattr(config, one.name) for one in fields(FFPConfig)} | draft
-    values |= {"calibration": choice["calibration"], "offload": place}
+    values |= {"calibration": choice["calibration"], "offload": choice["offload"]}
     used = {option: values[option] for option in ("agent", "criterion", "mapping", "expert_criterion", "calibration")}
     if values["method"] != "ffp":
         del used["agent"]

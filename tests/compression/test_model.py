@@ -50,8 +50,7 @@ def test_a_policy_is_calibrated_with_options_that_name_no_calibration(pruner):
 
 def test_adapters_that_memory_has_decided_on_stay(pruner):
     pytest.importorskip("peft")
-    decided = {"calibration": "model", "lora": 4}
-    plan = make_plan(FFPConfig(), pruner.model, LoadOptions("cpu"), decided=decided)
+    plan = make_plan(FFPConfig(), pruner.model, LoadOptions("cpu"), decided={"calibration": "model", "lora": 4})
     ranks = [recalibrated(plan, {"model_passes": 2} | options).lora for options in ({}, {"calibration": "model"})]
     assert ranks == [4, 0]
 

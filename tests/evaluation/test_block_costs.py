@@ -77,4 +77,4 @@ def test_times_are_corrected_by_a_whole_model(save_tiny_model, data_folder, monk
     monkeypatch.setattr(clock, seconds)
     result = pruner.prune()
     (limit,) = result.search.budget
-    assert limit["measured"] == pytest.approx(1.2, rel=0.02) and result.config.costs["scale"] < 0.9
+    assert limit["measured"] == pytest.approx(1.2, rel=0.02) and result.search.times["scale"] < 0.9

@@ -15,7 +15,7 @@ from optimum_ffp.allocation.mappings.curves import CurveMapping
 from optimum_ffp.compression.sorted_model import SortedModel
 from optimum_ffp.modeling.families import find_family, find_units
 from optimum_ffp.search.runner import find_budget
-from tests.helpers import layerwise_of, make_tiny_model
+from tests.helpers import layerwise_of, make_tiny_model, plan_of
 
 
 def cache_bytes(model: PreTrainedModel, context: int, sequences: int = 1) -> int:
@@ -121,7 +121,7 @@ def test_times_that_do_not_fit_are_refused():
     with pytest.raises(FFPError, match="measured on another model"):
         prune(make_tiny_model("gpt2"), FFPConfig(speedup=1.2, costs=COSTS))
     with pytest.raises(FFPError, match="measured on workload 8.4, found 8.0"):
-        FFPConfig(speedup=1.2, costs=COSTS, workload="8+0")
+        plan_of(speedup=1.2, costs=COSTS, workload="8+0")
     with pytest.raises(FFPError, match="speedup needs mapping 'curves'"):
         FFPConfig(speedup=1.2, mapping="greedy", agent="ppo")
 

@@ -40,8 +40,8 @@ def test_finalists_are_compared_at_the_target(task):
     scores = np.random.default_rng(2).normal(size=(5, 6))
     task.best = None
     result = task.conclude(scores)
-    losses = [KnownLandscape().loss(task.map_scores(row, 0.3)) for row in scores]
-    assert result.policy == task.map_scores(scores[np.argmin(losses)], 0.3)
+    losses = [KnownLandscape().loss(task.map_scores(row)) for row in scores]
+    assert result.policy == task.map_scores(scores[np.argmin(losses)])
 
 
 @pytest.mark.parametrize(("finalists", "windows"), [(1, 28), (4, 28), (7, 28), (5, 6), (3, 4), (2, 2)])
