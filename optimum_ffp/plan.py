@@ -34,13 +34,13 @@ class Plan(FFPConfig):
 
     if TYPE_CHECKING:
         # Decided, so never `None`.
-        seq_len: int
-        method: str
-        attention: str
-        agent: str
-        search_steps: int
-        workload: str
-        calibration: str
+        seq_len: int = 0
+        method: str = ""
+        attention: str = ""
+        agent: str = ""
+        search_steps: int = 0
+        workload: str = ""
+        calibration: str = ""
 
     def __post_init__(self) -> None:
         """Skip the checks of the options, which `asked` has passed."""

@@ -186,7 +186,7 @@ class FFPPruner:
             config = make_plan(config, model, pinned, saves_work=saves_work, decided=decided)
         pinned = replace(pinned, offload=config.offload)
         dense_id, dense_options, rows = find_dense(name, pinned)
-        model, tokenizer = load_dense(dense_id, dense_options, work_folder and expand(work_folder) / EXPERTS)
+        model, tokenizer = load_dense(dense_id, dense_options, expand(work_folder) / EXPERTS if work_folder else None)
         again = {}
         if rows:
             again = {"dense": model, "pruned_from": f"{name}@{pinned.revision}" if pinned.revision else name}
@@ -350,7 +350,7 @@ class FFPPruner:
             FFPError: If an option can't change.
         """
         measured, policy = self.measured, search.policy
-        plan = recalibrated(search.plan, options) if options else search.plan
+        plan = recalibrated(search.planned, options) if options else search.planned
         self._check(plan)
         journal = measured.journal.part(plan.for_stages("calibration"), policy.sizes)
         sorted_model = measured.prepared.sorted_model

@@ -58,11 +58,17 @@ class SearchResult:
     budget: list[dict[str, Any]] = field(default_factory=list)
     cost: StageMeter = field(default_factory=StageMeter)
 
+    @property
+    def planned(self) -> Plan:
+        """The plan of a search that has ended."""
+        assert self.plan is not None
+        return self.plan
+
     def to_dict(self) -> dict[str, Any]:
         """Return the JSON-ready record for `ffp_config.json`."""
         record = {
-            "method": self.plan.method,
-            "seed": self.plan.seed,
+            "method": self.planned.method,
+            "seed": self.planned.seed,
             "candidate_evaluations": len(self.log),
             "tokens_evaluated": self.tokens_evaluated,
             "non_finite": sum(entry["perplexity"] is None for entry in self.log),
