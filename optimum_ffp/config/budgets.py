@@ -23,7 +23,7 @@ QUANTITIES = {
 }
 
 
-def parse_quantity(option: str, value: str | int) -> int:
+def parse_quantity(option: str, value: Any) -> int:
     """Return the number that a value such as `6B`, `12GiB` or `32k` stands for.
 
     Raises:

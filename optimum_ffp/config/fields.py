@@ -277,7 +277,7 @@ def format_default(field: Field) -> str:
     return field.metadata["default_text"] or (f"{field.default:g}" if number else str(field.default).lower())
 
 
-def _types(field: Field) -> tuple[type, ...]:
+def _types(field: Field) -> tuple[Any, ...]:
     return get_args(field.type) or (field.type,)
 
 
