@@ -133,7 +133,7 @@ class FFPPruner:
         self._is_checked, self._saved_in = False, None
         model.eval().requires_grad_(False)
 
-    def _make_plans(self, configs: Sequence[FFPConfig]) -> list[Plan]:
+    def _make_plans(self, configs: Sequence[FFPConfig], warm_start: bool = False) -> list[Plan]:
         """Plan prunes of this model, as an interrupted process did."""
         plans, _ = make_plans(
             configs,
@@ -142,6 +142,7 @@ class FFPPruner:
             saves_work=self.work_folder is not None,
             length=self._length,
             decided=saved_decision(self.work_folder) if self.work_folder else None,
+            warm_start=warm_start,
         )
         return plans
 
@@ -239,7 +240,8 @@ class FFPPruner:
         asked = [*configs]
         plans = [one for one in asked if isinstance(one, Plan)]
         if len(plans) < len(asked):
-            plans = self._make_plans([one.asked if isinstance(one, Plan) else one for one in asked])
+            configs = [one.asked if isinstance(one, Plan) else one for one in asked]
+            plans = self._make_plans(configs, warm_start=warm_start is not None)
         self.open_journal(resume)
         agent = warm_start
         for plan in plans:

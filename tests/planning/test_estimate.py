@@ -72,14 +72,10 @@ def test_what_can_not_be_trained_on_a_device_is_refused_if_it_would_be():
     assert (found.calibration, warnings) == ("layers", [])
 
 
-def test_a_model_that_writes_on_an_accelerator_is_not_offloaded():
-    found, (warning,) = plan(card(12), dataset="self")
+@pytest.mark.parametrize("config", [{"dataset": "self"}, {"speedup": 1.3}])
+def test_a_model_that_writes_or_is_timed_on_an_accelerator_is_not_offloaded(config):
+    found, (warning,) = plan(card(12), **config)
     assert found.offload == "none" and "of memory of cuda" in warning and "12.00 GiB is free" in warning
-
-
-def test_a_model_that_is_timed_is_not_offloaded():
-    found, warnings = plan(card(12), speedup=1.3)
-    assert found.offload == "none" and warnings
 
 
 @pytest.mark.parametrize(
