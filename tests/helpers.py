@@ -22,7 +22,6 @@ from optimum_ffp.allocation.policy import Group, PruningPolicy, Unit
 from optimum_ffp.analysis.gram import Statistics, collect_statistics
 from optimum_ffp.analysis.importance import order_groups
 from optimum_ffp.checkpoint.card import render_card
-from optimum_ffp.checkpoint.saving import load_record
 from optimum_ffp.compression.calibration import CalibrationTask
 from optimum_ffp.compression.calibrations import ridge
 from optimum_ffp.compression.distillation import Distilled, distill
@@ -35,6 +34,7 @@ from optimum_ffp.modeling.families import ModelUnit, find_family, find_units
 from optimum_ffp.modeling.loading import LoadOptions
 from optimum_ffp.plan import Plan
 from optimum_ffp.planning.make import make_plan
+from optimum_ffp.utils.folders import read_record
 from optimum_ffp.utils.resume import Journal
 
 
@@ -460,7 +460,7 @@ def contents(folder: Path) -> dict[str, bytes]:
 def published(folder: Path, repo_id: str) -> dict[str, bytes]:
     """What a push should make of a folder: the same but for the repository's name in the card."""
     files = contents(folder)
-    return files | {"README.md": render_card(load_record(folder), repo_id).encode()}
+    return files | {"README.md": render_card(read_record(folder), repo_id).encode()}
 
 
 def smollm2_path() -> Path:

@@ -14,7 +14,6 @@ from ..hub.validate_checkpoint import check_checkpoint
 from ..utils import processes
 from ..utils.folders import expand, read_record
 from .card import render_card
-from .saving import load_record
 
 
 def check_saved(directory: str | os.PathLike) -> Path:
@@ -47,7 +46,7 @@ def push_checkpoint(folder: str | Path, repo_id: str, **options: Any) -> str:
         FFPError: As `check_saved`, or if the upload fails.
     """
     path = check_saved(folder)
-    return push_folder(path, repo_id, partial(render_card, load_record(path)), **options)
+    return push_folder(path, repo_id, partial(render_card, read_record(path)), **options)
 
 
 def push_result(save: Callable[[Path], Any], repo_id: str, **options: Any) -> str:

@@ -14,8 +14,9 @@ from ..data import Windows
 from ..errors import FFPError, convert_errors, one_line
 from ..hub.naming import without_folders
 from ..modeling.families import find_family
+from ..utils.folders import read_record
 from .recovered import copy_files
-from .saving import FILE_SIZE, load_record, write_checkpoint
+from .saving import FILE_SIZE, write_checkpoint
 
 
 # Inputs of a projection that may share a scale in 4 bits.
@@ -86,6 +87,6 @@ def _write(model: PreTrainedModel, source: Path, quantization: dict[str, Any], f
     # That of the source, which is copied, may have settings that transformers refuses to save.
     model.generation_config = GenerationConfig()
     model.save_pretrained(folder, max_shard_size=FILE_SIZE)
-    record = load_record(source)
+    record = read_record(source)
     copy_files(source, record, folder, {"config.json"})
     return record | {"quantization": without_folders(quantization)}

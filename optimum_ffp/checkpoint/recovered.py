@@ -5,6 +5,7 @@ import shutil
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from functools import partial
+from glob import escape
 from pathlib import Path
 from typing import Any
 
@@ -16,14 +17,14 @@ from ..config.texts import Text
 from ..errors import FFPError, one_line
 from ..hub.naming import short_name, without_folders
 from ..hub.record import prune_record
-from ..utils.folders import check_links, expand, file_patterns, list_files, recorded_files
+from ..utils.folders import check_links, expand, list_files, read_record, recorded_files
 from .plots import write_recovery
 from .result import perplexities_by_text
-from .saving import load_record, save_model, save_tokenizer, write_checkpoint
+from .saving import save_model, save_tokenizer, write_checkpoint
 
 
-# Prefixes of files of the pruned model that are not copied: weights, and adapters written by earlier versions.
-NOT_COPIED = ("model", "adapter/")
+# Prefix of files of the pruned model that are not copied: weights and code.
+NOT_COPIED = "model"
 
 
 @dataclass(frozen=True)
@@ -129,19 +130,18 @@ def source_folder(source: str, hub: Mapping[str, Any]) -> Path:
     """
     path = expand(source)
     if path.is_dir():
-        check_links(path, _copied_files(path, load_record(path)))
+        check_links(path, _copied_files(path, read_record(path)))
         return path
-    patterns = file_patterns(prune_record(source, **hub))
-    weights = [f"{prefix}*" for prefix in NOT_COPIED]
+    patterns = [*map(escape, recorded_files(prune_record(source, **hub)))]
     try:
-        snapshot = snapshot_download(source, allow_patterns=patterns, ignore_patterns=weights, **hub)
+        snapshot = snapshot_download(source, allow_patterns=patterns, ignore_patterns=f"{NOT_COPIED}*", **hub)
     except (OSError, ValueError) as error:
         raise FFPError(f"the files of {source} can't be read: {one_line(error)}") from None
     return Path(snapshot)
 
 
 def _copied_files(source: Path, record: dict[str, Any]) -> set[str]:
-    return {name for name in recorded_files(record, list_files(source)) if not name.startswith(NOT_COPIED)}
+    return {name for name in recorded_files(record) & list_files(source) if not name.startswith(NOT_COPIED)}
 
 
 def copy_files(source: Path, record: dict[str, Any], folder: Path, written: set[str]) -> None:
@@ -157,7 +157,7 @@ def _write(
 ) -> dict[str, Any]:
     save_tokenizer(tokenizer, folder)
     save_model(model, folder)
-    record = load_record(source)
+    record = read_record(source)
     copy_files(source, record, folder, list_files(folder))
     recoveries = [*record.get("recovery", []), without_folders(recovery.to_dict())]
     write_recovery(

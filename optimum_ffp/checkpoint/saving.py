@@ -21,7 +21,6 @@ from transformers.utils.hub import extract_commit_hash
 from ..data.samples import supports_chat
 from ..errors import FFPError, convert_errors, one_line
 from ..export import plan_export
-from ..hub.license import read_license
 from ..hub.naming import without_folders
 from ..hub.upload import describe_failure
 from ..modeling.auto import is_pruned
@@ -33,7 +32,6 @@ from ..utils.folders import (
     expand,
     list_files,
     read_record,
-    recorded_files,
 )
 from ..utils.json import to_json, write_json
 from ..utils.resume import has_written, run_id
@@ -136,21 +134,6 @@ def _gguf_options(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) ->
             plan_export(model, tokenizer, pad_uniform)
             return options
     return None
-
-
-def load_record(folder: Path) -> dict[str, Any]:
-    """Read the record of a checkpoint, adding keys that records of earlier versions lack."""
-    record = read_record(folder)
-    if not record or "schema_version" in record:
-        return record
-    files = recorded_files(record, list_files(folder))
-    model = {
-        "class": json.loads((folder / "config.json").read_text(encoding="utf-8"))["architectures"][0],
-        "code_file": next((name for name in files if name.startswith("modeling_ffp_")), None),
-    }
-    unknown = {"language_model_only": False, "chat": False, "linear": False, "gguf": None}
-    record["provenance"]["license"] = read_license(folder)
-    return record | {"files": sorted(files), "model": model | unknown}
 
 
 def save_model(model: PreTrainedModel, folder: Path) -> None:

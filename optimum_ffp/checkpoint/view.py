@@ -57,12 +57,12 @@ def view_record(record: Mapping[str, Any]) -> dict[str, Any]:
         "weights": {name: count * itemsize / 2**20 for name, count in provenance["parameters"].items()},
         "removed": " and ".join(name for kind, name in REMOVED.items() if kind in smaller),
         "experts": experts,
-        "budget": describe_limits(record["search"].get("budget", ())),
+        "budget": describe_limits(record["search"]["budget"]),
         "layers_differ": _layers_differ(units),
         "removed_whole": removed_whole(units),
         "prunes_attention": any(unit["unit"] == "attention" and unit["group"] != "all_heads" for unit in units),
         "tests": measured_on(provenance),
-        "samples": provenance.get("samples", []),
+        "samples": provenance["samples"],
         "sample_tokens": NEW_TOKENS,
         "data": dataset,
         "tokens": sum(count for stage, count in provenance["tokens"].items() if stage != "evaluation"),
@@ -96,18 +96,16 @@ def format_number(value: float | None, digits: int = 3) -> str:
 
 
 def _view_recovery(recovery: Mapping[str, Any], number: int, record: Mapping[str, Any]) -> dict[str, Any]:
-    plot, source = f"recovery-{number}.png", shlex.quote(recovery.get("source", "PRUNED"))
+    source = shlex.quote(recovery["source"])
     command, teacher = f"optimum-cli ffp recover -m {source} OUT", recovery["teacher"]
     if teacher != record["provenance"]["base_model"] or not is_on_hub(record["provenance"]):
         command += f" --teacher {shlex.quote(teacher)}"
-    dense_samples, samples = record["provenance"].get("samples", []), recovery.get("samples", {})
+    dense_samples, samples = record["provenance"]["samples"], recovery["samples"]
     return recovery | {
         "number": number,
         "samples": [row | {"recovered": samples[row["prompt"]]} for row in dense_samples if row["prompt"] in samples],
-        # Records of earlier versions don't say.
-        "teacher_role": "dense model" if recovery.get("dense_teacher", True) else "teacher",
-        # Checkpoints without a schema version don't number their last plot.
-        "plot": plot if plot in record["files"] else "recovery.png",
+        "teacher_role": "dense model" if recovery["dense_teacher"] else "teacher",
+        "plot": f"recovery-{number}.png",
         "tests": measured_on(recovery),
         "command": " ".join([command, "--config ffp_config.json", *_local_texts(recovery["options"])]),
     }

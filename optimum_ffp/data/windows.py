@@ -77,8 +77,7 @@ def describe_size(windows: Mapping[str, Any]) -> str:
 def describe_windows(windows: Mapping[str, Any]) -> str:
     """Format texts, split and shape of windows, from the record of `Windows.describe`."""
     texts = TextMix.parse(windows["dataset"]).describe(windows.get("sha256"))
-    # Records of earlier versions don't say whether windows begin with a start token.
-    start = "with" if windows.get("start_token") else "without"
+    start = "with" if windows["start_token"] else "without"
     return f"{texts}, {windows['split']}, {describe_size(windows)}, {start} a start token"
 
 

@@ -15,11 +15,8 @@ from ..utils.folders import RECORD, expand, read_record
 
 
 def recorded_start_token(record: Mapping[str, Any]) -> str:
-    """Return the option `start_token` of the last recovery in a record, or of the prune.
-
-    Earlier versions never used a start token.
-    """
-    steps = record, *(recovery.get("options", {}) for recovery in record.get("recovery", []))
+    """Return the option `start_token` of the last recovery in a record, or of the prune."""
+    steps = record, *(recovery["options"] for recovery in record.get("recovery", []))
     return next((step["start_token"] for step in reversed(steps) if step.get("start_token")), "never")
 
 

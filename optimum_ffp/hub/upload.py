@@ -110,7 +110,8 @@ def push_folder(
 def _uploaded(folder: Path) -> dict[str, Path | bytes]:
     # Silently skip files of git and download caches.
     names = {*filter_repo_objects(list_files(folder), ignore_patterns=DEFAULT_IGNORE_PATTERNS)}
-    uploaded = recorded_files(read_record(folder), names) | {name for name in names if USER_DOCUMENTS.fullmatch(name)}
+    recorded = recorded_files(read_record(folder))
+    uploaded = {name for name in names if name in recorded or USER_DOCUMENTS.fullmatch(name)}
     if skipped := names - uploaded:
         logger.warning("not part of the checkpoint, and not uploaded: %s", abbreviate(skipped))
     check_links(folder, uploaded)
@@ -121,7 +122,7 @@ def _existing_files(api: HfApi, repo_id: str, revision: str | None) -> set[str]:
     names, record = api.list_repo_files(repo_id, revision=revision), {}
     if RECORD in names:
         record = read_record(Path(api.hf_hub_download(repo_id, RECORD, revision=revision)).parent)
-    return recorded_files(record, names)
+    return recorded_files(record).intersection(names)
 
 
 def describe_failure(error: BaseException, token: str | None = None) -> str:

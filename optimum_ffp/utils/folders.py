@@ -6,8 +6,6 @@ import shutil
 import tempfile
 from collections.abc import Iterable, Iterator
 from contextlib import ExitStack, contextmanager
-from fnmatch import fnmatch
-from glob import escape
 from pathlib import Path
 from typing import Any
 
@@ -18,23 +16,12 @@ from ..errors import FFPError
 
 
 RECORD = "ffp_config.json"
-# Version of the record's schema. Records from before November 2026 have none.
+# Version of the record's schema.
 SCHEMA_VERSION = 1
 # Suffixes of incomplete outputs, and of outputs about to be deleted.
 PARTIAL, REPLACED = ".partial", ".replaced"
 # Lock files held by this process.
 LOCKED: set[Path] = set()
-# Files of checkpoints whose record has no `schema_version` and doesn't list all files.
-LEGACY_FILES = (
-    *(RECORD, "README.md", "report.html", "search_log.jsonl", "search/agent.safetensors"),
-    *("policy.png", "search.png", "calibration.png", "pareto.png", "recovery.png", "recovery-*.png"),
-    *("config.json", "generation_config.json", "modeling_ffp_*.py"),
-    *("model.safetensors", "model-*-of-*.safetensors", "model.safetensors.index.json"),
-    *("adapter/adapter_config.json", "adapter/adapter_model.safetensors"),
-    *("tokenizer.json", "tokenizer_config.json", "tokenizer.model", "special_tokens_map.json", "added_tokens.json"),
-    *("vocab.json", "vocab.txt", "merges.txt", "spiece.model", "sentencepiece.bpe.model", "tokenization_*.py"),
-    *("chat_template.jinja", "chat_template.json", "additional_chat_templates/*.jinja"),
-)
 
 
 def resolve(path: str | os.PathLike) -> Path:
@@ -74,16 +61,9 @@ def check_links(folder: Path, names: Iterable[str]) -> None:
         )
 
 
-def file_patterns(record: dict[str, Any]) -> list[str]:
-    """Return patterns for the files that optimum-ffp has written, according to a checkpoint's record."""
-    legacy = () if "schema_version" in record else LEGACY_FILES
-    return [*legacy, *map(escape, record.get("files", []))]
-
-
-def recorded_files(record: dict[str, Any], names: Iterable[str]) -> set[str]:
-    """Return the names that are files of a checkpoint according to its record."""
-    patterns = file_patterns(record)
-    return {name for name in names if any(fnmatch(name, pattern) for pattern in patterns)}
+def recorded_files(record: dict[str, Any]) -> set[str]:
+    """Return the names of the files of a checkpoint according to its record."""
+    return {*record.get("files", ())}
 
 
 def check_output_is_not_input(output: str | os.PathLike, sources: Iterable[str | os.PathLike]) -> None:
@@ -108,7 +88,7 @@ def check_output(directory: str | os.PathLike, overwrite: bool = False) -> Path:
     if path.is_dir():
         record, names = read_record(path), list_files(path)
         if record:
-            kind, foreign = "contains files that are not part of the checkpoint", names - recorded_files(record, names)
+            kind, foreign = "contains files that are not part of the checkpoint", names - recorded_files(record)
         else:
             kind, foreign = "is not a checkpoint of optimum-ffp", {entry.name for entry in path.iterdir()}
         if foreign:

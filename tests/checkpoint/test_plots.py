@@ -9,7 +9,7 @@ from matplotlib.figure import Figure
 from optimum_ffp.checkpoint.plots import write_front, write_plots, write_recovery
 
 
-WINDOWS = {"dataset": "a name with $ " * 9, "split": "test", "windows": 2, "window_length": 24}
+WINDOWS = {"dataset": "a name with $ " * 9, "split": "test", "windows": 2, "window_length": 24, "start_token": True}
 FRONT = [
     {"parameters": parameters, "perplexity/it": perplexity} | limit
     for parameters, perplexity, limit in (

@@ -88,6 +88,8 @@ def test_generation_settings_that_transformers_refuses_are_copied(tmp_path):
         model.save_pretrained(out)
     source.mkdir()
     (source / "generation_config.json").write_text('{"temperature": 0.5}')
+    record = {"ffp_version": "0", "policy": {}, "files": ["generation_config.json"]}
+    (source / "ffp_config.json").write_text(json.dumps(record))
     _write(model, source, {"scheme": "w8a8"}, out)
     assert (out / "generation_config.json").read_text() == '{"temperature": 0.5}'
     assert (out / "model.safetensors").is_file()

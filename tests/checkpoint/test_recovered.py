@@ -1,9 +1,6 @@
 """The checkpoint of a recovered model: files of the pruned one, other weights, and a card and record of both steps."""
 
 import json
-import os
-import shutil
-from pathlib import Path
 
 import pytest
 import torch
@@ -12,11 +9,7 @@ from optimum_ffp import FFPConfig, FFPError, FFPModelForCausalLM, RecoveryConfig
 from optimum_ffp.checkpoint.pushing import check_saved
 from optimum_ffp.checkpoint.recovered import RecoveryRecord, save_recovered
 from optimum_ffp.checkpoint.saving import load_agent
-from optimum_ffp.utils.folders import check_output
 from tests.helpers import FILES, contents, make_tokenizer
-
-
-OLD_RECORD = Path(__file__).parent / "record_of_0.1.json"
 
 
 def make_record(source, **changes) -> RecoveryRecord:
@@ -119,23 +112,3 @@ def test_a_second_recovery_goes_on_from_the_first(folder, recover):
     with pytest.raises(FFPError, match="--overwrite"):
         recover(folder, "second")
     assert contents(recover(folder, "second", overwrite=True)).keys() == contents(first).keys()
-
-
-def test_a_checkpoint_of_an_earlier_version_is_loaded_recovered_and_replaced(folder, recover):
-    """Its record has no schema version and lists no usual files; its last recovery's plot has no number."""
-    old = json.loads(OLD_RECORD.read_text())
-    policy = json.loads((folder / "ffp_config.json").read_text())["policy"]
-    (folder / "ffp_config.json").write_text(json.dumps(old | {"policy": policy}))
-    shutil.copyfile(folder / "policy.png", folder / "recovery.png")
-    (folder / "README.md").write_text("---\nlicense: mit\n---\n# Old\n")
-    (folder / "notes.txt").touch()
-    with pytest.raises(FFPError, match=r"part of the checkpoint .*notes.txt"):
-        check_output(folder, overwrite=True)
-    os.remove(folder / "notes.txt")
-    assert check_output(folder, overwrite=True) and check_saved(folder)
-    recovered = recover(folder, "recovered")
-    assert contents(recovered).keys() == FILES | {"recovery.png", "recovery-2.png"}
-    card = (recovered / "README.md").read_text()
-    plots = ("(recovery-2.png)", "## Recovery 1", "(recovery.png)", "## Pruning")
-    assert [*plots] == sorted(plots, key=card.index) and "license: mit" in card
-    assert 'from_pretrained("./recovered", trust_remote_code=True)' in card

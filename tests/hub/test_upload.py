@@ -139,16 +139,11 @@ def test_a_folder_is_uploaded_with_the_card_of_the_repository(api, folder):
 
 def test_files_of_the_checkpoint_before_are_deleted(api, folder, tmp_path):
     there = ["ffp_config.json", "model-00001-of-00002.safetensors", "my.bin", "notes.txt", "policy.png"]
-    record = {"ffp_version": "0", "policy": {}}
-    for entries, stale in (
-        ({"schema_version": 1, "files": ["ffp_config.json", "my.bin", "policy.png"]}, ["my.bin"]),
-        # A record of an earlier version.
-        ({"files": ["my.bin"]}, ["model-00001-of-00002.safetensors", "my.bin"]),
-    ):
-        (tmp_path / "ffp_config.json").write_text(json.dumps(record | entries))
-        hub = api(there, folder=tmp_path)
-        push_checkpoint(folder, "me/it")
-        assert hub.deleted == stale
+    record = {"ffp_version": "0", "policy": {}, "files": ["ffp_config.json", "my.bin", "policy.png"]}
+    (tmp_path / "ffp_config.json").write_text(json.dumps(record))
+    hub = api(there, folder=tmp_path)
+    push_checkpoint(folder, "me/it")
+    assert hub.deleted == ["my.bin"]
 
 
 def test_branches_and_pull_requests(api, folder):

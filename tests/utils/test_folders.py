@@ -17,20 +17,17 @@ from optimum_ffp.utils.folders import (
 )
 
 
-OLD_RECORD = {"ffp_version": "0", "policy": {}}
-
-
 @pytest.fixture
 def checkpoint(tmp_path) -> Path:
     folder = tmp_path / "checkpoint"
     folder.mkdir()
     (folder / "model.safetensors").touch()
-    write_record(folder, schema_version=1, files=[RECORD, "model.safetensors"])
+    write_record(folder, files=[RECORD, "model.safetensors"])
     return folder
 
 
 def write_record(folder: Path, **entries) -> None:
-    (folder / RECORD).write_text(json.dumps(OLD_RECORD | entries))
+    (folder / RECORD).write_text(json.dumps({"ffp_version": "0", "policy": {}} | entries))
 
 
 def test_a_folder_appears_whole_or_not_at_all(tmp_path):
@@ -116,8 +113,7 @@ def test_files_that_the_record_does_not_list_are_never_deleted(checkpoint):
         (checkpoint / name).touch()
     with pytest.raises(FFPError, match="part of the checkpoint .* c, d, my/notes.1..txt and 1 more"):
         check_output(checkpoint, overwrite=True)
-    # A record of an earlier version lists unusual names alone.
-    write_record(checkpoint, files=["my/notes[1].txt", "c"])
+    write_record(checkpoint, files=[RECORD, "model.safetensors", "tokenizer.json", "my/notes[1].txt", "c"])
     with pytest.raises(FFPError, match="part of the checkpoint .* d; choose"):
         check_output(checkpoint, overwrite=True)
     (checkpoint / "d").unlink()
