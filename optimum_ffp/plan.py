@@ -65,6 +65,11 @@ class Plan(FFPConfig):
         return getattr(self.options.get("calibration"), "lora", None) or 0
 
     @property
+    def uses_ppo(self) -> bool:
+        """Whether PPO searches."""
+        return self.method == "ffp" and self.agent == "ppo"
+
+    @property
     def trains(self) -> bool:
         """Whether calibration trains weights."""
         return self.calibration not in ("none", "ridge")

@@ -216,7 +216,7 @@ class PruningResult:
             "trust_remote_code": self.trust_remote_code,
             "given_data": self.given_data,
             "license": dict(self.license),
-            "versions": package_versions(),
+            "versions": package_versions(*(["stable-baselines3"] if self.plan.uses_ppo else [])),
             "parameters": {"dense": self.dense_parameters, "pruned": self.parameters},
             "model_sparsity": self.model_sparsity,
             "perplexity": first,
@@ -249,8 +249,8 @@ def final(perplexities: Mapping[str, float]) -> float:
     return perplexities.get("calibrated", perplexities.get("searched"))
 
 
-def package_versions() -> dict[str, str]:
-    """Return the versions of Python and of the packages that results depend on."""
-    packages = ("transformers", "optimum", "torch", "stable-baselines3")
+def package_versions(*more: str) -> dict[str, str]:
+    """Return the versions of Python and of the packages that all results depend on, and of more packages."""
+    packages = ("transformers", "optimum", "torch", *more)
     installed = {package: version(package) for package in packages}
     return {"python": platform.python_version(), "optimum-ffp": __version__} | installed
