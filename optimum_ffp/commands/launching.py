@@ -16,7 +16,8 @@ class Command(BaseOptimumCLICommand):
 
     args: Namespace
 
-    def execute(self, args: Namespace) -> None:
+    @staticmethod
+    def execute(args: Namespace) -> None:
         """Run the command with its parsed arguments."""
         raise NotImplementedError
 

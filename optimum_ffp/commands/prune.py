@@ -119,15 +119,16 @@ class FFPPruneCommand(Command):
             return
         begin(estimate, found, work, args.resume)
         pruner = FFPPruner.from_pretrained(args.model, plans[0], work, args.report_to, **asdict(options))
-        records = []
+        records, results = [], []
         for result, folder in zip(pruner.sweep(plans, agent, resume=True), folders):
             result.request = request
+            results = [result]
             pruner.save_pretrained(folder, args.overwrite, keep_work=folder != folders[-1])
             if processes.is_main():
                 # The last record is that of the dense model.
                 records = [*records[:-1], *prune_records(result, folder)]
         if processes.is_main():
-            print_result(result, records, config, swept, front)
+            print_result(results[0], records, config, swept, front)
             write_records(args.json, records)
         upload(folders, repositories, args.private)
 

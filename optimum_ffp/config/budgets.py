@@ -23,7 +23,7 @@ QUANTITIES = {
 }
 
 
-def parse_quantity(option: str, value: str | int) -> int:
+def parse_quantity(option: str, value: Any) -> int:
     """Return the number that a value such as `6B`, `12GiB` or `32k` stands for.
 
     Raises:
@@ -56,7 +56,7 @@ def parse_workload(workload: str) -> tuple[int, int, int]:
 
 def format_value(option: str, value: float, rounding: Callable[[float], int] = round) -> str:
     """Format the value of a limit as it can be given: `0.2`, `6B` or `12GiB`, with four digits after the point."""
-    # Of bytes, the binary units alone.
+    # Print memory in binary units only.
     names, _ = QUANTITIES.get(option, ({}, ""))
     units = {name: factor for name, factor in names.items() if option != "memory" or "i" in name}
     fitting = [name for name in reversed(units) if value >= units[name]] or [""]

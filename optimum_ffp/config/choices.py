@@ -5,6 +5,7 @@ whose fields are declared with `option`; the function takes an instance of it as
 options import PyTorch and transformers only when their function is called, so that `--help` stays fast.
 """
 
+from collections.abc import Mapping
 from dataclasses import Field
 from functools import cache
 from importlib import import_module
@@ -68,7 +69,7 @@ def options_of(option: str, name: str) -> type[Config] | None:
     return built_in_options(option).get(name)
 
 
-def fields_of_choices(options: dict[str, Any]) -> dict[str, Field]:
+def fields_of_choices(options: Mapping[str, Any]) -> dict[str, Field]:
     """Return the fields of all choices' options by name, including those of other packages' modules in `options`."""
     classes = [one for option in KINDS for one in built_in_options(option).values()]
     named = ((option, name) for option in KINDS if isinstance(name := options.get(option), str) and "." in name)

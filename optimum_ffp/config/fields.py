@@ -197,7 +197,8 @@ class Config:
         replaced |= {field.name for field in cls.all_fields() if field.metadata["presets"] and "preset" in overrides}
         options = {name: value for name, value in options.items() if name not in replaced}
         for field in own:
-            if is_module(field, value := options.get(field.name)):
+            value = options.get(field.name)
+            if isinstance(value, str) and is_module(field, value):
                 raise FFPError(
                     f"{path} needs {field.name} {value}, which a file alone can't select; install the package "
                     f"{value.partition('.')[0]} and pass --{field.name.replace('_', '-')} {value} ({field.name}=...)"
@@ -276,7 +277,7 @@ def format_default(field: Field) -> str:
     return field.metadata["default_text"] or (f"{field.default:g}" if number else str(field.default).lower())
 
 
-def _types(field: Field) -> tuple[type, ...]:
+def _types(field: Field) -> tuple[Any, ...]:
     return get_args(field.type) or (field.type,)
 
 

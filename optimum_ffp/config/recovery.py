@@ -85,7 +85,9 @@ class RecoveryConfig(TrainingOptions, TextConfig):
         low=1,
         default_text="set by the preset, but at most 1/200 of max_tokens",
         cli={"metavar": "TOKENS"},
-        **dict.fromkeys(BATCH_TOKENS),
+        quick=None,
+        standard=None,
+        full=None,
     )
     batch_size: int = option(1, "Windows per forward pass and process.", "Resources", low=1)
     bf16: bool | None = option(
@@ -121,9 +123,9 @@ class RecoveryPlan(RecoveryConfig):
 
     if TYPE_CHECKING:
         # Decided, so never `None`.
-        dataset: str
-        start_token: str
-        batch_tokens: int
+        dataset: str = ""
+        start_token: str = ""
+        batch_tokens: int = 0
 
     def __post_init__(self) -> None:
         """Skip the checks of the options, which the config has passed."""

@@ -293,6 +293,10 @@ def _parse(dataset: str) -> TextMix:
 class TextConfig(Config):
     """Base class of configs with the options `dataset`, if it is set, and `eval_dataset`."""
 
+    if TYPE_CHECKING:
+        dataset: str | None = None
+        eval_dataset: str | None = None
+
     def __post_init__(self) -> None:
         super().__post_init__()
         for name in ("dataset", "eval_dataset"):
@@ -302,7 +306,7 @@ class TextConfig(Config):
     @property
     def texts(self) -> TextMix:
         """Texts to prune with or to train on."""
-        return TextMix.parse(self.dataset)
+        return TextMix.parse(self.dataset or "")
 
     @property
     def reported(self) -> TextMix:

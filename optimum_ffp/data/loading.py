@@ -85,8 +85,8 @@ def load_windows(tokenizer: PreTrainedTokenizerBase, model: PreTrainedModel, req
     for role, windows in data.roles():
         if (requested := getattr(request, role)) and len(windows) < requested:
             logger.warning(
-                f"little text: {windows.dataset} ({windows.split}) yields {len(windows)} of {requested} requested "
-                f"windows of {windows.length} tokens; use more text, or a smaller seq_len"
+                f"{windows.dataset} ({windows.split}) fills only {len(windows)} of {requested} windows of "
+                f"{windows.length} tokens; use more text, or a smaller seq_len"
             )
     return data
 

@@ -64,7 +64,12 @@ def evaluate(
     """
     loading = {field.name: options.pop(field.name) for field in fields(LoadOptions) if field.name in options}
     config = EvaluationConfig(**options)
-    candidates = _find_candidates(model, baseline, tokenizer, LoadOptions(**loading))
+    load_options = LoadOptions(**loading)
+    candidates = {"model": _Candidate.of(model, tokenizer, load_options)}
+    baselines = [baseline] if isinstance(baseline, Source) else baseline or []
+    for number, source in enumerate(baselines, 1):
+        role = "baseline" if number == 1 else f"baseline {number}"
+        candidates[role] = _Candidate.of(source, tokenizer, replace(load_options, revision=None))
     # Fail on unreadable inputs before anything is measured.
     suite = None
     if config.tasks or config.tasks_path:
@@ -122,21 +127,6 @@ class _Candidate:
             self.loaded = load_any(self.source, self.options)
         model, tokenizer = self.loaded
         return model.eval(), tokenizer
-
-
-def _find_candidates(
-    model: Source,
-    baseline: Source | Sequence[Source] | None,
-    tokenizer: PreTrainedTokenizerBase | None,
-    options: LoadOptions,
-) -> dict[str, _Candidate]:
-    """Return the models by role."""
-    candidates = {"model": _Candidate.of(model, tokenizer, options)}
-    baselines = [baseline] if isinstance(baseline, Source) else baseline or []
-    for number, source in enumerate(baselines, 1):
-        role = "baseline" if number == 1 else f"baseline {number}"
-        candidates[role] = _Candidate.of(source, tokenizer, replace(options, revision=None))
-    return candidates
 
 
 def _request_texts(config: EvaluationConfig, candidates: Collection[_Candidate]) -> DataRequest:

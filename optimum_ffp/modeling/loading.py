@@ -253,7 +253,7 @@ def read_model_config(model_id: str, options: LoadOptions) -> PretrainedConfig:
     config = read_any_config(dense_id, dense_options)
     check_prunable(dense_id, config, dense_options.hub())
     if any(row["unit"] == "experts" for row in rows):
-        raise FFPError(f"{model_id} has lost experts already, and can be pruned only once; prune its dense model")
+        raise FFPError(f"{model_id} already had experts pruned; prune the original")
     if rows:
         check_unquantized(model_id, read_any_config(model_id, options))
         config.pruned_units = rows

@@ -29,7 +29,7 @@ from ..utils import processes
 from ..utils.cholesky import ALGEBRA_BYTES
 from ..utils.device_memory import free_device_memory
 from ..utils.host_memory import free_host_memory
-from ..utils.lm_head import POSITIONS
+from ..utils.lm_head import POSITIONS, head_of
 from ..utils.precision import compute_dtype, computes_in_bfloat16, frozen_dtype
 
 
@@ -190,13 +190,17 @@ class _Prune:
         removed = min(budget.removed_parameters for budget in self.budgets) * self.stored
         self.pruned = self.weights - removed
         self.calibrated = (self.in_layers - removed) * plan.trains
-        projections = [] if find_family(shape).experts else [unit.output.module for unit in self.units]
-        # A token passes through several experts at once.
-        self.widest = max(unit.width for unit in self.units) * (1 if projections else shape.num_experts_per_tok)
-        self.factors = 4 * sum(module.in_features**2 for module in projections) * plan.needs_factors
-        self.fishers = 4 * sum(module.out_features**2 for module in projections) * plan.needs_fishers
-        self.experts = 0 if projections else self.stored * sum(unit.unit.parameters for unit in self.units)
-        self.trained = 0
+        self.widest = max(unit.width for unit in self.units)
+        self.factors = self.fishers = self.experts = self.trained = 0
+        if find_family(shape).experts:
+            # A token passes through several experts at once.
+            self.widest *= shape.num_experts_per_tok
+            self.experts = self.stored * sum(unit.unit.parameters for unit in self.units)
+        else:
+            if plan.needs_factors:
+                self.factors = 4 * sum(unit.width**2 for unit in self.units)
+            if plan.needs_fishers:
+                self.fishers = 4 * len(self.units) * shape.hidden_size**2
         if plan.calibration == "model":
             self.trained = _trained_parameters(model, self.pruned // self.stored, plan.lora)
         self.free = max(0, (self.machine.accelerator or 0) - self.resident().device)
@@ -251,14 +255,14 @@ class _Prune:
             _, heads, head_dim = find_family(shape).heads(shape)
             cache = 2 * len(self.layers) * heads * head_dim * computed * min(self.written * length, TOKENS_AT_ONCE)
             yield _Bytes(cache + sum(self.layers) * computed * (computed != self.stored))
-        if self.trained:
-            yield self.whole_model_training()
+        if isinstance(options := plan.options.get("calibration"), model_calibration.Options):
+            yield self.whole_model_training(options)
 
-    def whole_model_training(self) -> _Bytes:
+    def whole_model_training(self, options: model_calibration.Options) -> _Bytes:
         """Return the memory of training the whole model."""
         bf16 = trains_in_bfloat16(self.machine.device, self.model.dtype, self.plan.search_dtype)
         size = torch.bfloat16.itemsize if bf16 else self.computed
-        length = self.plan.seq_len // self.plan.options["calibration"].parts(self.plan.seq_len)
+        length = self.plan.seq_len // options.parts(self.plan.seq_len)
         tokens, lora = self.plan.num_samples * self.plan.seq_len, self.plan.lora
         batch = training_batch(self.model.config, length, tokens)
         stored = self.computed if lora else 4
@@ -342,7 +346,7 @@ def estimate_recovery(
     on_accelerator = machine.accelerator is not None
     shares = local_processes * processes.count() // processes.local_count()
     batch, bf16 = Batch.of_recovery(plan, student.config, shares), computes_in_bfloat16(machine.device, plan.bf16)
-    dense = compute_dtype(machine.device, teacher.dtype if asked == "auto" else asked)
+    dense = compute_dtype(machine.device, asked if isinstance(asked, torch.dtype) else teacher.dtype)
     stored = frozen_dtype(machine.device, student.dtype, bf16) if plan.lora else torch.float32
     size = torch.bfloat16.itemsize if bf16 else stored.itemsize
     parameters = student.num_parameters()
@@ -390,7 +394,7 @@ def _score_bytes(config: PretrainedConfig, length: int) -> int:
 def _activation_bytes(model: PreTrainedModel, batch: Batch, itemsize: int, checkpointing: bool = False) -> int:
     """Return the bytes of activations and logits of a forward and backward pass end to end."""
     layers, shape = decoder_layers(model), model.config
-    vocabulary, hidden = model.get_output_embeddings().weight.shape
+    vocabulary, hidden = head_of(model).weight.shape
     # Norms in float32, inputs of projections and of attention, and activations as wide as the FFN.
     activations = len(layers) * (hidden * (16 + 7 * itemsize) + _score_bytes(shape, batch.length))
     widths = ([one.shape[1] for one in layer.parameters() if one.ndim == 2] for layer in layers)

@@ -86,10 +86,11 @@ def make_plans(
         plans = [_plan(config, draft, choice) for config, draft in zip(configs, drafts)]
         return plans, estimate_prune(plans, model, units, machine, local_processes)
 
-    for choice in _choices(first, model.config, options, machine, saves_work, decided):
+    choice, *others = _choices(first, model.config, options, machine, saves_work, decided)
+    plans, estimate = planned(choice)
+    while estimate.warnings and others:
+        choice = others.pop(0)
         plans, estimate = planned(choice)
-        if not estimate.warnings:
-            break
     # Other processes may have found more or less free memory.
     if (main := processes.from_main(choice)) != choice:
         plans, estimate = planned(main)
@@ -202,7 +203,7 @@ def _choices(
 
 def _plan(config: FFPConfig, draft: Mapping[str, Any], choice: Mapping[str, Any]) -> Plan:
     """Return the plan for a draft, and a choice of the calibration, its rank of adapters and the offload."""
-    values = {one.name: getattr(config, one.name) for one in fields(FFPConfig)} | draft
+    values = {one.name: getattr(config, one.name) for one in fields(FFPConfig)} | {**draft}
     values |= {"calibration": choice["calibration"], "offload": choice["offload"]}
     used = {option: values[option] for option in ("agent", "criterion", "mapping", "expert_criterion", "calibration")}
     if values["method"] != "ffp":

@@ -125,7 +125,7 @@ class FFPRecovery:
         # Download files that the result includes before the training.
         processes.on_main(lambda: str(source_folder(name, load_options.hub())))
         student, tokenizer = load_pruned(name, load_options)
-        teacher_id, teacher_options = find_teacher(name, teacher and os.fspath(teacher), load_options)
+        teacher_id, teacher_options = find_teacher(name, None if teacher is None else os.fspath(teacher), load_options)
         dense, teacher_tokenizer = load_any(teacher_id, teacher_options, dequantize=True)
         if teacher_tokenizer.get_vocab() != tokenizer.get_vocab():
             raise FFPError(f"the tokenizers of {name} and {teacher_id} differ; pass the model that was pruned")

@@ -10,6 +10,7 @@ from ..errors import FFPError
 from ..hub.naming import model_name
 from ..hub.record import require_record
 from ..modeling.loading import LoadOptions, find_dense
+from ..utils.lm_head import head_of
 
 
 logger = logging.getLogger(__name__)
@@ -38,7 +39,7 @@ def check_teacher(
 
     Arguments are as for `FFPRecovery`. Raises `FFPError` if both models have the same weights, or other vocabularies.
     """
-    vocabulary, expected = (model.get_output_embeddings().weight.shape[0] for model in (student, teacher))
+    vocabulary, expected = (head_of(model).weight.shape[0] for model in (student, teacher))
     if vocabulary != expected:
         raise FFPError(
             f"the pruned model has logits for {vocabulary} tokens, and the teacher for {expected}; pass the model "

@@ -73,7 +73,8 @@ class MultiplierRegression:
             np.diag([PART_SPREAD[unit.kind] ** 2 for unit in units]), np.exp(-0.5 * (distance / SIZE_SCALE) ** 2)
         )
         # Unknowns: a value per unit, the deviations of its parts from it, and the curvature of every kind.
-        self._prior = block_diag(shared_covariance(units), of_parts, CURVATURE_SPREAD**2 * np.eye(len(kinds)))
+        blocks = shared_covariance(units), of_parts, CURVATURE_SPREAD**2 * np.eye(len(kinds))
+        self._prior = np.asarray(block_diag(*blocks))
         self.equations = {
             "unit": np.zeros(0, dtype=np.int64),
             "share": np.zeros((0, PARTS)),
@@ -145,7 +146,7 @@ class MultiplierRegression:
         shapes = {name: getattr(state.get(name), "shape", None) for name in self.equations}
         count = (shapes["unit"] or (0,))[0]
         expected = {name: (count, *rows.shape[1:]) for name, rows in self.equations.items()}
-        if shapes != expected or not np.array_equal(state.get("units"), [len(self.units)]):
+        if shapes != expected or not np.array_equal(state.get("units", ()), [len(self.units)]):
             raise FFPError(
                 f"the warm-start agent has no size gradients for {len(self.units)} units; warm-start from a "
                 "checkpoint of the same model that was searched with the same agent"

@@ -91,7 +91,7 @@ def remove_whole(
                 return chosen
         losses = {part: loss_without(removed + part) for part in measured}
         increases |= {part: (losses[part] - loss) / share_of[part] for part in measured}
-        part = min(measured, key=increases.get)
+        part = min(measured, key=increases.__getitem__)
         removed, loss = removed + part, losses[part]
         del increases[part]
-        measured = sorted(increases, key=increases.get)[:REPEATED]
+        measured = sorted(increases, key=increases.__getitem__)[:REPEATED]

@@ -1,6 +1,5 @@
 """The pruning environment of PPO. Imported when PPO runs, since stable-baselines3 takes seconds."""
 
-from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -72,5 +71,5 @@ class PruningEnvironment(VecEnv):
     def env_method(self, method_name: str, *args: Any, indices: Any = None, **kwargs: Any) -> list[Any]:
         return [getattr(self, method_name)(*args, **kwargs)] * self.num_envs
 
-    def env_is_wrapped(self, wrapper_class: type, indices: Any = None) -> Sequence[bool]:
+    def env_is_wrapped(self, wrapper_class: type, indices: Any = None) -> list[bool]:
         return [False] * self.num_envs

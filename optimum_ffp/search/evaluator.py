@@ -25,7 +25,7 @@ class CandidateEvaluator:
 
     Attributes:
         sorted_model: The model with its groups sorted.
-        dense_losses: Losses of the dense model on all search windows, in nats per token, shape `[windows]`; `None` if
+        dense_losses: Losses of the dense model on all search windows, in nats per token, shape `[windows]`; empty if
             no policies are compared.
         windows: Search windows, token ids of shape `[windows, window length]`.
         compensated: Whether candidates are evaluated after ridge regression.
@@ -36,7 +36,7 @@ class CandidateEvaluator:
     """
 
     sorted_model: SortedModel
-    dense_losses: np.ndarray | None
+    dense_losses: np.ndarray
     windows: torch.Tensor
     compensated: bool = False
     batch_size: int = 1

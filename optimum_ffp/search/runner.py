@@ -113,7 +113,7 @@ class PolicySearch:
         self.measured, self.plan, self.times = measured, plan, times
         self.evaluator = CandidateEvaluator(
             measured.prepared.sorted_model,
-            measured.dense_losses if plan.compares_policies else None,
+            measured.dense_losses if plan.compares_policies else np.empty(0),
             measured.data.search.tokens,
             compensated=plan.reward == "compensated",
             batch_size=plan.batch_size,

@@ -103,6 +103,13 @@ class SearchTask:
         return self.budget.units
 
     @property
+    def measured_curves(self) -> CurveMapping:
+        """The loss curves of all units. Raises `FFPError` if they were not measured."""
+        if self.curves is None:
+            raise FFPError("the search needs loss curves; choose mapping 'curves'")
+        return self.curves
+
+    @property
     def actions(self) -> int:
         """Number of scores per policy."""
         return len(self.units)

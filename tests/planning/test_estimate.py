@@ -9,7 +9,9 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 from optimum_ffp import FFPConfig, FFPError, RecoveryConfig
 from optimum_ffp.modeling.loading import LoadOptions, empty_model
-from optimum_ffp.planning.estimate import Machine, estimate_prune, estimate_recovery
+from optimum_ffp.planning.estimate import Machine, estimate_recovery
+from optimum_ffp.planning.make import make_plans
+from optimum_ffp.recovery.plan import make_recovery_plan
 from tests.helpers import make_pruner, make_text, make_tokenizer, prune_by_hand, write_record
 
 
@@ -22,14 +24,19 @@ def card(gibibytes, host=64):
     return Machine(torch.device("cuda"), host * GIB, gibibytes * GIB)
 
 
+def plan(machine=None, options=AUTO, saves_work=True, **config):
+    (found,), estimate = make_plans([FFPConfig(**config)], empty_model(LLAMA_2_7B), options, machine, saves_work)
+    return found, estimate.warnings
+
+
 @pytest.mark.parametrize(
     ("machine", "offload"), [(card(24), "none"), (card(12), "host"), (card(12, host=16), "disk")], ids=str
 )
 def test_weights_are_at_the_first_place_that_memory_suffices_for(machine, offload):
-    found = estimate_prune(LLAMA_2_7B, FFPConfig(), AUTO, machine=machine)
-    assert (found.offload, found.warnings) == (offload, [])
+    found, warnings = plan(machine)
+    assert (found.offload, warnings) == (offload, [])
     # Without a work folder there is nowhere for what doesn't fit into memory.
-    without = estimate_prune(LLAMA_2_7B, FFPConfig(), AUTO, saves_work=False, machine=machine)
+    without, _ = plan(machine, saves_work=False)
     assert without.offload == offload.replace("disk", "host")
 
 
@@ -40,41 +47,35 @@ def test_weights_are_at_the_first_place_that_memory_suffices_for(machine, offloa
 )
 def test_the_deepest_calibration_that_memory_suffices_for_is_chosen(machine, calibration, lora):
     pytest.importorskip("peft")
-    found = estimate_prune(LLAMA_2_7B, FFPConfig(), AUTO, machine=machine)
-    assert (found.calibration, found.lora, found.offload, found.warnings) == (calibration, lora, "none", [])
+    found, warnings = plan(machine)
+    assert (found.calibration, found.lora, found.offload, warnings) == (calibration, lora, "none", [])
 
 
 def test_no_adapters_are_planned_for_a_calibration_that_trains_none():
     pytest.importorskip("peft")
-    found = estimate_prune(LLAMA_2_7B, FFPConfig(calibration="ridge", lora=8), AUTO, machine=card(140))
+    found, _ = plan(card(140), calibration="ridge", lora=8)
     assert (found.calibration, found.lora) == ("ridge", 0)
 
 
 def test_what_is_trained_as_a_whole_is_not_offloaded():
-    config = FFPConfig(calibration="model")
-    found = estimate_prune(LLAMA_2_7B, config, AUTO, machine=card(24))
-    assert (found.calibration, found.offload) == ("model", "none") and found.warnings
+    found, warnings = plan(card(24), calibration="model")
+    assert (found.calibration, found.offload) == ("model", "none") and warnings
     with pytest.raises(FFPError, match="calibration"):
-        estimate_prune(LLAMA_2_7B, config, LoadOptions(offload="host"), machine=card(24))
+        plan(card(24), LoadOptions(offload="host"), calibration="model")
 
 
 def test_what_can_not_be_trained_on_a_device_is_refused_if_it_would_be():
     second = torch.device("cuda", 1)
     with pytest.raises(FFPError, match="CUDA_VISIBLE_DEVICES=1"):
-        estimate_prune(LLAMA_2_7B, FFPConfig(), AUTO, machine=replace(card(140), device=second))
-    found = estimate_prune(LLAMA_2_7B, FFPConfig(), AUTO, machine=replace(card(24), device=second))
-    assert (found.calibration, found.warnings) == ("layers", [])
+        plan(replace(card(140), device=second))
+    found, warnings = plan(replace(card(24), device=second))
+    assert (found.calibration, warnings) == ("layers", [])
 
 
-def test_a_model_that_writes_on_an_accelerator_is_not_offloaded():
-    found = estimate_prune(LLAMA_2_7B, FFPConfig(dataset="self"), AUTO, machine=card(12))
-    (warning,) = found.warnings
+@pytest.mark.parametrize("config", [{"dataset": "self"}, {"speedup": 1.3}])
+def test_a_model_that_writes_or_is_timed_on_an_accelerator_is_not_offloaded(config):
+    found, (warning,) = plan(card(12), **config)
     assert found.offload == "none" and "of memory of cuda" in warning and "12.00 GiB is free" in warning
-
-
-def test_a_model_that_is_timed_is_not_offloaded():
-    found = estimate_prune(LLAMA_2_7B, FFPConfig(speedup=1.3), AUTO, machine=card(12))
-    assert found.offload == "none" and found.warnings
 
 
 @pytest.mark.parametrize(
@@ -89,7 +90,7 @@ def test_a_model_that_is_timed_is_not_offloaded():
 )
 def test_what_a_prune_would_refuse_is_refused(config, options, word):
     with pytest.raises(FFPError, match=word):
-        estimate_prune(LLAMA_2_7B, FFPConfig(**config), options)
+        plan(None, options, **config)
 
 
 @pytest.mark.slow
@@ -107,7 +108,7 @@ def test_what_a_prune_would_refuse_is_refused(config, options, word):
 )
 def test_a_prune_reads_no_more_tokens_than_estimated(save_tiny_model, data_folder, options):
     pruner = make_pruner(save_tiny_model(), data_folder, **options)
-    estimate = estimate_prune(pruner.model.config, pruner.config, AUTO)
+    _, estimate = make_plans([pruner.plan.asked], pruner.model, AUTO)
     assert estimate.tokens / 3 < pruner.prune().tokens <= estimate.tokens
 
 
@@ -115,13 +116,14 @@ MEASURE = """
 import json, sys
 from optimum_ffp import FFPConfig, FFPPruner
 from optimum_ffp.modeling.loading import LoadOptions
-from optimum_ffp.planning.estimate import PROCESS_BYTES, estimate_prune
+from optimum_ffp.planning.estimate import PROCESS_BYTES
+from optimum_ffp.planning.make import make_plans
 model, data, calibration = sys.argv[1:]
 samples = ("num_samples", "fisher_samples", "search_samples", "held_out_samples", "eval_samples")
 sizes = {"seq_len": 1024} | dict.fromkeys(samples, 2)
 quick = {"search_steps": 5, "criterion": "wanda", "calibration": calibration}
 pruner = FFPPruner.from_pretrained(model, FFPConfig(dataset=data, **sizes, **quick), device="cpu")
-estimate = estimate_prune(pruner.model.config, pruner.config, LoadOptions("cpu", offload="none"))
+_, estimate = make_plans([pruner.plan.asked], pruner.model, LoadOptions("cpu", offload="none"))
 peaks = pruner.prune().cost.peak_bytes
 # What Python and torch take differs by machine. While text is read, the weights are pages of their file.
 print(json.dumps([max(peaks.values()) - peaks["data"], estimate.host - PROCESS_BYTES]))
@@ -147,8 +149,8 @@ def test_the_estimate_of_a_prune_is_what_is_measured(calibration, tmp_path):
 
 def recovery(**options):
     dense = empty_model(LLAMA_2_7B)
-    config = RecoveryConfig(dataset="c4", **options)
-    return estimate_recovery(dense, dense, config, LoadOptions(), machine=card(80))
+    found = make_recovery_plan(RecoveryConfig(dataset="c4", **options), "pruned", LoadOptions())
+    return estimate_recovery(dense, dense, found, LoadOptions(), machine=card(80))
 
 
 def test_a_recovery_needs_weights_gradients_and_moments():
@@ -168,7 +170,7 @@ student, teacher, data = sys.argv[1:]
 sizes = {"seq_len": 512, "max_tokens": 1024, "batch_tokens": 512, "evaluations": 1, "held_out_samples": 1}
 config = RecoveryConfig(dataset=data, eval_samples=1, learning_rate=1e-3, label_share=0.5, **sizes)
 recovery = FFPRecovery.from_pretrained(student, config, teacher, device="cpu")
-estimate = estimate_recovery(recovery.student, recovery.teacher, config, LoadOptions("cpu"))
+estimate = estimate_recovery(recovery.student, recovery.teacher, recovery.plan, LoadOptions("cpu"))
 loaded = sum(model.get_memory_footprint() for model in (recovery.student, recovery.teacher))
 before = psutil.Process().memory_info().rss - loaded
 recovery.recover()

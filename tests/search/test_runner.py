@@ -84,12 +84,13 @@ def test_an_infeasible_sparsity_names_the_other_groups():
         [Unit(0, "kv_group", 10, 90), ffn],
         [Unit(0, "query_head", 10, 50, 400), ffn],
     ]
+    check = partial(check_budget, None, model_units(variants), FFPConfig(), None)
     message = "the maximum is 0.48.*; lower sparsity, or .*, or choose attention 'kv-groups'$"
     with pytest.raises(FFPError, match=message):
-        check_budget(None, model_units(variants), FFPConfig(sparsity=0.7))
+        check({"sparsity": 0.7})
     with pytest.raises(FFPError, match="lower sparsity, or lower min_retention$"):
-        check_budget(None, model_units(variants), FFPConfig(sparsity=0.9))
-    check_budget(None, model_units(variants), FFPConfig(sparsity=0.4))
+        check({"sparsity": 0.9})
+    check({"sparsity": 0.4})
 
 
 def test_the_record_is_what_was_done(search):

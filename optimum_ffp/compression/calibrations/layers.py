@@ -1,7 +1,7 @@
 """Ridge regression, then training of every pruned layer to reproduce the output of the dense layer."""
 
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from ...config.fields import Config, option
 
@@ -47,7 +47,7 @@ def calibrate(task: "CalibrationTask", options: Options) -> "Calibration":
         parts=options.parts(task.plan.seq_len),
     )
     kept = task.policy.kept_layers(len(task.sorted_model.prefixes))
-    errors = {"layers": [{"layer": index} | fit.errors for index, fit in zip(kept, distilled.layers)]}
+    errors: dict[str, Any] = {"layers": [{"layer": index} | fit.errors for index, fit in zip(kept, distilled.layers)]}
     if distilled.last_norm is not None:
         errors["last_norm"] = distilled.last_norm.errors
     return task.conclude("layers", replace(before, record=before.record | errors), distilled.weights)

@@ -120,20 +120,22 @@ class Training:
         self, windows: torch.Tensor, held_out: torch.Tensor, folder: Path, weights_only: bool
     ) -> DistillationTrainer:
         options, student = self.options, self.student
+        # Any rows can be stacked.
+        datasets = [StackDataset(input_ids=rows) for rows in (windows, held_out)]  # pyright: ignore[reportArgumentType]
         trainer = DistillationTrainer(
             self._with_adapter(student) if options.lora else _trainable(convert(student, torch.float32)),
             self._arguments(folder, weights_only),
-            train_dataset=StackDataset(input_ids=windows),
-            eval_dataset=StackDataset(input_ids=held_out),
+            train_dataset=datasets[0],
+            eval_dataset=datasets[1],
             callbacks=[EarlyStoppingCallback(options.patience)] if options.patience else [],
         )
         # It prints every log.
         trainer.remove_callback(PrinterCallback)
-        if processes.shards_models() and self.bf16:
+        if processes.shards_models() and self.bf16 and (plugin := trainer.accelerator.state.fsdp_plugin):
             from torch.distributed.fsdp import MixedPrecisionPolicy
 
             # Accelerate would use bfloat16 for gradients and the loss too.
-            trainer.accelerator.state.fsdp_plugin.mixed_precision_policy = MixedPrecisionPolicy(
+            plugin.mixed_precision_policy = MixedPrecisionPolicy(
                 param_dtype=torch.bfloat16, reduce_dtype=torch.float32, cast_forward_inputs=False
             )
         return trainer
@@ -203,7 +205,7 @@ class Training:
         if not processes.shards_models():
             return trainer.accelerator.unwrap_model(trainer.model_wrapped, keep_fp32_wrapper=False)
         # With FSDP every process has a shard of the weights.
-        state = trainer.accelerator.get_state_dict(trainer.model_wrapped)
+        state: Any = trainer.accelerator.get_state_dict(trainer.model_wrapped)
         state = processes.tensors_on_main(lambda: state)
         with torch.device("meta"):
             base = type(self.student)(self.student.config)

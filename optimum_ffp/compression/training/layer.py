@@ -29,17 +29,19 @@ BETAS = (0.9, 0.95)
 
 
 class Loss(Protocol):
-    """Error of weights on a window.
+    """Error of weights on a window."""
 
-    Attributes:
-        scale: Factor on the error when it is differentiated. Adam's steps don't depend on it, but gradients must fit
-            into the dtype that they are computed in.
-    """
+    @property
+    def scale(self) -> float:
+        """Factor on the error when it is differentiated: gradients must fit into the dtype they are computed in.
 
-    scale: float
+        Adam's steps don't depend on it.
+        """
+        ...
 
     def __call__(self, weights: Mapping[str, torch.Tensor], window: int) -> torch.Tensor:
         """Return the mean error of the tokens of one of this process's windows (`WeightTrainer.windows`)."""
+        ...
 
 
 @dataclass(frozen=True)

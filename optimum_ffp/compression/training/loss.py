@@ -10,9 +10,8 @@ from typing import Any
 import torch
 from torch import nn
 from transformers import PreTrainedModel
-from transformers.modeling_outputs import ModelOutput
 
-from ...utils.lm_head import POSITIONS, decode, head_logits, replaced_forward
+from ...utils.lm_head import POSITIONS, DecoderOutput, decode, head_logits, head_of, replaced_forward
 
 
 # Number of positions whose log-probabilities are computed at once: they should fit into the cache of a CPU.
@@ -65,7 +64,7 @@ class DistillationLoss:
         with replaced_forward(self.student, self._forward):
             # FSDP may offload the weights to host memory.
             student_decoded = decode(self.student, input_ids, input_ids.device)
-        head, tokens = self.student.get_output_embeddings(), input_ids[:, 1:]
+        head, tokens = head_of(self.student), input_ids[:, 1:]
         run = partial(self._run_head, student_decoded, teacher_decoded, tokens, head.forward)
 
         # As the head's forward pass, since FSDP, which may shard the head separately, must see a single call.
@@ -75,14 +74,14 @@ class DistillationLoss:
 
     def _run_head(
         self,
-        student: ModelOutput,
-        teacher: ModelOutput,
+        student: DecoderOutput,
+        teacher: DecoderOutput,
         tokens: torch.Tensor,
         head_forward: Callable[..., Any],
         hidden: torch.Tensor,
     ) -> tuple[torch.Tensor, torch.Tensor | None]:
         """Return `_losses` of all tokens, and the gradient of the loss's sum with respect to the hidden states."""
-        head, losses, gradients = self.student.get_output_embeddings(), [], []
+        head, losses, gradients = head_of(self.student), [], []
         rows = hidden, teacher.last_hidden_state[:, :-1].flatten(0, 1), tokens.flatten()
         for states, teacher_states, targets in zip(*(tensor.split(POSITIONS) for tensor in rows)):
             with (
@@ -141,5 +140,5 @@ class _WithGradient(torch.autograd.Function):
         return losses[:, 0].sum(), losses
 
     @staticmethod
-    def backward(ctx: Any, gradient: torch.Tensor, _: torch.Tensor) -> tuple[None, torch.Tensor]:
-        return None, ctx.gradient.mul_(gradient)
+    def backward(ctx: Any, *gradients: torch.Tensor) -> tuple[None, torch.Tensor]:
+        return None, ctx.gradient.mul_(gradients[0])

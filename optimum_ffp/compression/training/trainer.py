@@ -6,11 +6,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 from tqdm.auto import tqdm
 from transformers import Trainer, TrainerCallback, TrainerState
-from transformers.integrations import rewrite_logs
+from transformers.integrations.integration_utils import rewrite_logs
 
 from ...errors import convert_errors, one_line
 from ...evaluation import to_perplexity
@@ -28,7 +29,7 @@ class ReportCallback(TrainerCallback):
     def __init__(self, bar: tqdm, tracker: Tracker | None):
         self.bar, self.tracker = bar, tracker
 
-    def on_log(self, args: Any, state: TrainerState, control: Any, logs: Mapping[str, float], **_: Any) -> None:
+    def on_log(self, args: Any, state: TrainerState, control: Any, *, logs: Mapping[str, float], **_: Any) -> None:
         """Log the numbers of a step."""
         if self.tracker:
             self.tracker.log(rewrite_logs(logs), state.global_step)
@@ -55,6 +56,8 @@ class DistillationTrainer(Trainer):
     finite ends the training.
     """
 
+    model_wrapped: nn.Module
+
     def create_scheduler(self, num_training_steps: int, optimizer: Optimizer | None = None) -> LambdaLR:
         """Create a schedule of linear warmup and cosine decay; those of transformers begin or end with idle steps."""
         warmup = self.args.warmup_steps
@@ -63,7 +66,7 @@ class DistillationTrainer(Trainer):
             progress = max(0, step - warmup) / max(1, num_training_steps - warmup)
             return min((step + 1) / (warmup + 1), (1 + math.cos(math.pi * progress)) / 2)
 
-        self.lr_scheduler = LambdaLR(optimizer or self.optimizer, factor)
+        self.lr_scheduler = LambdaLR(optimizer or self.create_optimizer(), factor)
         return self.lr_scheduler
 
     @torch.no_grad()
@@ -74,7 +77,7 @@ class DistillationTrainer(Trainer):
         for batch in self.get_eval_dataloader():
             measured = self.model_wrapped(**self._prepare_inputs(batch))["measured"]
             # Convert on the CPU, since some devices lack float64.
-            rows.append(self.accelerator.gather_for_metrics(measured).cpu().double())
+            rows.append(torch.as_tensor(self.accelerator.gather_for_metrics(measured)).cpu().double())
         loss, kl, nll = torch.cat(rows).mean(0).tolist()
         metrics = {"eval_loss": loss, "eval_kl": kl, "eval_perplexity": to_perplexity(nll)}
         self.log(metrics)
@@ -87,13 +90,13 @@ class DistillationTrainer(Trainer):
 
         `Trainer` then checks whether the folder of the best weights exists, and otherwise loads older ones.
         """
-        Path(output_dir or self.args.output_dir).mkdir(parents=True, exist_ok=True)
+        Path(output_dir or str(self.args.output_dir)).mkdir(parents=True, exist_ok=True)
         super().save_model(output_dir, _internal_call)
 
     def _issue_warnings_after_load(self, load_result: Any) -> None:
         """Suppress the warning about tied weights, which are missing from the files by design."""
 
-    def _save_checkpoint(self, *args: Any) -> None:
+    def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
         # Weights, optimizer and state are written by libraries that raise different exceptions if the disk is full.
         with convert_errors(
             lambda error: (
@@ -101,4 +104,4 @@ class DistillationTrainer(Trainer):
                 "with --resume (resume=True)"
             )
         ):
-            super()._save_checkpoint(*args)
+            super()._save_checkpoint(model, trial)

@@ -53,8 +53,8 @@ def search(task: SearchTask, warm_start: AgentState | None = None) -> SearchResu
         policy = task.map_scores(_damped(multipliers[-1]))
         down, up = task.size_gradients(policy, windows)
         smaller, larger = policy.neighbors()
-        decrease_down = task.curves.decreases(smaller, policy, PARTS)
-        decrease_up = task.curves.decreases(policy, larger, PARTS)
+        decrease_down = task.measured_curves.decreases(smaller, policy, PARTS)
+        decrease_up = task.measured_curves.decreases(policy, larger, PARTS)
         regression.observe(down, up, decrease_down, decrease_up)
         multipliers.append(regression.solve())
     scores = [_damped(values) for values in multipliers]

@@ -45,4 +45,4 @@ def search(task: SearchTask, warm_start: AgentState | None = None) -> SearchResu
         scores = np.concatenate([scores, children])
         losses = np.concatenate([losses, evaluate(task, np.array(children))])
         spent += len(children)
-    return task.conclude(scores[np.argsort(losses)][: task.finalists])
+    return task.conclude([*scores[np.argsort(losses)][: task.finalists]])

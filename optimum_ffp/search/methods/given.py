@@ -10,4 +10,4 @@ IS_BASELINE = True
 
 def search(task: SearchTask, warm_start: AgentState | None = None) -> SearchResult:
     """Return the given policy."""
-    return SearchResult(read_policy(task.plan.policy, task.units))
+    return SearchResult(read_policy(task.plan.policy or "", task.units))

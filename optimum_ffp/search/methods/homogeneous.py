@@ -27,8 +27,8 @@ def search(task: SearchTask, warm_start: AgentState | None = None) -> SearchResu
     heads = {policy.sizes[0] for policy in policies}
     if heads == {task.units[0].groups} != {policy.sizes[0] for policy in homogeneous_policies(task.budget)}:
         logger.warning("the model's own class doesn't support fewer heads at this sparsity: attention is not pruned")
-    if task.curves is not None:
-        policies.sort(key=lambda policy: task.curves.predict(policy).sum())
+    if curves := task.curves:
+        policies.sort(key=lambda policy: curves.predict(policy).sum())
     elif len(policies) > task.plan.candidates:
         chosen = np.linspace(0, len(policies) - 1, task.plan.candidates).round().astype(int)
         policies = [policies[index] for index in chosen]

@@ -20,7 +20,7 @@ def search(task: SearchTask, warm_start: AgentState | None = None) -> SearchResu
     scores = spread_of(task.plan) * generator.standard_normal((task.steps - task.finalists, task.actions))
     scores[0] = 0
     losses = evaluate(task, scores)
-    return task.conclude(scores[np.argsort(losses)][: task.finalists])
+    return task.conclude([*scores[np.argsort(losses)][: task.finalists]])
 
 
 def evaluate(task: SearchTask, scores: np.ndarray) -> np.ndarray:
