@@ -21,7 +21,7 @@ MODELS = {"dense": "dense", "searched": "pruned, before calibration", "calibrate
 def write_report(record: Record, folder: Path) -> None:
     """Write `report.html`, with the plots of the same folder, omitting sections without data."""
     environment = Environment(
-        loader=PackageLoader(__package__, "."),
+        loader=PackageLoader(__package__ or "", "."),
         autoescape=True,
         undefined=StrictUndefined,
         trim_blocks=True,

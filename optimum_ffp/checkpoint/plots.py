@@ -145,7 +145,8 @@ def _draw_policy(units: Sequence[dict[str, Any]], sparsity: float):
 def _draw_search(log: Sequence[dict[str, Any]], search: SearchRecord):
     """Draw perplexities relative to dense on the same windows, since candidates differ in their windows."""
     figure, (axes,) = _new_figure(4.2)
-    dense, best = search.perplexity["dense"], search.perplexity["best"]
+    found = search.perplexity or {}
+    dense, best = found["dense"], found["best"]
     baselines = {name: value / dense for name, value in search.baselines.items() if value is not None}
     for name, value in baselines.items():
         axes.axhline(value, label=name.replace("-", " "), **BASELINES[name])
@@ -197,7 +198,7 @@ def _scale_perplexity_axis(axes, perplexities: Sequence[float]) -> None:
         axes.yaxis.set_minor_formatter(LogFormatter(minor_thresholds=(2, 0.5)))
 
 
-def _column(rows: Sequence[dict[str, Any]], name: str) -> list[Any]:
+def _column(rows: Sequence[Mapping[str, Any]], name: str) -> list[Any]:
     return [row[name] for row in rows]
 
 

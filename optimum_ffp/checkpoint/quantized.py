@@ -40,9 +40,10 @@ def find_group_size(model: PreTrainedModel, scheme: str) -> int | None:
         )
     if scheme == "w8a8":
         return None
-    for size in GROUP_SIZES:
-        if math.gcd(*inputs) % size == 0:
-            return size
+    size = GROUP_SIZES[-1]
+    for larger in GROUP_SIZES:
+        if math.gcd(*inputs) % larger == 0:
+            return larger
     found = ", ".join(str(width) for width in sorted(inputs) if width % size)
     raise FFPError(
         f"{scheme} needs Linear layers with multiples of {size} inputs, found {found}; prune with --multiple-of "
@@ -72,7 +73,8 @@ def save_quantized(
     from llmcompressor.modifiers.quantization import QuantizationModifier
 
     quantization = preset_name_to_scheme(scheme, ["Linear"])
-    quantization.weights.group_size = group_size
+    if quantization.weights is not None:
+        quantization.weights.group_size = group_size
     head = next(name for name, module in model.named_modules() if module is model.get_output_embeddings())
     modifier, data = QuantizationModifier, {}
     if windows:

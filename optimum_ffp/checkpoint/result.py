@@ -79,7 +79,7 @@ class SearchResult:
             note=self.note,
             budget=self.budget,
             perplexity=found if self.windows else None,
-            baselines=self.baselines,
+            baselines={**self.baselines},
         )
 
 
@@ -239,7 +239,7 @@ def perplexities_by_text(losses: Mapping[str, Sequence[Sequence[float]]]) -> lis
 
 def final(perplexities: Mapping[str, float]) -> float:
     """Return the perplexity of the final model."""
-    return perplexities.get("calibrated", perplexities.get("searched"))
+    return perplexities["calibrated" if "calibrated" in perplexities else "searched"]
 
 
 def package_versions(*more: str) -> dict[str, str]:

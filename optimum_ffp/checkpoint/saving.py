@@ -95,7 +95,7 @@ def _write(result: PruningResult, folder: Path) -> Record:
     save_tokenizer(result.tokenizer, folder)
     options = result.plan.to_dict() | {"costs": result.search.times}
     record = Record(
-        ffp_version=options.pop("ffp_version"),
+        ffp_version=str(options.pop("ffp_version")),
         options=options,
         policy=PolicyRecord(**result.policy.to_dict()),
         search=result.search.to_record(),
@@ -146,7 +146,7 @@ def save_model(model: PreTrainedModel, folder: Path) -> None:
     generation_config, model.generation_config = model.generation_config, GenerationConfig()
     # To save a tensor per expert, transformers copies most weights of a mixture: those of one file at a time if the
     # model is offloaded, otherwise all at once.
-    model.hf_device_map = {"": "cpu"}
+    vars(model)["hf_device_map"] = {"": "cpu"}
     try:
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", "Attempting to save a model with offloaded modules")

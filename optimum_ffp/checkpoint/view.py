@@ -78,7 +78,7 @@ def _view_test(test: Mapping[str, Any]) -> dict[str, Any]:
     figures = {name: test[name] for name in FIGURES if name in test}
     dense, final = figures["dense"], [*figures.values()][-1]
     is_small = test["windows"] * test["window_length"] < SMALL_SAMPLE
-    return test | {
+    return dict(test) | {
         "figures": figures,
         "final": final,
         "ratio": final and dense and final / dense,

@@ -19,7 +19,7 @@ from .launching import Command
 
 if TYPE_CHECKING:
     from ..checkpoint.result import PruningResult
-    from .records import Record
+    from .records import Figures
 
 
 USAGE = "optimum-cli ffp prune -m MODEL [OUT] [--params N] [--dataset DATASET] [--push-to-hub] [options]"
@@ -134,7 +134,7 @@ class FFPPruneCommand(Command):
 
 
 def print_result(
-    result: "PruningResult", records: "Sequence[Record]", config: FFPConfig, swept: str | None, front: str
+    result: "PruningResult", records: "Sequence[Figures]", config: FFPConfig, swept: str | None, front: str
 ) -> None:
     """Print the summary of a prune, or the table of a sweep, whose plot is written to `front`."""
     from ..checkpoint.plots import write_front

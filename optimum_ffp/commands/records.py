@@ -27,7 +27,7 @@ from ..utils.profiling import StageMeter
 
 
 logger = logging.getLogger(__name__)
-Record = dict[str, str | int | float]
+Figures = dict[str, Any]
 SPEEDS = ("prefill", "decode")
 # Keys of the figures of `evaluate` that are kept as they are.
 EVALUATED = ("dtype", "parameters", "weight_bytes", "kv_cache_bytes", "sparsity", "model_sparsity")
@@ -45,7 +45,7 @@ def check_json(file: str | None) -> None:
         check_file(file, BEGINNING, overwrite=True)
 
 
-def write_records(file: str | None, records: Sequence[Record]) -> None:
+def write_records(file: str | None, records: Sequence[Figures]) -> None:
     """Log records for `--log-level debug`, and write them to `--json FILE`, if given, with versions of packages."""
     for record in records:
         for line in format_rows(record.items()).splitlines():
@@ -64,7 +64,7 @@ def format_rows(rows: Iterable[tuple[str, Any]]) -> str:
     return "\n".join(f"{name:<{width}}  {value}" for name, value in rows)
 
 
-def prune_records(result: PruningResult, folder: str) -> list[Record]:
+def prune_records(result: PruningResult, folder: str) -> list[Figures]:
     """Return the records of a pruned model, saved in `folder`, and of its dense model."""
     tests = [(windows.describe(), figures | {"pruned": final(figures)}) for windows, figures in result.tests]
     pruned = _model("prune", "pruned", folder, result.parameters, result.model.dtype)
@@ -85,12 +85,12 @@ def prune_records(result: PruningResult, folder: str) -> list[Record]:
     return [pruned, dense | _perplexities(tests, "dense")]
 
 
-def recovery_records(recovery: FFPRecovery, folder: str, meter: StageMeter) -> list[Record]:
+def recovery_records(recovery: FFPRecovery, folder: str, meter: StageMeter) -> list[Figures]:
     """Return the records of a recovered model, saved in `folder`, of the pruned one and of its teacher.
 
     `meter` has the time and peak memory of the recovery.
     """
-    result, student, teacher = recovery.record, recovery.student, recovery.teacher
+    result, student, teacher = recovery.finished, recovery.student, recovery.teacher
     records = [
         _model("recover", role, name, model.num_parameters(), student.dtype) | _perplexities(result.figures, role)
         for role, name, model in (
@@ -110,7 +110,7 @@ def recovery_records(recovery: FFPRecovery, folder: str, meter: StageMeter) -> l
     return records
 
 
-def evaluation_records(evaluation: Evaluation, meter: StageMeter) -> list[Record]:
+def evaluation_records(evaluation: Evaluation, meter: StageMeter) -> list[Figures]:
     """Return the records of all models of an evaluation, of which `meter` has the time and peak memory."""
     records, references = [], text_records(evaluation.get("baseline", {}))
     for role, measured in evaluation.items():
@@ -135,12 +135,12 @@ def _kept_experts(units: Sequence[Mapping[str, Any]]) -> str:
     return f"{first['kept']} of {first['items']} in every layer with experts"
 
 
-def _model(command: str, role: str, model: str, parameters: int, dtype: torch.dtype) -> Record:
+def _model(command: str, role: str, model: str, parameters: int, dtype: torch.dtype) -> Figures:
     size = {"parameters": parameters, "weight_bytes": parameters * dtype.itemsize}
     return {"command": command, "role": role, "model": model, "dtype": dtype_name(dtype)} | size
 
 
-def _perplexities(tests: Sequence[tuple[Mapping[str, Any], Mapping[str, float]]], model: str) -> Record:
+def _perplexities(tests: Sequence[tuple[Mapping[str, Any], Mapping[str, float]]], model: str) -> Figures:
     """Return what was measured on every text: perplexity, its ratio to that of the dense model, and more."""
     record, names = {}, TextMix(tuple(Text(windows["dataset"]) for windows, _ in tests)).published_names
     for text, (windows, figures) in zip(names, tests):
@@ -151,7 +151,7 @@ def _perplexities(tests: Sequence[tuple[Mapping[str, Any], Mapping[str, float]]]
     return record
 
 
-def _cost(meter: StageMeter) -> Record:
+def _cost(meter: StageMeter) -> Figures:
     record = {"seconds": sum(meter.seconds.values()), "peak_bytes": max(meter.peak_bytes.values())}
     for name, values in (("seconds", meter.seconds), ("peak_bytes", meter.peak_bytes)):
         record |= {f"{name}/{stage}": value for stage, value in values.items()}

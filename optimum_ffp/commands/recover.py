@@ -90,7 +90,7 @@ class FFPRecoverCommand(Command):
             lambda: arguments.request_id(args, plan, teacher, require_record(args.model, **options.hub()).to_dict())
         )
         existing = prune_record(folder)
-        is_finished = bool(existing and existing.recovery) and existing.recovery[-1].request == request
+        is_finished = existing is not None and [one.request for one in existing.recovery][-1:] == [request]
         if args.resume and not args.overwrite and processes.from_main(is_finished):
             end_finished([folder], work, [] if args.plan else uploads, args.private)
             return
@@ -122,7 +122,7 @@ class FFPRecoverCommand(Command):
 
 def evaluation_command(recovery: "FFPRecovery", folder: str, pruned: str) -> str:
     """Return the command that compares a recovered model with the dense and the pruned one, on the same texts."""
-    tests = ",".join(test["dataset"] for test in recovery.record.tests)
+    tests = ",".join(test["dataset"] for test in recovery.finished.tests)
     words = ["optimum-cli", "ffp", "evaluate", "-m", folder, "--baseline", recovery.teacher_id, pruned]
     # Text that the model writes can't be evaluated on.
     words += ["--dataset", tests] if tests != "self" else []

@@ -14,7 +14,7 @@ from ..planning.preflight import free_disk
 from ..utils import processes
 from ..utils.resume import begin_work
 from .errors import USER_ERROR
-from .records import Record, format_rows, write_records
+from .records import Figures, format_rows, write_records
 
 
 logger = logging.getLogger(__name__)
@@ -26,9 +26,9 @@ NOTES = ("experts", "removed_whole", "budget", "search")
 
 def show_plan(command: str, estimate: Estimate, folder: str, problems: Iterable[FFPError], file: str | None) -> None:
     """Print required and available resources, also to `--json FILE`; exit with code 2 if there are problems."""
-    problems = [*map(str, problems)]
+    found = [*map(str, problems)]
     record = {"command": command, "role": "plan", "model": folder, "tokens": estimate.tokens}
-    record |= {"warnings": "\n".join(estimate.warnings), "problems": "\n".join(problems)}
+    record |= {"warnings": "\n".join(estimate.warnings), "problems": "\n".join(found)}
     rows = {"budget": "; ".join(estimate.budget)} if estimate.budget else {}
     needs = estimate.memory | {"disk": (estimate.disk, free_disk(folder))}
     for name, (needed, available) in needs.items():
@@ -45,8 +45,8 @@ def show_plan(command: str, estimate: Estimate, folder: str, problems: Iterable[
         record |= {f"quantized_bytes/{name}": size for name, size in estimate.quantized.items()}
     write_records(file, [record])
     warnings = [f"warning: {warning}" for warning in estimate.warnings]
-    print("\n".join([format_rows(rows.items()), *warnings, *(f"problem: {problem}" for problem in problems)]))
-    if problems:
+    print("\n".join([format_rows(rows.items()), *warnings, *(f"problem: {problem}" for problem in found)]))
+    if found:
         sys.exit(USER_ERROR)
 
 
@@ -75,7 +75,7 @@ def upload(folders: Sequence[str], repositories: Sequence[str], private: bool | 
             print(f"uploaded: {push_checkpoint(folder, repository, private=private)}")
 
 
-def summarize(records: Sequence[Record], next_step: str) -> str:
+def summarize(records: Sequence[Figures], next_step: str) -> str:
     """Format the size and quality of a model, how its policy was found, the stages of its calibration and a command.
 
     The records are those of the result, of the model before it, if that is not the dense one, and of the dense model.
@@ -101,7 +101,7 @@ def summarize(records: Sequence[Record], next_step: str) -> str:
     return "\n" + format_rows(rows)
 
 
-def _stages(record: Record) -> list[list[str]]:
+def _stages(record: Figures) -> list[list[str]]:
     """Return a row with the figures on held-out windows after every stage of a calibration, if it compared several."""
     stages = [name.partition("/")[2] for name in record if name.startswith("held_out_perplexity/")]
     if not stages:
@@ -115,7 +115,7 @@ def _stages(record: Record) -> list[list[str]]:
     return [["calibration", f"held-out perplexity (and divergence): {', '.join(texts)}; kept: {kept}{note}"]]
 
 
-def sweep_table(records: Sequence[Record]) -> str:
+def sweep_table(records: Sequence[Figures]) -> str:
     """Format a table of the pruned models of a sweep and, as the last record, of the dense model."""
     *pruned, dense = records
     texts = _texts(dense)
@@ -131,7 +131,7 @@ def sweep_table(records: Sequence[Record]) -> str:
     return "\n" + align(rows)
 
 
-def warn_of_high_perplexity(records: Iterable[Record]) -> None:
+def warn_of_high_perplexity(records: Iterable[Figures]) -> None:
     """Warn, in one line, of models whose perplexity is at least `HIGH_RATIO` times the dense model's."""
     ratios = {
         record["model"]: max(record[f"perplexity_ratio/{text}"] for text in _texts(record)) for record in records
@@ -144,16 +144,16 @@ def warn_of_high_perplexity(records: Iterable[Record]) -> None:
         )
 
 
-def _texts(record: Record) -> list[str]:
+def _texts(record: Figures) -> list[str]:
     return [key.partition("/")[2] for key in record if key.startswith("perplexity/")]
 
 
-def _perplexity(record: Record, text: str) -> str:
+def _perplexity(record: Figures, text: str) -> str:
     ratio = "" if record["role"] in ("dense", "teacher") else f" ({record[f'perplexity_ratio/{text}']:.2f}x)"
     return f"{record[f'perplexity/{text}']:,.2f}{ratio}"
 
 
-def _mib(record: Record) -> str:
+def _mib(record: Figures) -> str:
     return f"{record['weight_bytes'] / MIB:,.1f}"
 
 

@@ -218,10 +218,15 @@ class FFPRecovery:
         """
         return push_result(self._saver(), repo_id, **options)
 
-    def _saver(self) -> Callable[..., Path]:
+    @property
+    def finished(self) -> RecoveryRecord:
+        """The record of the recovery. Raises `FFPError` if it has not finished."""
         if self.record is None:
             raise FFPError("nothing to save yet; call recover() first")
-        return partial(save_recovered, self.record, self.student, self.tokenizer, hub=self.options.hub())
+        return self.record
+
+    def _saver(self) -> Callable[..., Path]:
+        return partial(save_recovered, self.finished, self.student, self.tokenizer, hub=self.options.hub())
 
     def _options(self) -> dict[str, Any]:
         return self.plan.to_dict() | {"learning_rate": self.learning_rate}

@@ -17,6 +17,7 @@ Row = dict[str, Any]
 Self = TypeVar("Self", bound="Section")
 
 
+@dataclass(frozen=True)
 class Section:
     """Part of a record. Keys are the names of its fields, and fields that equal their default are left out."""
 
