@@ -98,7 +98,7 @@ def test_the_record_is_what_was_done(search):
     found = search.run(on_entry=entries.append)
     assert found.log == entries and 6 < len(entries) <= 6 + 2
     record = found
-    assert (record.plan.method, len(record.log), record.to_dict()["non_finite"]) == ("random", len(entries), 0)
+    assert (record.plan.method, len(record.log), record.to_record().non_finite) == ("random", len(entries), 0)
     assert record.windows == measured.data.search.describe()
     sorted_model, tokens = measured.prepared.sorted_model, measured.data.search.tokens
     assert record.dense_perplexity == pytest.approx(perplexity(sorted_model.model, tokens), rel=1e-5)
