@@ -18,7 +18,7 @@ from ..errors import FFPError, one_line
 from ..hub.naming import short_name, without_folders
 from ..hub.record import require_record
 from ..utils.folders import check_links, expand, list_files
-from ..utils.record import Record, RecoveryStep
+from ..utils.record import Record, Recovery, RecoveryStep
 from .plots import write_recovery
 from .result import perplexities_by_text
 from .saving import save_model, save_tokenizer, write_checkpoint
@@ -28,56 +28,18 @@ from .saving import save_model, save_tokenizer, write_checkpoint
 NOT_COPIED = "model"
 
 
-@dataclass(frozen=True)
-class RecoveryRecord:
-    """Record of a recovery.
+@dataclass(frozen=True, kw_only=True)
+class RecoveryRecord(Recovery):
+    """Result of a recovery.
 
     Attributes:
-        options: Options, from `RecoveryConfig.to_dict`.
-        source: Folder or Hub id of the pruned model.
-        teacher: Hub id, folder or file of the teacher.
-        dense_teacher: Whether that is the dense model that the pruned model was created from.
-        window_length: Tokens per window.
-        windows_per_step: Windows per optimizer step over all processes.
-        passes: Number of passes over each text.
-        curve: One record per evaluation, the first before training: `step`, `tokens`, and on held-out windows `kl`
-            (divergence from the teacher, in nats per token) and `perplexity`.
-        kept: The record in `curve` for the saved weights, which has the lowest perplexity.
-        held_out: Description of the held-out windows.
         tests: Description of the test windows of each text.
         losses: Losses of every test window of every text, in nats per token, by model: `dense` (the teacher), `pruned`
             (before this training) and `recovered`.
-        samples: What the recovered model writes greedily, by prompt.
-        compute_dtypes: Compute dtypes of the losses on test windows by model: `dense` and `pruned`, which is also that
-            of the recovered model.
-        dtype: Dtype of the saved weights.
-        bf16: Whether training used bfloat16.
-        seconds: Time of the training.
-        processes: Number of processes.
-        versions: Versions of packages.
-        request: Digest of the command, by which `--resume` recognizes its result.
     """
 
-    options: dict[str, Any]
-    source: str
-    teacher: str
-    dense_teacher: bool
-    window_length: int
-    windows_per_step: int
-    passes: dict[str, float]
-    curve: list[dict[str, Any]]
-    kept: dict[str, Any]
-    held_out: dict[str, Any]
     tests: list[dict[str, Any]]
     losses: dict[str, list[list[float]]]
-    samples: dict[str, str]
-    compute_dtypes: dict[str, str]
-    dtype: str
-    bf16: bool
-    seconds: float
-    processes: int
-    versions: dict[str, str]
-    request: str | None = None
 
     @property
     def tokens(self) -> int:

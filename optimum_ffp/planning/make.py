@@ -1,7 +1,7 @@
 """Plans: every decision that a config leaves to the model, the machine or other options is made here."""
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import fields, replace
+from dataclasses import replace
 from importlib.util import find_spec
 from typing import Any
 
@@ -12,7 +12,6 @@ from ..allocation.budget import Budget
 from ..analysis.attention import find_unit_variants
 from ..compression.training.end_to_end import check_launch
 from ..config import FFPConfig
-from ..config.choices import KINDS, find_choice
 from ..config.prune import TRAINING_SUFFICES, WORKLOAD
 from ..config.training import LORA_RANK
 from ..data import check_calibration_tokens, window_length
@@ -79,14 +78,12 @@ def make_plans(
         drafts.append(draft)
     units = variants_of[drafts[0]["attention"]][0]
     check_calibration_tokens(first.num_samples * drafts[0]["seq_len"], max(unit.width for unit in units))
-    for option in KINDS:
-        find_choice(option, drafts[0].get(option) or getattr(first, option) or "model")
 
     def planned(choice: Mapping[str, Any]) -> tuple[list[Plan], Estimate]:
         plans = [_plan(config, draft, choice) for config, draft in zip(configs, drafts)]
         return plans, estimate_prune(plans, model, units, machine, local_processes)
 
-    choice, *others = _choices(first, model.config, options, machine, saves_work, decided)
+    choice, *others = _choices(first, drafts[0]["budget"], model.config, options, machine, saves_work, decided)
     plans, estimate = planned(choice)
     while estimate.warnings and others:
         choice = others.pop(0)
@@ -106,6 +103,7 @@ def _decide(
     length: int | None,
 ) -> dict[str, Any]:
     """Return the options that are decided before the calibration, and the budget."""
+    times = config.cost_table
     removes_heads = config.method == "homogeneous" or config.memory or config.kv_cache
     draft: dict[str, Any] = {
         "seq_len": length or window_length(config.seq_len, model.config),
@@ -113,7 +111,7 @@ def _decide(
         "attention": config.attention or ("kv-groups" if removes_heads else "auto"),
         "agent": config.agent_name,
         "search_steps": config.search_steps or (256 if config.agent_name == "ppo" else 26),
-        "workload": (config.cost_table or {}).get("workload", config.workload or WORKLOAD),
+        "workload": (times or {}).get("workload", config.workload or WORKLOAD),
     }
     if find_family(model.config).experts:
         check_experts(config)
@@ -126,7 +124,7 @@ def _decide(
     if config.policy:
         policy = read_policy(config.policy, [unit.unit for unit in variants[0]])
         limits = {"sparsity": policy.sparsity}
-    budget = check_budget(model, variants, config, draft["method"], limits)
+    budget = check_budget(model, variants, config, draft["method"], limits, times)
     skips = draft["method"] is None and _training_suffices(config, budget)
     draft["method"] = draft["method"] or ("no-search" if skips else "ffp")
     return draft | {"sparsity": limits.get("sparsity"), "budget": budget, "skips_search": skips}
@@ -155,7 +153,12 @@ def _training_suffices(config: FFPConfig, budget: Budget) -> bool:
 
 
 def _places(
-    config: FFPConfig, model_config: PretrainedConfig, options: LoadOptions, machine: Machine, saves_work: bool
+    config: FFPConfig,
+    budget: Budget,
+    model_config: PretrainedConfig,
+    options: LoadOptions,
+    machine: Machine,
+    saves_work: bool,
 ) -> list[str]:
     """Return where the weights of layers that aren't running may be, fastest first."""
     name, stored = model_config._name_or_path, model_config.dtype or torch.float32
@@ -164,7 +167,7 @@ def _places(
         check_offload(options.offload, machine.device, options.torch_dtype, model_config, dequantized)
         return [options.offload]
     on_accelerator = machine.accelerator is not None
-    is_timed = config.speedup and config.cost_table is None
+    is_timed = any(limit.pending for limit in budget.limits)
     # The weights of a model that generates text, is timed or was pruned before are on its device.
     if is_timed or hasattr(model_config, "pruned_units") or (config.texts.includes_self and on_accelerator):
         return ["none"]
@@ -178,6 +181,7 @@ def _places(
 
 def _choices(
     config: FFPConfig,
+    budget: Budget,
     model_config: PretrainedConfig,
     options: LoadOptions,
     machine: Machine,
@@ -185,7 +189,8 @@ def _choices(
     decided: Mapping[str, Any] | None,
 ) -> Iterator[dict[str, Any]]:
     """Yield the calibrations, ranks of adapters and places of weights that are possible, the best first."""
-    places, rank = _places(config, model_config, options, machine, saves_work), config.choice_options.get("lora")
+    places = _places(config, budget, model_config, options, machine, saves_work)
+    rank = config.choice_options.get("lora")
     calibrations = [{"calibration": config.calibration, "lora": rank}]
     if config.calibration is None and decided:
         calibrations = [dict(decided)]
@@ -203,8 +208,7 @@ def _choices(
 
 def _plan(config: FFPConfig, draft: Mapping[str, Any], choice: Mapping[str, Any]) -> Plan:
     """Return the plan for a draft, and a choice of the calibration, its rank of adapters and the offload."""
-    values = {one.name: getattr(config, one.name) for one in fields(FFPConfig)} | {**draft}
-    values |= {"calibration": choice["calibration"], "offload": choice["offload"]}
+    values = vars(config) | {**draft, "calibration": choice["calibration"], "offload": choice["offload"]}
     used = {option: values[option] for option in ("agent", "criterion", "mapping", "expert_criterion", "calibration")}
     if values["method"] != "ffp":
         del used["agent"]
@@ -239,5 +243,4 @@ def recalibrated(plan: Plan, options: Mapping[str, Any]) -> Plan:
 
 def replace_options(config: FFPConfig, options: Mapping[str, Any]) -> FFPConfig:
     """Return a config with other options. One that limits the size, or a policy, is in addition to the others."""
-    values = {one.name: getattr(config, one.name) for one in config.option_fields()} | dict(config.choice_options)
-    return FFPConfig(**values | dict(options))
+    return FFPConfig(**{**vars(config), **config.choice_options, **options})

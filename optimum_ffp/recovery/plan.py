@@ -1,7 +1,6 @@
 """The plan of a recovery, which fills in what a config leaves to the prune."""
 
 import logging
-from dataclasses import fields
 from typing import Any
 
 from ..config import RecoveryConfig, RecoveryPlan
@@ -27,7 +26,7 @@ def make_recovery_plan(config: RecoveryConfig, student_id: str, options: LoadOpt
         student_id: Hub id or folder of the pruned model.
         options: How it is loaded.
     """
-    values = {one.name: getattr(config, one.name) for one in fields(RecoveryConfig)}
+    values = vars(config)
     defaults: dict[str, Any] = {
         "start_token": "auto",
         "batch_tokens": min(BATCH_TOKENS[config.preset], max(1, int(config.max_tokens) // MIN_STEPS)),

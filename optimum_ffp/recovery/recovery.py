@@ -122,9 +122,9 @@ class FFPRecovery:
         processes.join(load_options.device)
         check_launch(resolve_device(load_options.device), load_options.offload, work_folder is not None)
         load_options = pin_commit(name, load_options)
+        student, tokenizer = load_pruned(name, load_options)
         # Download files that the result includes before the training.
         processes.on_main(lambda: str(source_folder(name, load_options.hub())))
-        student, tokenizer = load_pruned(name, load_options)
         teacher_id, teacher_options = find_teacher(name, None if teacher is None else os.fspath(teacher), load_options)
         dense, teacher_tokenizer = load_any(teacher_id, teacher_options, dequantize=True)
         if teacher_tokenizer.get_vocab() != tokenizer.get_vocab():

@@ -70,6 +70,7 @@ def check_budget(
     config: FFPConfig,
     method: str | None,
     limits: Mapping[str, float],
+    times: dict[str, Any] | None = None,
 ) -> Budget:
     """Check that a budget can be met with any choice of attention groups, and return it for the first of them.
 
@@ -79,6 +80,7 @@ def check_budget(
         config: Mapping, depth and retention bounds.
         method: The search method.
         limits: Limits by option.
+        times: Measured times, as returned by `measure_costs`, if they are known.
 
     Raises:
         FFPError: If it can't be met.
@@ -86,7 +88,7 @@ def check_budget(
     feasible, problem, budgets = [], None, []
     for units in ([unit.unit for unit in variant] for variant in variants):
         try:
-            budgets.append(budget := find_budget(model, units, config, limits, config.cost_table))
+            budgets.append(budget := find_budget(model, units, config, limits, times))
             if method == "uniform" or config.mapping != "curves":
                 budget.linear()
             if method == "homogeneous":

@@ -110,8 +110,31 @@ class Provenance(Measured):
 
 
 @dataclass(frozen=True, kw_only=True)
-class RecoveryStep(Measured):
-    """A recovery, as described in `RecoveryRecord`."""
+class Recovery(Section):
+    """A recovery, without what was measured on test windows.
+
+    Attributes:
+        options: Options, from `RecoveryConfig.to_dict`.
+        source: Folder or Hub id of the pruned model.
+        teacher: Hub id, folder or file of the teacher.
+        dense_teacher: Whether that is the dense model that the pruned model was created from.
+        window_length: Tokens per window.
+        windows_per_step: Windows per optimizer step over all processes.
+        passes: Number of passes over each text.
+        curve: One record per evaluation, the first before training: `step`, `tokens`, and on held-out windows `kl`
+            (divergence from the teacher, in nats per token) and `perplexity`.
+        kept: The record in `curve` for the saved weights, which has the lowest perplexity.
+        held_out: Description of the held-out windows.
+        samples: What the recovered model writes greedily, by prompt.
+        compute_dtypes: Compute dtypes of the losses on test windows by model: `dense` and `pruned`, which is also that
+            of the recovered model.
+        dtype: Dtype of the saved weights.
+        bf16: Whether training used bfloat16.
+        seconds: Time of the training.
+        processes: Number of processes.
+        versions: Versions of packages.
+        request: Digest of the command, by which `--resume` recognizes its result.
+    """
 
     options: Row
     source: str
@@ -131,6 +154,12 @@ class RecoveryStep(Measured):
     processes: int
     versions: dict[str, str]
     request: str | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class RecoveryStep(Recovery, Measured):
+    """A recovery, with the `tokens` that the model was trained on."""
+
     tokens: int
     perplexity: Row
     other_texts: list[Row]

@@ -150,7 +150,7 @@ def test_models_that_do_not_belong_together_are_refused(make_recovery, pruned, t
     for word, teacher in cases.items():
         with pytest.raises(FFPError, match=word):
             make_recovery(teacher=teacher)
-    with pytest.raises(FFPError, match="no ffp_config.json"):
+    with pytest.raises(FFPError, match="not pruned"):
         make_recovery(pruned[0].model_id)
 
 

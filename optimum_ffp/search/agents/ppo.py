@@ -5,8 +5,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-import numpy as np
-
 from ...config.fields import Config, option
 from ...errors import FFPError
 from ..schedule import ProgressiveSchedule
@@ -70,6 +68,7 @@ def search(task: "SearchTask", warm_start: "AgentState | None" = None, *, option
         warm_start: Weights of an agent trained at another sparsity (policy transfer), which `check_state` accepts.
         options: Options of PPO.
     """
+    import numpy as np
     import torch
     from stable_baselines3 import PPO
     from stable_baselines3.common.logger import Logger
