@@ -17,7 +17,8 @@ def homogeneous_policies(
 
     There is one for every size of attention within the bounds, with the widest FFNs that meet the budget. If attention
     is so small that FFNs reach their bound, a policy is smaller than necessary; the largest possible one of those is
-    returned only if there are no others. For a mixture, there is a single one, with the most experts.
+    returned only if there are no others. Units of a single kind, such as experts,
+    have a single one, the largest.
 
     Args:
         budget: Bounds per unit and limits, of a model with equal layers.
@@ -31,7 +32,7 @@ def homogeneous_policies(
             "some layers of this model lose KV groups and others query heads, so their sizes can't be equal; choose "
             "attention 'kv-groups' or 'query-heads'"
         )
-    if budget.units[0].kind == "experts":
+    if len({unit.kind for unit in budget.units}) == 1:
         fitting = np.flatnonzero((sum(budget.costs) <= budget.allowed[:, None]).all(0))
         return [budget.policy([sizes[fitting[-1]] for sizes in budget.sizes])]
     attention, kept = np.array([unit.kind == "attention" for unit in budget.units]), budget.largest > 0

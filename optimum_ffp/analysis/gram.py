@@ -11,7 +11,7 @@ from torch import nn
 from ..engine import LayerwiseModel
 from ..modeling.families import ModelUnit
 from ..utils import processes
-from ..utils.cholesky import check_finite
+from ..utils.cholesky import ALGEBRA_BYTES, check_finite
 from ..utils.device_memory import free_device_memory
 from ..utils.precision import float32_products
 
@@ -77,6 +77,11 @@ def output_norms(output: torch.Tensor) -> torch.Tensor:
     smallest = 1e-6 * norms.max()
     # Compare on the device: a transfer to the host would synchronize.
     return torch.maximum(norms, torch.where(smallest > 0, smallest, 1.0))
+
+
+def ordering_bytes(width: int) -> int:
+    """Return the bytes of the Gram matrices of a layer, and of ordering and factoring its widest unit."""
+    return (8 + ALGEBRA_BYTES) * width**2
 
 
 def matrix_device(layerwise: LayerwiseModel, units: Sequence[ModelUnit]) -> torch.device:

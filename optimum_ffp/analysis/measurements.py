@@ -320,7 +320,7 @@ class Measurements:
 
     def describe_experts(self, policy: PruningPolicy, pruned: Evaluation) -> dict[str, Any]:
         """Return the `experts` of a `PruningResult`, with the evaluation of the pruned model."""
-        if not self.layerwise.family.experts:
+        if not pruned.routed:
             return {}
         layers = zip(policy.units, self.dense_test_losses.routed, pruned.routed, policy.sizes)
         return {

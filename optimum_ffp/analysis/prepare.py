@@ -12,7 +12,7 @@ from ..compression.ridge import PrefixRidge
 from ..compression.sorted_model import SortedModel
 from ..data import Windows, with_first_tokens
 from ..engine import HiddenStates, LayerwiseModel
-from ..modeling.families import ModelUnit, units_of_layer
+from ..modeling.families import Mixture, ModelUnit, units_of_layer
 from ..plan import Plan
 from ..utils import processes
 from ..utils.cholesky import algebra_device
@@ -69,7 +69,7 @@ def prepare(
             f"units have more channels (up to {channels:,}) than there are calibration tokens ({tokens:,}), too few "
             "to tell them apart; use more text, or raise num_samples or seq_len"
         )
-    if layerwise.family.experts:
+    if isinstance(layerwise.family, Mixture):
         with meter.stage("statistics"):
             orders, rare = order_experts(layerwise, variants[0], plan, windows.tokens, journal)
         return Prepared(SortedModel(layerwise, variants[0], orders), curves=None, rare_experts=rare)

@@ -183,3 +183,8 @@ def _errors(
     index = torch.cat([routed[1], dense[1][rows]], 1)
     chosen = products[rows[:, None, None], index[:, :, None], index[:, None]]
     return torch.einsum("ta,tab,tb->t", gates, chosen, gates)
+
+
+def rerouting_bytes(experts: int) -> int:
+    """Return the bytes of what is kept of a layer's tokens to remove its experts one by one."""
+    return 4 * min(PRODUCTS, TOKENS * experts**2)

@@ -27,9 +27,9 @@ WIDTH, DPI = 7, 200
 
 def write_plots(record: Record, log: Sequence[dict[str, Any]], folder: Path) -> None:
     """Write `policy.png` and, if candidates were evaluated, `search.png` to the folder of a checkpoint."""
-    # All layers of a mixture keep the same number of experts.
-    if not record.provenance.experts:
-        _draw_policy(record.policy.units, record.policy.sparsity).savefig(folder / "policy.png", dpi=DPI)
+    kinds = _kinds(record.policy.units)
+    if kinds:
+        _draw_policy(kinds, record.policy.sparsity).savefig(folder / "policy.png", dpi=DPI)
     if len(log) > 1:
         _draw_search(log, record.search).savefig(folder / "search.png", dpi=DPI)
 
@@ -104,12 +104,16 @@ def _new_figure(height: float, panels: int = 1):
     return figure, axes
 
 
-def _draw_policy(units: Sequence[dict[str, Any]], sparsity: float):
-    """Draw what every layer keeps. Attention that can't be pruned, a single group per layer, is left out."""
-    kinds = {kind: [unit for unit in units if unit["unit"] == kind] for kind in ("attention", "ffn")}
-    kinds = {kind: rows for kind, rows in kinds.items() if max(_column(rows, "items")) > 1}
+def _kinds(units: Sequence[dict[str, Any]]) -> list[list[dict[str, Any]]]:
+    """Return the rows of attention and FFNs. Attention that can't be pruned, a single group per layer, is left out."""
+    kinds = ([unit for unit in units if unit["unit"] == kind] for kind in ("attention", "ffn"))
+    return [rows for rows in kinds if max(_column(rows, "items"), default=1) > 1]
+
+
+def _draw_policy(kinds: Sequence[Sequence[dict[str, Any]]], sparsity: float):
+    """Draw what every layer keeps, with a panel for attention and one for FFNs."""
     figure, panels = _new_figure(0.9 + 1.6 * len(kinds), panels=len(kinds))
-    for axes, rows in zip(panels, kinds.values()):
+    for axes, rows in zip(panels, kinds):
         counts = {row["group"]: row["items"] for row in rows}
         # Layers of both kinds are counted in query heads.
         heads = math.prod(counts.values())

@@ -133,10 +133,9 @@ class PruningResult:
     experts: dict[str, Any] = field(default_factory=dict)
 
     def __repr__(self) -> str:
-        parts = "experts" if self.experts else "attention and FFNs"
         lines = [
             f"PruningResult of {self.base_model}",
-            f"  sparsity: {self.policy.sparsity:.2%} of {parts}, {self.model_sparsity:.2%} of the model",
+            f"  sparsity: {self.policy.sparsity:.2%}, {self.model_sparsity:.2%} of the whole model",
             f"  parameters: {self.dense_parameters:,} -> {self.parameters:,}",
             *(f"  budget: {text}" for text in [describe_limits(self.search.budget)] if text),
             *(

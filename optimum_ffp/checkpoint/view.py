@@ -32,11 +32,11 @@ def view_record(record: Record) -> dict[str, Any]:
     base = record.options["base_model"] or source
     on_hub = base != source or provenance.is_on_hub
     itemsize = getattr(torch, provenance.dtype).itemsize
-    removed, experts = f"{100 * record.policy.sparsity:.0f} % of the blocks pruned", None
-    if provenance.experts:
-        # Numbers per layer.
-        experts = {"dense": units[0]["items"], "kept": units[0]["kept"]}
-        experts["routing"] = describe_routing(provenance.experts)
+    removed, experts = (
+        f"{100 * record.policy.sparsity:.0f} % of the blocks pruned",
+        view_experts(units, provenance.experts),
+    )
+    if experts:
         removed = f"{experts['dense'] - experts['kept']} of {experts['dense']} experts pruned"
     dataset = record.search.calibrated_on["dataset"] if provenance.given_data else record.options["dataset"]
     smaller = {unit["unit"] for unit in units if 0 < unit["kept"] < unit["items"]}
@@ -154,7 +154,20 @@ def removed_whole(units: Sequence[Mapping[str, Any]]) -> str:
     )
 
 
-def describe_routing(experts: Mapping[str, Any]) -> str:
+def view_experts(units: Sequence[Mapping[str, Any]], experts: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the numbers of experts per layer of a mixture, and how tokens are routed to them; empty without any."""
+    if not experts:
+        return {}
+    first = units[0]
+    return {
+        "dense": first["items"],
+        "kept": first["kept"],
+        "summary": f"{first['kept']} of {first['items']} in every layer with experts",
+        "routing": _describe_routing(experts),
+    }
+
+
+def _describe_routing(experts: Mapping[str, Any]) -> str:
     """Describe how evenly tokens are routed to the experts of a pruned mixture, and which got too few to be judged."""
     most = {
         when: max(max(row[when]) * len(row[when]) / sum(row[when]) for row in experts["routing"])

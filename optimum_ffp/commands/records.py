@@ -12,7 +12,7 @@ from typing import Any
 import torch
 
 from ..checkpoint.result import PruningResult, final, package_versions
-from ..checkpoint.view import describe_routing, removed_whole
+from ..checkpoint.view import removed_whole, view_experts
 from ..config.budgets import describe_limits
 from ..config.texts import Text, TextMix
 from ..errors import convert_errors, one_line
@@ -74,8 +74,8 @@ def prune_records(result: PruningResult, folder: str) -> list[Figures]:
     notes = {"budget": describe_limits(result.search.budget), "search": result.search.note}
     units = result.policy.to_dict()["units"]
     notes["removed_whole"] = removed_whole(units)
-    if result.experts:
-        notes["experts"] = f"{_kept_experts(units)}; {describe_routing(result.experts)}"
+    if experts := view_experts(units, result.experts):
+        notes["experts"] = f"{experts['summary']}; {experts['routing']}"
     pruned |= {name: note for name, note in notes.items() if note}
     for stage in result.calibration.get("stages", ()):
         pruned |= {f"held_out_{name}/{stage['stage']}": stage[key] for name, key in HELD_OUT.items()}
@@ -103,8 +103,8 @@ def recovery_records(recovery: FFPRecovery, folder: str, meter: StageMeter) -> l
     for record, held_out in zip(records, (result.kept, result.curve[0])):
         record |= {"sparsity": prune.policy.sparsity, "model_sparsity": prune.provenance.model_sparsity}
         record |= {f"held_out_{name}": held_out[key] for name, key in HELD_OUT.items()}
-    if prune.provenance.experts:
-        records[0]["experts"] = _kept_experts(prune.policy.units)
+    if experts := view_experts(prune.policy.units, prune.provenance.experts):
+        records[0]["experts"] = experts["summary"]
     records[0] |= {"tokens": result.all_tokens, "trained_tokens": result.tokens} | _cost(meter)
     records[-1]["role"] = "dense" if result.dense_teacher else "teacher"
     return records
@@ -128,11 +128,6 @@ def evaluation_records(evaluation: Evaluation, meter: StageMeter) -> list[Figure
         records.append(record)
     records[0] |= _cost(meter)
     return records
-
-
-def _kept_experts(units: Sequence[Mapping[str, Any]]) -> str:
-    first = units[0]
-    return f"{first['kept']} of {first['items']} in every layer with experts"
 
 
 def _model(command: str, role: str, model: str, parameters: int, dtype: torch.dtype) -> Figures:

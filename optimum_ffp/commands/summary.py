@@ -83,14 +83,13 @@ def summarize(records: Sequence[Figures], next_step: str) -> str:
     result = records[0]
     # The teacher of a recovery may be another model.
     dense = {name: result[name] / (1 - result["model_sparsity"]) for name in ("parameters", "weight_bytes")}
-    parts = "experts" if "experts" in result else "blocks"
-    removed = f"{_percent(result['sparsity'])} of the {parts} and {_percent(result['model_sparsity'])} of the model"
+    removed = f"sparsity {_percent(result['sparsity'])}, {_percent(result['model_sparsity'])} of the whole model"
     perplexities = [
         ", ".join(f"{record['role']} {_perplexity(record, text)}" for record in reversed(records)) + f" on {text}"
         for text in _texts(result)
     ]
     rows = [
-        ["size", f"{dense['parameters']:,.0f} -> {result['parameters']:,} parameters; {removed} removed"],
+        ["size", f"{dense['parameters']:,.0f} -> {result['parameters']:,} parameters; {removed}"],
         ["weights", f"{_mib(dense)} -> {_mib(result)} MiB, {result['dtype']}"],
         *([name.replace("_", " "), result[name]] for name in NOTES if name in result),
         ["perplexity", "; ".join(perplexities)],

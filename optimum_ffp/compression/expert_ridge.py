@@ -109,3 +109,8 @@ def fit_experts(
             residuals[tokens] = after
             down[expert] += change.T
     return down
+
+
+def fit_bytes(tokens: int, hidden_size: int, itemsize: int) -> int:
+    """Return the bytes of the calibration tokens that the experts of a layer are fitted to."""
+    return min(TOKENS, tokens) * hidden_size * (2 * itemsize + 8)

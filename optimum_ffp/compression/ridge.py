@@ -1,5 +1,7 @@
 """Ridge regression that compensates the kept groups for the removed ones (Eq. 6 and 7 of the paper)."""
 
+from collections.abc import Iterable
+
 import torch
 
 from ..utils.cholesky import factorize, ridge_damping
@@ -75,3 +77,8 @@ class PrefixRidge:
         selected = torch.zeros(stop, stop - start, device=factor.device)
         selected.diagonal(-start).fill_(1)
         return weight.float() @ factor[:, start:], torch.linalg.solve_triangular(factor[:stop].T, selected, upper=True)
+
+
+def factor_bytes(widths: Iterable[int]) -> int:
+    """Return the bytes of the ridge factors of units with these numbers of channels."""
+    return 4 * sum(width**2 for width in widths)

@@ -233,7 +233,7 @@ class SortedModel:
             weights: As for `change`.
             journal: Saves the layers, and memory-maps them if it keeps tensors on disk.
             homogeneous: Whether to use the dense model's class, if it supports the policy's sizes (`is_homogeneous`);
-                mixtures always do.
+                that of a family without classes for pruned models is always used.
         """
         change, layers = self.change(policy, weights), len(self.prefixes)
         kept = policy.kept_layers(layers)
@@ -248,14 +248,13 @@ class SortedModel:
                 copy = partial(self._copy_weights, layer, self.prefixes[index], removed)
                 layer_weights = journal.mapped(f"pruned-{index}", copy)
                 state |= {prefix + name: tensor for name, tensor in layer_weights.items()}
-        config = homogeneous_config(self.model, policy) if homogeneous or self.family.experts else None
+        config = homogeneous_config(self.model, policy) if homogeneous or not self.family.classes else None
         model_class = pruned_model_class(self.family) if config is None else type(self.model)
         config = config or pruned_config(self.model.config, policy)
         options = {"dtype": self.layerwise.stored_dtype, **attention_of(config)}
         pruned = model_class.from_pretrained(None, config=config, state_dict=state, **options)
-        if self.family.experts:
-            # Saved as by default, with a tensor per expert, rather than as they were loaded here.
-            vars(pruned)["_weight_conversions"] = None
+        # Experts are saved as by default, with a tensor each, rather than as they were loaded here.
+        vars(pruned)["_weight_conversions"] = None
         # from_pretrained sets the name to the folder, which is None here.
         pruned.config._name_or_path = pruned.name_or_path = ""
         pruned.generation_config = self.model.generation_config

@@ -103,3 +103,8 @@ def find_opening(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, len
     if not isinstance(start, int) or start >= vocabulary:
         raise FFPError("the model has no start token to sample text from; choose a dataset without self")
     return [start]
+
+
+def cache_bytes(tokens: int, layers: int, heads: int, head_dim: int, itemsize: int) -> int:
+    """Return the bytes of the KV cache in which a model samples a number of tokens."""
+    return 2 * layers * heads * head_dim * itemsize * min(tokens, TOKENS_AT_ONCE)

@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import nn
 from torch.func import functional_call
+from transformers import PretrainedConfig
 
 from ..utils.precision import computing_in
 from .token_counter import TokenCounter
@@ -62,3 +63,13 @@ class LayerRunner:
         with computing_in(self.device, self.dtype):
             inputs = (hidden.to(self.device, self.weight_dtype), *self.arguments.positional)
             return functional_call(self.layer, used, inputs, self.arguments.keywords)
+
+
+def score_bytes(config: PretrainedConfig, length: int) -> int:
+    """Return the bytes of a layer's attention scores per token, which only eager attention materializes."""
+    return 8 * config.num_attention_heads * length if config._attn_implementation == "eager" else 0
+
+
+def activation_bytes(config: PretrainedConfig, length: int, width: int, itemsize: int) -> int:
+    """Return the bytes that a window of `length` tokens takes in a layer whose widest unit has `width` channels."""
+    return length * (16 * config.hidden_size + (3 * itemsize + 8) * width + score_bytes(config, length))

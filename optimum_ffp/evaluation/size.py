@@ -25,11 +25,8 @@ def projection_parameters(model: PreTrainedModel) -> int | None:
     family = FAMILIES.get(model.config.model_type)
     if family is None:
         return None
-    names = {family.query, family.key, family.value, family.attention_output, *family.ffn_inputs, family.ffn_output}
-    if family.experts:
-        names = {family.experts.router, family.experts.module}
     modules = (module for layer in decoder_layers(model) for module in layer.named_modules())
-    projections = (module for name, module in modules if name in names)
+    projections = (module for name, module in modules if name in family.pruned_modules)
     return sum(parameter.numel() for projection in projections for parameter in projection.parameters())
 
 

@@ -6,7 +6,6 @@ from typing import Any
 import torch
 
 from ..data import describe_windows
-from ..modeling.families import FAMILIES
 from .record import text_records
 
 
@@ -51,14 +50,12 @@ def _figures(record: dict[str, Any]) -> Iterator[tuple[str, float | None, str, s
     if record["compute_dtype"] != record["dtype"]:
         yield "computed in", None, record["compute_dtype"], "perplexity and tasks, faster than 16 bits here"
     yield "parameters", record["parameters"], f"{record['parameters']:,}", ""
-    family, parts, counted = FAMILIES.get(record["model_type"]), "blocks", "projections of attention and FFN"
-    if family and family.experts:
-        parts, counted = "experts", "with their routers"
     if value := record["projection_parameters"]:
-        yield f"parameters of the {parts}", value, f"{value:,}", counted
+        note = "projections of attention and FFN, or the experts and routers of a mixture"
+        yield "prunable parameters", value, f"{value:,}", note
     if "sparsity" in record:
         note = f"according to {record['sparsity_source']}"
-        yield f"sparsity of the {parts}", None, f"{100 * record['sparsity']:.2f} %", note
+        yield "sparsity", None, f"{100 * record['sparsity']:.2f} %", f"of the prunable parameters, {note}"
         yield "sparsity of the model", None, f"{100 * record['model_sparsity']:.2f} %", note
     if "weight_bytes" in record:
         yield "size of the weights", record["weight_bytes"], f"{record['weight_bytes'] / MIB:,.1f} MiB", "on disk"

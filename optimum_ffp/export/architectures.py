@@ -12,7 +12,7 @@ from transformers import PretrainedConfig
 
 from ..errors import FFPError
 from ..modeling.checks import check_unquantized
-from ..modeling.families import FAMILIES, head_dimension
+from ..modeling.families import head_dimension
 
 
 @dataclass(frozen=True)
@@ -109,10 +109,11 @@ def all_heads(config: PretrainedConfig) -> int:
 def check_exportable(config: PretrainedConfig) -> None:
     """Raise `FFPError` if models with this config can't be exported at any size."""
     model_type = config.model_type
-    if (family := FAMILIES.get(model_type)) and family.experts:
-        raise FFPError("mixtures of experts are plain checkpoints: use llama.cpp's convert_hf_to_gguf.py")
     if model_type not in UNIFORM:
-        raise FFPError(f"model type {model_type!r} can't be exported to llama.cpp; supported are {', '.join(UNIFORM)}")
+        raise FFPError(
+            f"model type {model_type!r} can't be exported; supported are {', '.join(UNIFORM)}. A pruned mixture of "
+            "experts is a plain checkpoint: use llama.cpp's convert_hf_to_gguf.py"
+        )
     check_unquantized("this model", config)
     architecture = UNIFORM[model_type]
     activation = getattr(config, "hidden_activation", None) or config.hidden_act

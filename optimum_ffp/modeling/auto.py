@@ -17,7 +17,7 @@ from ..errors import FFPError, convert_errors, one_line
 from ..hub.record import prune_record
 from ..hub.validate_checkpoint import check_checkpoint
 from ..utils.lm_head import embedding_of, head_of
-from .families import FAMILIES, Experts, Family, find_family
+from .families import FAMILIES, Family, Mixture, find_family
 
 
 # Silence warnings about reading global sizes of a heterogeneous config, which pruned models do on purpose.
@@ -62,8 +62,8 @@ def homogeneous_config(model: PreTrainedModel, policy: PruningPolicy) -> Pretrai
     dimension from the number of heads, or require it to divide the hidden size.
     """
     model_class, dense_config, family = type(model), model.config, find_family(model.config)
-    if family.experts:
-        return _mixture_config(model, family.experts, policy)
+    if isinstance(family, Mixture):
+        return _mixture_config(model, family, policy)
     first, *rest = _layer_overrides(dense_config, policy)
     if "skip" in first or any(overrides != first for overrides in rest):
         return None
@@ -89,13 +89,13 @@ def homogeneous_config(model: PreTrainedModel, policy: PruningPolicy) -> Pretrai
     return config
 
 
-def _mixture_config(model: PreTrainedModel, experts: Experts, policy: PruningPolicy) -> PretrainedConfig:
+def _mixture_config(model: PreTrainedModel, family: Mixture, policy: PruningPolicy) -> PretrainedConfig:
     config = copy.deepcopy(model.config)
     vars(config).pop("auto_map", None)
     config.architectures = [type(model).__name__]
-    setattr(config, experts.count, policy.sizes[0])
+    setattr(config, family.count, policy.sizes[0])
     # Transformers 5 saves some of these under another name, which earlier releases and other software don't read.
-    vars(config)[experts.count] = policy.sizes[0]
+    vars(config)[family.count] = policy.sizes[0]
     return config
 
 

@@ -56,8 +56,7 @@ def render(family: Family) -> str:
 def main() -> None:
     """Write the modeling code of the given model types."""
     parser = argparse.ArgumentParser(description="Generate the modeling code that is saved in checkpoints.")
-    # Mixtures keep the dense model's class.
-    families = [name for name, family in FAMILIES.items() if not family.experts]
+    families = [name for name, family in FAMILIES.items() if family.classes]
     parser.add_argument("model_types", nargs="*", default=families, help="Default: all families of this package.")
     parser.add_argument("--folder", type=Path, default=Path(__file__).parent, help="Default: this package.")
     args = parser.parse_args()

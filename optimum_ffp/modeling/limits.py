@@ -73,10 +73,7 @@ def find_limits(
 
 def _experts_limit(config: PretrainedConfig, units: Sequence[Unit], kept: int) -> Limit:
     """Return the limit for a number of experts per layer, whose cost are their parameters."""
-    family, total = find_family(config), block_parameters(units)
-    if not family.experts:
-        raise FFPError(f"a model of type {config.model_type} has no experts; leave out experts")
-    count = getattr(config, family.experts.count)
+    count, total = find_family(config).count_experts(config), block_parameters(units)
     return Limit("experts", kept, total * kept // count, parameter_costs(units), lambda cost: count * cost / total)
 
 

@@ -31,7 +31,7 @@ from ..utils.folders import expand
 from ..utils.precision import is_quantized, move
 from .auto import FFPModelForCausalLM, attention_of, is_pruned, load_strictly, pruned_model_class
 from .checks import NO_TOKENIZER, check_dequantizable, check_prunable, check_unquantized, check_usable, largest_token
-from .families import MULTIMODAL, find_family
+from .families import MULTIMODAL, Mixture, find_family
 from .gguf_file import check_complete, open_gguf
 from .multimodal import language_config, language_model
 from .offloading import check_offload, experts_on_disk, map_experts, offload_layers
@@ -95,7 +95,7 @@ def load_dense(
     dtype, device = resolve_dtype(options.dtype), use_device(options.device)
     check_offload(options.offload, device, dtype, config, model_id.endswith(".gguf") or is_quantized(config))
     placement = attention_of(config) | _dequantize(full_config)
-    if experts_folder and options.offload == "disk" and find_family(config).experts:
+    if experts_folder and options.offload == "disk" and isinstance(find_family(config), Mixture):
         placement |= experts_on_disk(empty_model(config), experts_folder)
     model, tokenizer = _load(_dense_class(full_config), model_id, options, **placement)
     if "device_map" in placement:

@@ -5,31 +5,33 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 import torch
-from transformers import PretrainedConfig, PreTrainedModel
+from transformers import PreTrainedModel
 
 from ..allocation.budget import Budget
-from ..analysis.rerouting import PRODUCTS
-from ..analysis.rerouting import TOKENS as ROUTED_TOKENS
+from ..analysis.gram import ordering_bytes
+from ..analysis.rerouting import rerouting_bytes
 from ..compression.calibrations import layers
 from ..compression.calibrations import model as model_calibration
-from ..compression.expert_ridge import TOKENS as FITTED_TOKENS
+from ..compression.expert_ridge import fit_bytes
+from ..compression.ridge import factor_bytes
+from ..compression.training import end_to_end
+from ..compression.training import layer as layer_training
 from ..compression.training.batch import Batch
 from ..compression.training.whole_model import training_batch, trains_in_bfloat16
 from ..config import RecoveryPlan
 from ..config.prune import GRADIENT_COST
 from ..data import DataRequest
-from ..data.self_generated import TOKENS_AT_ONCE
+from ..data.self_generated import cache_bytes
+from ..engine.layer_runner import activation_bytes
 from ..engine.layerwise_model import HEADROOM, hidden_state_bytes
 from ..modeling.families import ModelUnit, decoder_layers, find_family, outer_matrices
 from ..modeling.loading import LoadOptions, resolve_device, resolve_dtype
 from ..plan import Plan
-from ..search.depth import WINDOWS, max_evaluations, parts_of
-from ..search.task import finalist_count, finalist_windows
+from ..search.runner import search_windows
 from ..utils import processes
-from ..utils.cholesky import ALGEBRA_BYTES
 from ..utils.device_memory import free_device_memory
 from ..utils.host_memory import free_host_memory
-from ..utils.lm_head import POSITIONS, head_of
+from ..utils.lm_head import logit_bytes
 from ..utils.precision import compute_dtype, computes_in_bfloat16, frozen_dtype
 
 
@@ -39,11 +41,6 @@ PROCESS_BYTES = 640 * 2**20
 CHECKPOINT_EXTRA_BYTES = 32 * 2**20
 # Overhead of pinned memory, which is allocated in powers of two.
 PINNED = 1.2
-# Bytes of the Gram matrices of a layer, per entry of the larger one.
-GRAMS_BYTES = 8
-# Bytes per parameter of a layer in distillation: weights, gradients and the moments of Adam in float32, and in the
-# model's dtype the weights before training, after a pass and after the best one.
-TRAINING_BYTES = 28
 
 
 @dataclass(frozen=True)
@@ -182,43 +179,51 @@ class _Prune:
     machine: Machine
 
     def __post_init__(self) -> None:
-        model, plan, shape, self.place = self.model, self.plan, self.model.config, self.plan.offload
+        model, plan = self.model, self.plan
         self.stored, self.computed = model.dtype.itemsize, compute_dtype(self.machine.device, model.dtype).itemsize
-        self.all_resident, self.in_memory = self.place == "none" and self.computed == self.stored, self.place != "disk"
+        self.all_resident = plan.offload == "none" and self.computed == self.stored
         self.layers = [sum(one.numel() for one in layer.parameters()) for layer in decoder_layers(model)]
         self.weights, self.in_layers = model.get_memory_footprint(), sum(self.layers) * self.stored
         removed = min(budget.removed_parameters for budget in self.budgets) * self.stored
         self.pruned = self.weights - removed
-        self.calibrated = (self.in_layers - removed) * plan.trains
+        self.calibrated = self.in_layers - removed if plan.trains else 0
         self.widest = max(unit.width for unit in self.units)
-        self.factors = self.fishers = self.experts = self.trained = 0
-        if find_family(shape).experts:
+        self.factors = self.fishers = self.experts = self.routed = self.trained = 0
+        if _prunes_experts(plan):
             # A token passes through several experts at once.
-            self.widest *= shape.num_experts_per_tok
+            self.widest *= model.config.num_experts_per_tok
             self.experts = self.stored * sum(unit.unit.parameters for unit in self.units)
+            greedy = rerouting_bytes(self.units[0].unit.groups) if plan.expert_criterion == "loss" else 0
+            tokens = 0 if plan.calibration == "none" else plan.num_samples * plan.seq_len
+            self.routed = max(greedy, fit_bytes(tokens, model.config.hidden_size, self.computed))
         else:
             if plan.needs_factors:
-                self.factors = 4 * sum(unit.width**2 for unit in self.units)
+                self.factors = factor_bytes(unit.width for unit in self.units)
             if plan.needs_fishers:
-                self.fishers = 4 * len(self.units) * shape.hidden_size**2
+                self.fishers = 4 * len(self.units) * model.config.hidden_size**2
         if plan.calibration == "model":
-            self.trained = _trained_parameters(model, self.pruned // self.stored, plan.lora)
+            self.trained = end_to_end.trained_parameters(model, self.pruned // self.stored, plan.lora)
         self.free = max(0, (self.machine.accelerator or 0) - self.resident().device)
+
+    def in_memory(self, size: int) -> int:
+        """Return the bytes of finished work in host memory: none if it is memory-mapped from disk."""
+        return 0 if self.plan.offload == "disk" else size
 
     def resident(self) -> _Bytes:
         """Return the memory of the weights in all stages."""
         # A model that was pruned before is in memory beside the dense one, and as large.
-        weights = self.weights * (1 + hasattr(self.model.config, "pruned_units"))
+        weights = self.weights * (2 if hasattr(self.model.config, "pruned_units") else 1)
         # One layer before and after sorting, and the next one.
-        moved = 3 * max(self.layers) * self.computed * (not self.all_resident)
-        offloaded = self.in_layers * (self.place != "none")
-        return _Bytes(weights - offloaded + moved, int(PINNED * offloaded) * (self.place == "host"))
+        moved = 0 if self.all_resident else 3 * max(self.layers) * self.computed
+        if self.plan.offload == "none":
+            return _Bytes(weights + moved)
+        return _Bytes(weights - self.in_layers + moved, self.in_memory(int(PINNED * self.in_layers)))
 
     def ridge_factors(self) -> _Bytes:
         """Return the memory of the ridge factors in all stages."""
-        if self.place == "none" and (self.machine.accelerator is None or self.free > 2 * self.factors):
+        if self.plan.offload == "none" and (self.machine.accelerator is None or self.free > 2 * self.factors):
             return _Bytes(self.factors)
-        return _Bytes(4 * self.widest**2, int(PINNED * self.factors) * self.in_memory)
+        return _Bytes(factor_bytes([self.widest]), self.in_memory(int(PINNED * self.factors)))
 
     def hidden_states(self, size: int) -> _Bytes:
         """Return the memory of hidden states between layers, which processes share in host memory."""
@@ -226,36 +231,30 @@ class _Prune:
 
     def stages(self) -> Iterator[_Bytes]:
         """Yield the memory of each stage, without what all stages need."""
-        plan, shape, length, computed = self.plan, self.model.config, self.plan.seq_len, self.computed
-        window = length * shape.hidden_size * computed
+        plan, shape, length, parameters = self.plan, self.model.config, self.plan.seq_len, max(self.layers)
+        window = length * shape.hidden_size * self.computed
         chunk = hidden_state_bytes(self.all_resident, self.machine.host, self.local_processes, self.free)
         backward = (len(self.layers) + 2) * max(plan.fisher_samples, plan.update_samples) * window
         read = self.hidden_states(max(min(chunk, backward), plan.num_samples * window))
-        per_token = 16 * shape.hidden_size + (3 * computed + 8) * self.widest + _score_bytes(shape, length)
-        activations = length * per_token
-        logits = min(POSITIONS, length) * shape.vocab_size * (16 + 12 * plan.batch_size)
+        activations = activation_bytes(shape, length, self.widest, self.computed)
+        logits = logit_bytes(shape.vocab_size, length, plan.batch_size)
         yield read + _Bytes(logits + (1 + plan.batch_size) * activations, self.fishers)
-        algebra = (GRAMS_BYTES + ALGEBRA_BYTES) * self.widest**2
-        on_device = algebra * (algebra < self.free)
-        yield read + _Bytes(on_device, algebra - on_device + self.fishers * self.in_memory)
-        if self.calibrated and getattr(plan.options.get("calibration"), "distillation_passes", 0):
+        ordering, fishers = ordering_bytes(self.widest), self.in_memory(self.fishers)
+        yield read + (_Bytes(ordering, fishers) if ordering < self.free else _Bytes(0, ordering + fishers))
+        options = plan.options.get("calibration")
+        if self.calibrated and isinstance(options, layers.Options) and options.distillation_passes:
             # Those of the dense and of the pruned model.
             states = self.hidden_states(2 * (plan.num_samples + plan.held_out_samples) * window)
-            weights = TRAINING_BYTES * max(self.layers)
-            yield states + _Bytes(weights + 2 * activations, self.calibrated * self.in_memory)
-        yield _Bytes(host=(self.calibrated + self.pruned * min(2, len(self.budgets))) * self.in_memory)
-        if self.experts:
-            # What is kept of a layer's tokens to remove experts greedily, or for their ridge regression.
-            greedy, groups = plan.expert_criterion == "loss", self.units[0].unit.groups
-            products = min(PRODUCTS, ROUTED_TOKENS * groups**2) * greedy
-            fitted = min(FITTED_TOKENS, plan.num_samples * length) * (plan.calibration != "none")
-            yield read + _Bytes(max(4 * products, fitted * shape.hidden_size * (2 * computed + 8)))
+            used = layer_training.training_bytes(parameters) + 2 * activations
+            yield states + _Bytes(used, self.in_memory(self.calibrated))
+        yield _Bytes(host=self.in_memory(self.calibrated + self.pruned * min(2, len(self.budgets))))
+        yield read + _Bytes(self.routed)
         if self.written:
-            # Keys and values of the passages that are generated at once, with all layers loaded.
             _, heads, head_dim = find_family(shape).heads(shape)
-            cache = 2 * len(self.layers) * heads * head_dim * computed * min(self.written * length, TOKENS_AT_ONCE)
-            yield _Bytes(cache + sum(self.layers) * computed * (computed != self.stored))
-        if isinstance(options := plan.options.get("calibration"), model_calibration.Options):
+            cache = cache_bytes(self.written * length, len(self.layers), heads, head_dim, self.computed)
+            converted = 0 if self.computed == self.stored else sum(self.layers) * self.computed
+            yield _Bytes(cache + converted)
+        if isinstance(options, model_calibration.Options):
             yield self.whole_model_training(options)
 
     def whole_model_training(self, options: model_calibration.Options) -> _Bytes:
@@ -263,65 +262,61 @@ class _Prune:
         bf16 = trains_in_bfloat16(self.machine.device, self.model.dtype, self.plan.search_dtype)
         size = torch.bfloat16.itemsize if bf16 else self.computed
         length = self.plan.seq_len // options.parts(self.plan.seq_len)
-        tokens, lora = self.plan.num_samples * self.plan.seq_len, self.plan.lora
-        batch = training_batch(self.model.config, length, tokens)
-        stored = self.computed if lora else 4
-        parameters, teacher = self.pruned // self.stored, self.weights // self.stored * size * (size != self.stored)
-        state = _training_bytes(
-            parameters, self.trained, lora, stored=stored, computed=size, shares=self.local_processes
+        batch = training_batch(self.model.config, length, tokens=self.plan.num_samples * self.plan.seq_len)
+        state = end_to_end.training_bytes(
+            self.pruned // self.stored,
+            self.trained,
+            self.plan.lora,
+            stored=self.computed if self.plan.lora else 4,
+            computed=size,
+            shares=self.local_processes,
         )
-        return _Bytes(teacher + state + _activation_bytes(self.model, batch, size), self.calibrated + self.pruned)
+        teacher = 0 if size == self.stored else self.weights // self.stored * size
+        activations = end_to_end.activation_bytes(self.model, batch, size)
+        return _Bytes(teacher + state + activations, self.calibrated + self.pruned)
 
     def estimate(self) -> Estimate:
         """Return the estimate, without its tokens."""
-        always, on_accelerator = self.resident() + self.ridge_factors(), self.machine.accelerator is not None
+        always = self.resident() + self.ridge_factors()
         needed = [always + stage for stage in self.stages()]
-        host = max(one.host + one.device * (not on_accelerator) for one in needed)
-        on_disk = self.pruned * (2 - self.in_memory) + self.calibrated + CHECKPOINT_EXTRA_BYTES
-        work = self.factors + self.fishers + self.experts * (not self.in_memory) + 3 * 12 * self.trained
+        device, host = max(one.device for one in needed), max(one.host for one in needed)
+        if self.machine.accelerator is None:
+            device, host = 0, max(one.host + one.device for one in needed)
+        maps_results = self.plan.offload == "disk"
+        on_disk = self.pruned * (2 if maps_results else 1) + self.calibrated + CHECKPOINT_EXTRA_BYTES
+        work = self.factors + self.fishers + 3 * 12 * self.trained + (self.experts if maps_results else 0)
         return Estimate(
             machine=self.machine,
-            device=max(one.device for one in needed) * on_accelerator,
+            device=device,
             host=self.local_processes * (PROCESS_BYTES + host),
             disk=len(self.budgets) * on_disk + work,
-            offload=self.place,
+            offload=self.plan.offload,
             calibration=self.plan.calibration,
             lora=self.plan.lora,
         )
 
 
+def _prunes_experts(plan: Plan) -> bool:
+    return plan.budget.units[0].kind == "experts"
+
+
 def _max_tokens(plans: Sequence[Plan], written: int) -> int:
     """Return an upper bound of the tokens of prunes, and of the windows that the model writes."""
-    plan, budget = plans[0], plans[0].budget
-    held_out, windows = plan.held_out_samples, 0
-    # Texts may have no start token.
-    with_first = 1 + (math.ceil(plan.seq_len / plan.first_tokens) / plan.seq_len if plan.first_tokens else 0)
-    options = plan.options.get("calibration")
-    if isinstance(options, layers.Options) and (passes := options.distillation_passes):
-        distilled = (2 + passes * GRADIENT_COST) * plan.num_samples + (3 + passes) * held_out
-        windows += (with_first + options.parts(plan.seq_len) / plan.seq_len) * distilled + 3 * held_out
-    if isinstance(options, model_calibration.Options):
-        windows += (1 + GRADIENT_COST) * options.model_passes * plan.num_samples
-        windows += (2 * (model_calibration.EVALUATIONS + 1) + 3) * held_out
+    plan, options = plans[0], plans[0].options.get("calibration")
+    measured, calibrated = plan.num_samples, 0
     has_gradients = plan.needs_fishers
-    if budget.units[0].kind == "experts":
+    if isinstance(options, layers.Options):
+        calibrated = options.windows(plan.num_samples, plan.held_out_samples)
+    if _prunes_experts(plan):
         has_gradients = plan.expert_criterion == "loss"
-        windows += (plan.num_samples + 4 * held_out) * (plan.calibration != "none")
-    searches = sum(_search_windows(plan) for plan in plans)
-    measured = with_first * plan.num_samples
-    measured += GRADIENT_COST * min(plan.fisher_samples, plan.num_samples) * has_gradients
-    return math.ceil((written + measured + plan.search_samples + len(plans) * windows + searches) * plan.seq_len)
-
-
-def _search_windows(plan: Plan) -> int:
-    """Return an upper bound of the windows that a search reads in forward passes."""
-    search, windows = plan.search_samples, 0
-    if plan.depth != "none":
-        windows += min(WINDOWS, search) * max_evaluations(len(parts_of(plan.budget.units, plan.depth)))
-    if plan.compares_policies:
-        finalists = finalist_count(plan.search_steps) + plan.candidates + 2
-        windows += plan.search_steps * min(plan.update_samples, search) + finalist_windows(finalists, search)
-    return windows
+        calibrated += 0 if plan.calibration == "none" else plan.num_samples + 4 * plan.held_out_samples
+    if has_gradients:
+        measured += GRADIENT_COST * plan.fisher_samples
+    searches = sum(search_windows(one) for one in plans)
+    # Start tokens, and tokens that are also read as the first of a text.
+    repeated = 1.1 + (1 / plan.first_tokens if plan.first_tokens else 0)
+    windows = repeated * (measured + len(plans) * calibrated) + written + plan.search_samples + searches
+    return math.ceil(windows * plan.seq_len)
 
 
 def estimate_recovery(
@@ -350,14 +345,16 @@ def estimate_recovery(
     stored = frozen_dtype(machine.device, student.dtype, bf16) if plan.lora else torch.float32
     size = torch.bfloat16.itemsize if bf16 else stored.itemsize
     parameters = student.num_parameters()
-    trained = _trained_parameters(student, parameters, plan.lora)
-    weights = _training_bytes(parameters, trained, plan.lora, stored=stored.itemsize, computed=size, shares=shares)
+    trained = end_to_end.trained_parameters(student, parameters, plan.lora)
+    weights = end_to_end.training_bytes(
+        parameters, trained, plan.lora, stored=stored.itemsize, computed=size, shares=shares
+    )
     weights += teacher.num_parameters() * (size if bf16 else dense.itemsize)
     if processes.shards_models():
         # FSDP gathers the running and the next layer of both models.
         largest = max(sum(one.numel() for one in layer.parameters()) for layer in decoder_layers(teacher))
         weights = weights // shares + 6 * size * largest
-    used = weights + _activation_bytes(student, batch, size, plan.gradient_checkpointing)
+    used = weights + end_to_end.activation_bytes(student, batch, size, plan.gradient_checkpointing)
     # Weights pass through host memory on their way to an accelerator.
     staged = max(dense.itemsize * teacher.num_parameters(), 12 * trained)
     tokens = batch.steps * batch.tokens
@@ -369,38 +366,3 @@ def estimate_recovery(
         disk=8 * tokens + 3 * 12 * trained + student.get_memory_footprint() + CHECKPOINT_EXTRA_BYTES,
         tokens=(1 + GRADIENT_COST) * tokens,
     )
-
-
-def _trained_parameters(model: PreTrainedModel, parameters: int, lora: int | None) -> int:
-    """Return how many of the parameters, or of those of adapters, training end to end changes."""
-    if lora:
-        matrices = (one for layer in decoder_layers(model) for one in layer.parameters() if one.ndim == 2)
-        return lora * sum(sum(one.shape) for one in matrices)
-    return parameters - sum(one.numel() for one in outer_matrices(model))
-
-
-def _training_bytes(parameters: int, trained: int, lora: int, stored: int, computed: int, shares: int) -> int:
-    """Return the bytes of weights, gradients and moments in training end to end."""
-    weights = parameters * (stored + computed * (computed != stored)) + 4 * trained * bool(lora)
-    # Several processes exchange copies of the gradients.
-    return weights + trained * (12 + 4 * (shares > 1))
-
-
-def _score_bytes(config: PretrainedConfig, length: int) -> int:
-    """Return the bytes of a layer's attention scores per token, which only eager attention materializes."""
-    return 8 * config.num_attention_heads * length * (config._attn_implementation == "eager")
-
-
-def _activation_bytes(model: PreTrainedModel, batch: Batch, itemsize: int, checkpointing: bool = False) -> int:
-    """Return the bytes of activations and logits of a forward and backward pass end to end."""
-    layers, shape = decoder_layers(model), model.config
-    vocabulary, hidden = head_of(model).weight.shape
-    # Norms in float32, inputs of projections and of attention, and activations as wide as the FFN.
-    activations = len(layers) * (hidden * (16 + 7 * itemsize) + _score_bytes(shape, batch.length))
-    widths = ([one.shape[1] for one in layer.parameters() if one.ndim == 2] for layer in layers)
-    activations += 4 * itemsize * sum(map(max, widths))
-    if checkpointing:
-        activations = len(layers) * hidden * itemsize + activations // len(layers)
-    # Logits of both models, copies that process them, and the gradient.
-    head = min(POSITIONS, batch.at_once * batch.length) * vocabulary * 16
-    return batch.at_once * batch.length * activations + head

@@ -17,7 +17,7 @@ from ..config.training import LORA_RANK
 from ..data import check_calibration_tokens, window_length
 from ..errors import FFPError
 from ..hub.record import read_policy
-from ..modeling.families import ModelUnit, find_family
+from ..modeling.families import Mixture, ModelUnit, find_family
 from ..modeling.loading import LoadOptions, loading_errors
 from ..modeling.offloading import check_offload
 from ..plan import Plan
@@ -103,31 +103,33 @@ def _decide(
     length: int | None,
 ) -> dict[str, Any]:
     """Return the options that are decided before the calibration, and the budget."""
+    family, limits = find_family(model.config), config.limits
+    if isinstance(family, Mixture):
+        check_experts(config)
+        config = replace(config, **FOR_EXPERTS, attention="kv-groups")
     times = config.cost_table
     removes_heads = config.method == "homogeneous" or config.memory or config.kv_cache
-    draft: dict[str, Any] = {
-        "seq_len": length or window_length(config.seq_len, model.config),
-        "method": config.method,
-        "attention": config.attention or ("kv-groups" if removes_heads else "auto"),
-        "agent": config.agent_name,
-        "search_steps": config.search_steps or (256 if config.agent_name == "ppo" else 26),
-        "workload": (times or {}).get("workload", config.workload or WORKLOAD),
-    }
-    if find_family(model.config).experts:
-        check_experts(config)
-        draft |= FOR_EXPERTS | {"attention": "kv-groups"}
-    attention, limits = draft["attention"], config.limits
+    attention = config.attention or ("kv-groups" if removes_heads else "auto")
     if attention not in variants_of:
         with loading_errors(model.config._name_or_path or "the model", None):
-            variants_of[attention] = find_unit_variants(model, find_family(model.config), config, attention)
+            variants_of[attention] = find_unit_variants(model, family, config, attention)
     variants = variants_of[attention]
     if config.policy:
         policy = read_policy(config.policy, [unit.unit for unit in variants[0]])
         limits = {"sparsity": policy.sparsity}
-    budget = check_budget(model, variants, config, draft["method"], limits, times)
-    skips = draft["method"] is None and _training_suffices(config, budget)
-    draft["method"] = draft["method"] or ("no-search" if skips else "ffp")
-    return draft | {"sparsity": limits.get("sparsity"), "budget": budget, "skips_search": skips}
+    budget = check_budget(model, variants, config, limits, times)
+    skips = config.method is None and _training_suffices(config, budget)
+    return {option: getattr(config, option) for option in FOR_EXPERTS} | {
+        "seq_len": length or window_length(config.seq_len, model.config),
+        "method": config.method or ("no-search" if skips else "ffp"),
+        "attention": attention,
+        "agent": config.agent_name,
+        "search_steps": config.search_steps or (256 if config.agent_name == "ppo" else 26),
+        "workload": (times or {}).get("workload", config.workload or WORKLOAD),
+        "sparsity": limits.get("sparsity"),
+        "budget": budget,
+        "skips_search": skips,
+    }
 
 
 def check_experts(config: FFPConfig) -> None:

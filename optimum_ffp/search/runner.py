@@ -28,7 +28,7 @@ from ..plan import Plan
 from ..utils import processes
 from ..utils.precision import autocast_dtype
 from ..utils.progress import progress_bar
-from .depth import WINDOWS, parts_of, remove_whole
+from .depth import WINDOWS, max_evaluations, parts_of, remove_whole
 from .evaluator import CandidateEvaluator
 from .task import AgentState, SearchTask, finalist_count
 
@@ -48,7 +48,7 @@ def find_budget(
     Args:
         model: The dense model; may be on the meta device.
         units: Its units.
-        config: Depth and retention bounds, which don't apply to experts.
+        config: Depth and retention bounds.
         limits: Limits by option.
         times: Measured times, as returned by `measure_costs`.
     """
@@ -57,7 +57,7 @@ def find_budget(
     return Budget(
         units,
         find_limits(model, units, config, limits, times),
-        min_retention=0.0 if units[0].kind == "experts" else config.min_retention,
+        min_retention=config.min_retention,
         max_retention=config.max_retention,
         precision=config.rate_precision,
         removable=sum(parts_of(units, config.depth), ()),
@@ -68,7 +68,6 @@ def check_budget(
     model: PreTrainedModel,
     variants: Iterable[Sequence[ModelUnit]],
     config: FFPConfig,
-    method: str | None,
     limits: Mapping[str, float],
     times: dict[str, Any] | None = None,
 ) -> Budget:
@@ -77,8 +76,7 @@ def check_budget(
     Args:
         model: The dense model; may be on the meta device.
         variants: Units by kind of attention group. Layers are equal, so mixed variants are never less feasible.
-        config: Mapping, depth and retention bounds.
-        method: The search method.
+        config: Method, mapping, depth and retention bounds.
         limits: Limits by option.
         times: Measured times, as returned by `measure_costs`, if they are known.
 
@@ -89,9 +87,9 @@ def check_budget(
     for units in ([unit.unit for unit in variant] for variant in variants):
         try:
             budgets.append(budget := find_budget(model, units, config, limits, times))
-            if method == "uniform" or config.mapping != "curves":
+            if config.method == "uniform" or config.mapping != "curves":
                 budget.linear()
-            if method == "homogeneous":
+            if config.method == "homogeneous":
                 homogeneous_policies(budget, partial(is_homogeneous, model))
             feasible += [name for name, group in GROUPS.items() if group == units[0].group]
         except FFPError as error:
@@ -267,3 +265,14 @@ def _saved_time(table: dict[str, Any], policy: PruningPolicy) -> float:
     """Return the fraction of the dense model's time that a policy saves by measured times."""
     limit = speedup_limit(policy.units, table, 1)
     return 1 - 1 / limit.value(limit.cost(policy.sizes))
+
+
+def search_windows(plan: Plan) -> int:
+    """Return an upper bound of the windows that the search of a plan reads, in forward passes of the model."""
+    search, windows = plan.search_samples, 0
+    if plan.depth != "none":
+        windows += min(WINDOWS, search) * max_evaluations(len(parts_of(plan.budget.units, plan.depth)))
+    if plan.compares_policies:
+        finalists = finalist_count(plan.search_steps) + plan.candidates + 2
+        windows += plan.search_steps * min(plan.update_samples, search) + finalists * search
+    return windows

@@ -35,11 +35,6 @@ def halving(finalists: int, windows: int) -> list[tuple[int, int]]:
     return [*rounds, (finalists, windows - read)]
 
 
-def finalist_windows(finalists: int, windows: int) -> int:
-    """Return the number of windows that the comparison of finalists reads in total."""
-    return sum(count * read for count, read in halving(finalists, windows))
-
-
 def finalist_count(steps: int) -> int:
     """Return the number of candidate evaluations that a search reserves for its finalists."""
     return min(max(2, steps // 16), steps)

@@ -144,3 +144,8 @@ def head_in_autocast_dtype(model: PreTrainedModel, device: torch.device) -> Iter
         yield
     finally:
         head.weight.data = weight
+
+
+def logit_bytes(vocabulary: int, positions: int, windows: int = 0) -> int:
+    """Return the bytes of a chunk of logits, its copies and gradient, and the losses of several windows at once."""
+    return min(POSITIONS, positions) * vocabulary * (16 + 12 * windows)

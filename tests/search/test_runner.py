@@ -60,7 +60,7 @@ def test_any_mix_of_pruned_groups_meets_the_budget(heads, widths, by_query_heads
     assert len({block_parameters(variant) for variant in variants}) == 1
     config = FFPConfig(sparsity=sparsity, min_retention=bounds[0], max_retention=bounds[1])
     try:
-        check_budget(None, model_units(variants), config, None, config.limits)
+        check_budget(None, model_units(variants), config, config.limits)
     except FFPError:
         return
     units = [variants[chosen][layer] for layer, chosen in enumerate(by_query_heads)] + ffns
@@ -84,7 +84,7 @@ def test_an_infeasible_sparsity_names_the_other_groups():
         [Unit(0, "kv_group", 10, 90), ffn],
         [Unit(0, "query_head", 10, 50, 400), ffn],
     ]
-    check = partial(check_budget, None, model_units(variants), FFPConfig(), None)
+    check = partial(check_budget, None, model_units(variants), FFPConfig())
     message = "the maximum is 0.48.*; lower sparsity, or .*, or choose attention 'kv-groups'$"
     with pytest.raises(FFPError, match=message):
         check({"sparsity": 0.7})

@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 
 from optimum_ffp.errors import FFPError
-from optimum_ffp.search.task import finalist_windows
+from optimum_ffp.search.task import halving
 from tests.search.landscape import KnownLandscape, run
 
 
@@ -71,7 +71,7 @@ def test_the_worse_half_drops_out_on_few_windows_and_none_is_read_twice(task, fi
         assert counts == [28] * quarter + [8] * (half - quarter) + [4] * (finalists - half)
     else:
         assert counts[0] == windows and counts[-1] >= min(4, windows)
-    assert len(read) == finalist_windows(finalists, windows)
+    assert len(read) == sum(count * size for count, size in halving(finalists, windows))
 
 
 def test_overflowing_perplexity_is_worth_nothing_and_found_out_at_the_end(task):

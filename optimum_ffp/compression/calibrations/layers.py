@@ -4,6 +4,7 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from ...config.fields import Config, option
+from ...config.prune import GRADIENT_COST
 
 
 if TYPE_CHECKING:
@@ -27,6 +28,12 @@ class Options(Config):
         low=2,
         stage="calibration",
     )
+
+    def windows(self, num_samples: int, held_out: int) -> int:
+        """Return an upper bound of the windows that training reads, in forward passes of the model."""
+        if not self.distillation_passes:
+            return 0
+        return (2 + GRADIENT_COST * self.distillation_passes) * num_samples + (6 + self.distillation_passes) * held_out
 
     def parts(self, seq_len: int) -> int:
         """Return the number of training windows per calibration window of `seq_len` tokens."""

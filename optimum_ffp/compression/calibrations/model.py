@@ -4,6 +4,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from ...config.fields import option
+from ...config.prune import GRADIENT_COST
 from ...config.training import ADAPTER_RATE, LORA_RANK, TRAINED_RATE, WEIGHT_RATE, TrainingOptions, check_lora
 from . import layers
 
@@ -59,6 +60,11 @@ class Options(layers.Options):
     def check(self) -> None:
         """Check that peft is installed if adapters are to be trained."""
         check_lora(self.lora)
+
+    def windows(self, num_samples: int, held_out: int) -> int:
+        """Return an upper bound of the windows that training reads, in forward passes of the model."""
+        trained = (1 + GRADIENT_COST) * self.model_passes * num_samples
+        return super().windows(num_samples, held_out) + trained + (2 * EVALUATIONS + 5) * held_out
 
     def training(self, seed: int) -> TrainingOptions:
         """Return the options of the training of the whole model."""

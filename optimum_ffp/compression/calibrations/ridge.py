@@ -4,6 +4,7 @@ from functools import partial
 
 import torch
 
+from ...modeling.families import Mixture
 from ..calibration import Calibration, CalibrationTask
 from ..expert_ridge import compensated_experts
 
@@ -13,7 +14,7 @@ def calibrate(task: CalibrationTask) -> Calibration:
 
     Those of a mixture's experts (`compensated_experts`) are kept if they lower the held-out perplexity.
     """
-    if task.sorted_model.family.experts:
+    if isinstance(task.sorted_model.family, Mixture):
         return task.conclude("ridge", Calibration({}), compensated_experts(task))
     weights: dict[str, torch.Tensor] = {}
     for layer, _ in task.sorted_model.layerwise.iter_layers():

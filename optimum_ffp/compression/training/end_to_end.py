@@ -16,10 +16,12 @@ from transformers import EarlyStoppingCallback, PreTrainedModel, PrinterCallback
 
 from ...config import TrainingOptions
 from ...config.prune import GRADIENT_COST
+from ...engine.layer_runner import score_bytes
 from ...errors import FFPError
 from ...modeling.families import decoder_layers, outer_matrices
 from ...modeling.offloading import shard_layers
 from ...utils import processes
+from ...utils.lm_head import head_of, logit_bytes
 from ...utils.precision import convert, frozen_dtype
 from ...utils.progress import progress_bar
 from ...utils.tensors import replace_value
@@ -307,3 +309,47 @@ def _is_json(file: Path) -> bool:
     except ValueError:
         return False
     return True
+
+
+def trained_parameters(model: PreTrainedModel, parameters: int, lora: int | None) -> int:
+    """Return how many of the parameters of a pruned model, or of those of adapters, are trained.
+
+    Args:
+        model: The dense model.
+        parameters: Parameters of the pruned model.
+        lora: Rank of the adapters.
+    """
+    if lora:
+        matrices = (one for layer in decoder_layers(model) for one in layer.parameters() if one.ndim == 2)
+        return lora * sum(sum(one.shape) for one in matrices)
+    return parameters - sum(one.numel() for one in outer_matrices(model))
+
+
+def training_bytes(parameters: int, trained: int, lora: int | None, stored: int, computed: int, shares: int) -> int:
+    """Return the bytes of weights, gradients and moments.
+
+    Args:
+        parameters: Parameters of the model.
+        trained: Those that are trained (`trained_parameters`).
+        lora: Rank of the adapters.
+        stored: Bytes per weight.
+        computed: Bytes per weight in forward passes.
+        shares: Number of processes that train together.
+    """
+    weights = parameters * (stored if stored == computed else stored + computed)
+    adapters = 4 * trained if lora else 0
+    # Several processes exchange copies of the gradients.
+    return weights + adapters + trained * (16 if shares > 1 else 12)
+
+
+def activation_bytes(model: PreTrainedModel, batch: Batch, itemsize: int, checkpointing: bool = False) -> int:
+    """Return the bytes of activations and logits of a forward and backward pass."""
+    layers, tokens = decoder_layers(model), batch.at_once * batch.length
+    vocabulary, hidden = head_of(model).weight.shape
+    # Norms in float32, inputs of projections and of attention, and activations as wide as the FFN.
+    activations = len(layers) * (hidden * (16 + 7 * itemsize) + score_bytes(model.config, batch.length))
+    widths = ([one.shape[1] for one in layer.parameters() if one.ndim == 2] for layer in layers)
+    activations += 4 * itemsize * sum(map(max, widths))
+    if checkpointing:
+        activations = len(layers) * hidden * itemsize + activations // len(layers)
+    return tokens * activations + logit_bytes(vocabulary, tokens)

@@ -164,6 +164,15 @@ def _rate(step: int, steps: int) -> float:
     return min(1.0, (step + 1) / WARM_UP_STEPS) * (1 + math.cos(math.pi * step / steps)) / 2
 
 
+def training_bytes(parameters: int) -> int:
+    """Return the bytes that training a layer takes, besides activations.
+
+    These are weights, gradients and the moments of Adam in float32, and in the model's dtype the weights before
+    training, after a pass and after the best one.
+    """
+    return 28 * parameters
+
+
 def split_windows(windows: Windows, parts: int) -> torch.Tensor:
     """Split windows into parts of equal length; a few last tokens may be left out.
 

@@ -11,7 +11,7 @@ from torch import nn
 from transformers import PretrainedConfig, PreTrainedModel
 
 from ...errors import FFPError
-from .base import Experts, Family, head_dimension
+from .base import Family, Mixture, head_dimension
 from .table import FAMILIES, MULTIMODAL, TransposedLinear
 from .units import ModelUnit, Slice, find_units, units_of_layer
 

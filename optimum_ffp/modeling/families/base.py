@@ -9,38 +9,7 @@ from transformers import PretrainedConfig, PreTrainedModel
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
 from ...allocation.policy import Group
-
-
-@dataclass(frozen=True)
-class Experts:
-    """Names of the modules of a layer's mixture of experts, and of config attributes.
-
-    Attributes:
-        count: Config attribute of the number of experts.
-        router: Module whose tensors have a row per expert.
-        module: Module with the experts' weights, along the first dimension of its tensors.
-        grouped: Whether the router first chooses `config.topk_group` of `config.n_group` groups of experts, which must
-            be equally large.
-    """
-
-    count: str = "num_experts"
-    router: str = "mlp.gate"
-    module: str = "mlp.experts"
-    grouped: bool = False
-
-    def groups(self, config: PretrainedConfig) -> int:
-        """Return the number of groups that the router chooses from."""
-        return config.n_group if self.grouped else 1
-
-    def required(self, config: PretrainedConfig) -> int:
-        """Return the smallest number of experts: as many as a token is routed to.
-
-        Groups need at least two each, since the router ranks them by their two best.
-        """
-        top_k = config.num_experts_per_tok
-        if not self.grouped:
-            return top_k
-        return config.n_group * max(2, math.ceil(top_k / config.topk_group))
+from ...errors import FFPError
 
 
 @dataclass(frozen=True)
@@ -69,8 +38,6 @@ class Family:
             count relative to the norm of the output.
         prepare: Idempotent function to apply to a loaded dense model before its units are determined.
         modeling: Full name of the module with the modeling code, for a family of another package.
-        experts: Where the experts are, of a mixture: only these are removed, the same number in every layer, and the
-            names of other projections and sizes are not read.
     """
 
     model_type: str
@@ -90,7 +57,6 @@ class Family:
     normalized_outputs: bool = False
     prepare: Callable[[PreTrainedModel], None] | None = None
     modeling: str | None = None
-    experts: Experts | None = None
 
     @property
     def modeling_module(self) -> str:
@@ -105,9 +71,14 @@ class Family:
 
     @property
     def classes(self) -> dict[str, str]:
-        """Names of the classes of pruned models, by the auto class that loads them."""
+        """Names of our classes of pruned models, by the auto class that loads them."""
         stem = f"FFP{self.class_prefix}"
         return {"AutoModel": f"{stem}Model", "AutoModelForCausalLM": f"{stem}ForCausalLM"}
+
+    @property
+    def pruned_modules(self) -> set[str]:
+        """Names of the modules that lose parameters, which sparsity refers to."""
+        return {self.query, self.key, self.value, self.attention_output, *self.ffn_inputs, self.ffn_output}
 
     def heads(self, config: PretrainedConfig) -> tuple[int, int, int]:
         """Return the numbers of query heads and KV heads, and the head dimension, of the dense model."""
@@ -120,7 +91,7 @@ class Family:
         KV groups need several KV heads, and query heads need several of them per KV head.
         """
         heads, kv_heads, _ = self.heads(config)
-        if not self.prunes_attention or self.experts:
+        if not self.prunes_attention:
             return ("all_heads",)
         if self.fused_by_head or heads == kv_heads:
             return ("kv_group",)
@@ -129,6 +100,10 @@ class Family:
     def width(self, config: PretrainedConfig) -> int:
         """Return the number of FFN channels of the dense model, which GPT-2's config may leave out."""
         return getattr(config, self.width_attribute) or 4 * config.hidden_size
+
+    def count_experts(self, config: PretrainedConfig) -> int:
+        """Return the number of experts of every layer of a mixture; raise `FFPError` if there are none."""
+        raise FFPError(f"a model of type {self.model_type} has no experts; leave out experts")
 
     def layer_overrides(self, config: PretrainedConfig, sizes: dict[Group, int]) -> dict[str, Any]:
         """Return a layer's entry of `per_layer_config` for the numbers of groups to keep; others are unchanged.
@@ -146,6 +121,55 @@ class Family:
         kept = {name: size for name, size, dense in rows if hasattr(config, name) and size not in (0, dense)}
         skip = ["mlp" if group == "channel" else "attention" for group, size in sizes.items() if size == 0]
         return kept | ({"skip": skip} if skip else {})
+
+
+@dataclass(frozen=True)
+class Mixture(Family):
+    """A mixture of experts, which loses the same number of experts in every layer, so that the dense class loads it.
+
+    The names of other projections and sizes are not read.
+
+    Attributes:
+        count: Config attribute of the number of experts.
+        router: Module whose tensors have a row per expert.
+        experts: Module with the experts' weights, along the first dimension of its tensors.
+        grouped: Whether the router first chooses `config.topk_group` of `config.n_group` groups of experts, which must
+            be equally large.
+    """
+
+    prunes_attention: bool = False
+    count: str = "num_experts"
+    router: str = "mlp.gate"
+    experts: str = "mlp.experts"
+    grouped: bool = False
+
+    @property
+    def classes(self) -> dict[str, str]:
+        """Empty: pruned models have the class of the dense model."""
+        return {}
+
+    @property
+    def pruned_modules(self) -> set[str]:
+        """Names of the router and of the experts."""
+        return {self.router, self.experts}
+
+    def count_experts(self, config: PretrainedConfig) -> int:
+        """Return the number of experts of every layer that has some."""
+        return getattr(config, self.count)
+
+    def router_groups(self, config: PretrainedConfig) -> int:
+        """Return the number of groups that the router chooses from."""
+        return config.n_group if self.grouped else 1
+
+    def min_experts(self, config: PretrainedConfig) -> int:
+        """Return the smallest number of experts: as many as a token is routed to.
+
+        Groups need at least two each, since the router ranks them by their two best.
+        """
+        top_k = config.num_experts_per_tok
+        if not self.grouped:
+            return top_k
+        return config.n_group * max(2, math.ceil(top_k / config.topk_group))
 
 
 def head_dimension(config: PretrainedConfig) -> int:

@@ -6,7 +6,7 @@ from torch import nn
 from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
-from .base import Experts, Family
+from .base import Family, Mixture
 
 
 # Vision-language models whose language model is in the table.
@@ -46,7 +46,6 @@ BEFORE_NORMS = {
     "ffn_modules": ("mlp", "post_feedforward_layernorm"),
     "normalized_outputs": True,
 }
-GROUPED_EXPERTS = Experts(count="n_routed_experts", grouped=True)
 
 FAMILIES: dict[str, Family] = {
     family.model_type: family
@@ -140,15 +139,17 @@ FAMILIES: dict[str, Family] = {
             head_counters=(("self_attn.num_heads", "heads"),),
         ),
         # Mixtures of experts. Shared experts, which every token passes, stay.
-        Family("qwen3_moe", experts=Experts()),
-        Family("qwen2_moe", experts=Experts()),
-        Family("olmoe", experts=Experts()),
-        Family("mixtral", experts=Experts(count="num_local_experts")),
-        Family(
+        Mixture("qwen3_moe"),
+        Mixture("qwen2_moe"),
+        Mixture("olmoe"),
+        Mixture("mixtral", count="num_local_experts"),
+        Mixture(
             "granitemoe",
-            experts=Experts("num_local_experts", router="block_sparse_moe.router", module="block_sparse_moe.experts"),
+            count="num_local_experts",
+            router="block_sparse_moe.router",
+            experts="block_sparse_moe.experts",
         ),
-        Family("deepseek_v3", experts=GROUPED_EXPERTS),
-        Family("glm4_moe", experts=GROUPED_EXPERTS),
+        Mixture("deepseek_v3", count="n_routed_experts", grouped=True),
+        Mixture("glm4_moe", count="n_routed_experts", grouped=True),
     )
 }

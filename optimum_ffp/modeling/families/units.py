@@ -10,7 +10,7 @@ from torch import nn
 from transformers import PretrainedConfig, PreTrainedModel
 
 from ...allocation.policy import Group, Unit
-from .base import Experts, Family
+from .base import Family, Mixture
 
 
 # Weights per block of llama.cpp's K-quants (Q4_K, Q6_K), and of its simpler quantizations (Q8_0, Q4_0).
@@ -153,8 +153,8 @@ def find_units(
     if family.prepare:
         family.prepare(model)
     layers = cast(nn.ModuleList, model.base_model.get_submodule(family.layers))
-    if names := family.experts:
-        return [unit for index, layer in enumerate(layers) for unit in _experts(index, layer, names, model.config)]
+    if isinstance(family, Mixture):
+        return [unit for index, layer in enumerate(layers) for unit in _experts(index, layer, family, model.config)]
     width = family.width(model.config)
     multiple = quantizable_multiple(width) if multiple_of is None else multiple_of
     possible, rows = family.attention_groups(model.config), getattr(model.config, "pruned_units", ())
@@ -204,17 +204,17 @@ def _attention(
     return ModelUnit(unit, tuple(slices), counters, sections)
 
 
-def _experts(index: int, layer: nn.Module, names: Experts, config: PretrainedConfig) -> Iterator[ModelUnit]:
-    sections = names.groups(config)
+def _experts(index: int, layer: nn.Module, family: Mixture, config: PretrainedConfig) -> Iterator[ModelUnit]:
+    sections = family.router_groups(config)
     # Some layers of many mixtures have a dense FFN.
-    if names.module in dict(layer.named_modules()):
-        modules = [layer.get_submodule(name) for name in (names.router, names.module)]
+    if family.experts in dict(layer.named_modules()):
+        modules = [layer.get_submodule(name) for name in (family.router, family.experts)]
         slices = tuple(
             Slice(module, 0, 1, section, sections=sections) for module in modules for section in range(sections)
         )
-        count = getattr(config, names.count)
+        count = family.count_experts(config)
         parameters = sum(one.numel() for module in modules for one in module.parameters()) // count
-        unit = Unit(index, "expert", count, parameters, multiple=sections, required=names.required(config))
+        unit = Unit(index, "expert", count, parameters, multiple=sections, required=family.min_experts(config))
         yield ModelUnit(unit, slices, tuple((module, "num_experts", 1) for module in modules), sections)
 
 

@@ -8,8 +8,6 @@ def register() -> None:
     from vllm.model_executor.models import ModelRegistry
 
     for family in FAMILIES.values():
-        # Pruned mixtures have the architecture of the dense model.
-        if not family.experts:
-            architecture = family.classes["AutoModelForCausalLM"]
+        if architecture := family.classes.get("AutoModelForCausalLM"):
             # By name, so that vLLM imports the model only if it serves one.
             ModelRegistry.register_model(architecture, f"{__name__}.model:TransformersForCausalLM")
