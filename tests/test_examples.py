@@ -34,7 +34,7 @@ def dense(tmp_path) -> Path:
 def test_prune_recover_evaluate_and_generate(run_example, dense, tmp_path):
     (tmp_path / "text.txt").write_text(make_text(4000))
     words = ["--seq-len", "24", "--max-tokens", "480", "--prompt", "w5 w6 w7"]
-    printed = run_example("prune_and_recover.py", dense, tmp_path / "text.txt", tmp_path / "out", *words)
+    printed = run_example("prune_job.py", dense, tmp_path / "text.txt", tmp_path / "out", *words)
     folders = [tmp_path / f"out-{name}" for name in ("pruned", "recovered")]
     parameters = [FFPModelForCausalLM.from_pretrained(folder).num_parameters() for folder in folders]
     assert parameters[0] == parameters[1] and printed.count(f"{parameters[1]:,}") >= 2
