@@ -83,6 +83,8 @@ class SortedModel:
 
     Attributes:
         prefixes: Prefix of the names of every layer's parameters in the model.
+        stored_dtypes: Dtype of every tensor at rest, which some keep whatever that of the model, such as the biases of
+            some routers.
     """
 
     def __init__(
@@ -100,9 +102,7 @@ class SortedModel:
         names = {module: name for name, module in self.model.named_modules()}
         self._output_names = [f"{names[unit.output.module]}.weight" for unit in units]
         self.prefixes = [f"{names[layer]}." for layer in layerwise.layers]
-        # Of tensors that a checkpoint keeps in another dtype, such as the biases of some routers.
-        dtypes = {name: tensor.dtype for name, tensor in self.model.state_dict().items()}
-        self._own_dtypes = {name: dtype for name, dtype in dtypes.items() if dtype != layerwise.stored_dtype}
+        self.stored_dtypes = {name: tensor.dtype for name, tensor in self.model.state_dict().items()}
         for index in range(len(layerwise.layers)):
             layerwise.weights.change(index, partial(self._sort_layer, index, orders), partial(self._forget, index))
         if layerwise.weights.resident and self.model.device.type == "cpu":
@@ -273,7 +273,7 @@ class SortedModel:
         """
         # Views share storage with the dense weights; the checkpoint must hold only the kept ones.
         state = {
-            name: tensor.detach().to("cpu", self.stored_dtype(prefix + name), copy=True)
+            name: tensor.detach().to("cpu", self.stored_dtypes[prefix + name], copy=True)
             for name, tensor in module.state_dict().items()
             if not name.startswith(excluded)
         }
@@ -281,10 +281,6 @@ class SortedModel:
             if isinstance(part, TransposedLinear) and f"{name}.weight" in state:
                 state[f"{name}.weight"] = state[f"{name}.weight"].t().contiguous()
         return state
-
-    def stored_dtype(self, name: str) -> torch.dtype:
-        """Return the dtype that a tensor of the dense model has in the checkpoint."""
-        return self._own_dtypes.get(name, self.layerwise.stored_dtype)
 
 
 def _zeros(features: int, hidden: torch.Tensor) -> torch.Tensor:

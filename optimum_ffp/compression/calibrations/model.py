@@ -91,17 +91,7 @@ def calibrate(task: "CalibrationTask", options: Options) -> "Calibration":
 
     def train() -> "dict[str, torch.Tensor]":
         student = sorted_model.materialize(task.policy, before.weights)
-        trained = train_model(
-            student,
-            layerwise.dense.model,
-            task.data,
-            task.plan,
-            options.training(task.plan.seed),
-            passes=options.model_passes,
-            parts=options.parts(task.plan.seq_len),
-            learning_rate=options.learning_rate,
-            checkpoints=training.checkpoints,
-        )
+        trained = train_model(student, task, options, training.checkpoints)
         layerwise.counter.add(trained.tokens // processes.count())
         return weights_of(trained.model, sorted_model.model, task.policy)
 

@@ -1,20 +1,17 @@
-"""Training of one layer after another to reproduce the outputs of the dense layers."""
+"""Training of the weights of a layer, by their error on windows of hidden states."""
 
 import math
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, replace
+from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Protocol
 
 import torch
-from torch import nn
 from torch.optim import Adam
 from torch.optim.lr_scheduler import LambdaLR
 
-from ...data import DataSplits, Windows, with_first_tokens
-from ...engine import HiddenStates, LayerRunner, LayerwiseModel
-from ...plan import Plan
+from ...data import Windows
+from ...engine import LayerRunner
 from ...utils import processes
-from ...utils.precision import autocast_dtype
 
 
 # Minimum number of tokens per step of the optimizer.
@@ -27,21 +24,22 @@ MIN_SHARE = 1e-3
 WARM_UP_STEPS = 5
 BETAS = (0.9, 0.95)
 
+# A runner of a layer for sequences of one length, the states before the layer and the targets, both of shape
+# `[windows, sequences per window, length, hidden size]`.
+Run = tuple[LayerRunner, torch.Tensor, torch.Tensor]
+
 
 class Loss(Protocol):
-    """Error of weights on a window."""
+    """Mean error of the tokens of one of this process's windows (`WeightTrainer.windows`) with given weights.
 
-    @property
-    def scale(self) -> float:
-        """Factor on the error when it is differentiated: gradients must fit into the dtype they are computed in.
+    Attributes:
+        scale: Factor on the error when it is differentiated: gradients must fit into the dtype they are computed in.
+            Adam's steps don't depend on it.
+    """
 
-        Adam's steps don't depend on it.
-        """
-        ...
+    scale: float
 
-    def __call__(self, weights: Mapping[str, torch.Tensor], window: int) -> torch.Tensor:
-        """Return the mean error of the tokens of one of this process's windows (`WeightTrainer.windows`)."""
-        ...
+    def __call__(self, weights: Mapping[str, torch.Tensor], window: int) -> torch.Tensor: ...
 
 
 @dataclass(frozen=True)
@@ -106,23 +104,14 @@ class WeightTrainer:
             loss: Error of a window.
             start: The weights before training by name, in the dtype that trained ones are rounded to.
         """
-        before = self._held_out_error(loss, start)
-        best, best_weights = before, start
-        for error, weights in self._passes(loss, start):
-            # False for an error that is not finite.
-            if error < best:
-                best, best_weights = error, weights
-        return Fit(best_weights, before, best)
-
-    def _passes(self, loss: Loss, start: dict[str, torch.Tensor]) -> Iterator[tuple[float, dict[str, torch.Tensor]]]:
-        """Yield the held-out error and the weights after every pass."""
+        before = best = self._held_out_error(loss, start)
+        best_weights = start
         generator = torch.Generator().manual_seed(self.seed)
         masters = {name: weight.to(torch.float32, copy=True).requires_grad_() for name, weight in start.items()}
-        steps = self.passes * math.ceil(self.count / self.per_step)
-        groups = [
-            {"params": [weight], "lr": self.learning_rate * _size(weight.detach())} for weight in masters.values()
-        ]
+        rates = [self.learning_rate * _size(weight.detach()) for weight in masters.values()]
+        groups = [{"params": [weight], "lr": rate} for weight, rate in zip(masters.values(), rates)]
         optimizer = Adam(groups, betas=BETAS, fused=True)
+        steps = self.passes * math.ceil(self.count / self.per_step)
         schedule = LambdaLR(optimizer, lambda step: _rate(step, steps))
         for _ in range(self.passes):
             for chosen in torch.randperm(self.count, generator=generator).split(self.per_step):
@@ -130,8 +119,12 @@ class WeightTrainer:
                 optimizer.step()
                 optimizer.zero_grad()
                 schedule.step()
-            rounded = {name: weight.detach().to(start[name], copy=True) for name, weight in masters.items()}
-            yield self._held_out_error(loss, rounded), rounded
+            weights = {name: weight.detach().to(start[name], copy=True) for name, weight in masters.items()}
+            error = self._held_out_error(loss, weights)
+            # False for an error that is not finite.
+            if error < best:
+                best, best_weights = error, weights
+        return Fit(best_weights, before, best)
 
     @torch.enable_grad()
     def _differentiate(self, loss: Loss, masters: dict[str, torch.Tensor], chosen: list[int]) -> None:
@@ -179,81 +172,19 @@ def split_windows(windows: Windows, parts: int) -> torch.Tensor:
     return torch.cat([windows.tokens[:, :1].repeat_interleave(parts, 0), split[:, 1:]], 1)
 
 
-class LayerwiseTraining:
-    """Trains one layer after another to reproduce the outputs of the dense layers.
-
-    The input of a layer is the output of the trained layers before it, and its target the output of the layer in the
-    dense model, so that a layer also compensates for those before it. The error of a token is `‖a - b‖² / ‖b‖²` of
-    the output `a` and the target `b`, with every channel divided by its root mean square over all targets, so that
-    neither a few tokens nor a few channels with massive activations outweigh all others.
-
-    First tokens (`with_first_tokens`) count like any others.
-
-    Every step of Adam reads one window, or more if it has fewer than `STEP_TOKENS` tokens.
-
-    For every layer in turn, advance `dense` with the dense layer, call `fit_layer`, and advance `trained` with the
-    fitted weights.
-
-    Args:
-        layerwise: The dense model.
-        data: Calibration windows, on which layers are trained, and held-out windows, by which a pass is chosen.
-        plan: Options.
-        passes: Number of passes over the windows.
-        learning_rate: Learning rate, relative to the size of the weights.
-        parts: Number of training windows per calibration window.
-
-    Attributes:
-        trainer: Trains weights on the windows.
-        dense: Hidden states of this process's windows in the dense model.
-        trained: Those in the trained one.
-        dtype: Autocast dtype.
-    """
-
-    def __init__(
-        self, layerwise: LayerwiseModel, data: DataSplits, plan: Plan, passes: int, learning_rate: float, parts: int
-    ):
-        windows, held_out = (split_windows(part, parts) for part in (data.calibration, data.held_out))
-        self.layerwise, self.dtype = layerwise, autocast_dtype(layerwise.model, plan.search_dtype)
-        self.trainer = WeightTrainer(
-            windows=len(windows),
-            held_out=len(held_out),
-            per_step=math.ceil(STEP_TOKENS / windows.shape[1]),
-            passes=passes,
-            learning_rate=learning_rate,
-            seed=plan.seed,
-        )
-        share = torch.cat([windows, held_out])[self.trainer.windows]
-        sequences = with_first_tokens(share, plan.first_tokens, data.calibration.start_token)
-        self.dense, self.trained = (
-            HiddenStates(layerwise, sequences, self.dtype, dtype=self.dtype, copies=2) for _ in range(2)
-        )
-
-    def fit_layer(self, layer: nn.Module, index: int, prefix: str = "", removed: tuple[str, ...] = ()) -> Fit:
-        """Train the parameters of a layer, which is not changed.
-
-        Args:
-            layer: The layer, with the weights to start from.
-            index: Its index.
-            prefix: Prefix of the names of its parameters in the result.
-            removed: Prefixes of the names of parameters in the layer that are not trained.
-        """
-        parameters = [pair for pair in layer.named_parameters() if not pair[0].startswith(removed)]
-        start = {name: one.detach().to(self.layerwise.stored_dtype) for name, one in parameters}
-        runs = [*zip(self.trained.runners(layer, index), self.trained.states, self.dense.states)]
-        fit = self.trainer.fit(_LayerLoss(runs, len(self.trainer.share)), start)
-        return replace(fit, weights={prefix + name: weight for name, weight in fit.weights.items()})
-
-
-class _LayerLoss:
+class LayerLoss:
     """Error of a layer's output with given weights, a `Loss`.
 
+    The error of a token is `‖a - b‖² / ‖b‖²` of the output `a` and the target `b`, with every channel divided by its
+    root mean square over all targets, so that neither a few tokens nor a few channels with massive activations
+    outweigh all others.
+
     Args:
-        runs: By length of the sequences: a runner of the layer, the states before it and the targets, both of shape
-            `[windows, sequences per window, length, hidden size]`.
+        runs: The layer and its states, by length of the sequences.
         windows: Number of training windows, which come first.
     """
 
-    def __init__(self, runs: list[tuple[LayerRunner, torch.Tensor, torch.Tensor]], windows: int):
+    def __init__(self, runs: list[Run], windows: int):
         self.runs = runs
         runner, _, targets = runs[0]
         targets = targets[:, 0]
