@@ -30,7 +30,7 @@ Run = tuple[LayerRunner, torch.Tensor, torch.Tensor]
 
 
 class Loss(Protocol):
-    """Mean error of the tokens of one of this process's windows (`WeightTrainer.windows`) with given weights.
+    """Error of weights on a window.
 
     Attributes:
         scale: Factor on the error when it is differentiated: gradients must fit into the dtype they are computed in.
@@ -39,7 +39,9 @@ class Loss(Protocol):
 
     scale: float
 
-    def __call__(self, weights: Mapping[str, torch.Tensor], window: int) -> torch.Tensor: ...
+    def __call__(self, weights: Mapping[str, torch.Tensor], window: int) -> torch.Tensor:
+        """Return the mean error of the tokens of one of this process's windows (`WeightTrainer.windows`)."""
+        ...
 
 
 @dataclass(frozen=True)
@@ -198,6 +200,7 @@ class LayerLoss:
         self.channels = (sizes / sizes.mean()).clamp_min(MIN_SHARE)
 
     def __call__(self, weights: Mapping[str, torch.Tensor], window: int) -> torch.Tensor:
+        """Return the mean error of the tokens of a window."""
         errors = []
         for runner, inputs, targets in self.runs:
             output = runner.output(inputs[window], weights).float()
