@@ -54,13 +54,7 @@ class CalibrationTask:
     journal: Journal
 
     def conclude(self, stage: str, before: Calibration, weights: dict[str, torch.Tensor]) -> Calibration:
-        """Return the result of a stage, whose weights are kept if they lower the held-out perplexity.
-
-        Args:
-            stage: Name of the stage.
-            before: Result of the stage before this one, which may have measured that for its weights.
-            weights: Weights after the stage.
-        """
+        """Return the result of a stage, whose weights are kept if they lower the held-out perplexity from `before`."""
         layerwise, stages, held_out = self.sorted_model.layerwise, before.record.get("stages", []), self.data.held_out
         candidates = [weights] if stages else [before.weights, weights]
 

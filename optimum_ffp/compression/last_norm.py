@@ -53,7 +53,7 @@ class PredictionLoss:
         self.layerwise, self.pruned, self.dense = layerwise, pruned, dense
         self.window_indices, self.dtype = window_indices, dtype
         self.stride = math.ceil(pruned.shape[1] / POSITIONS)
-        self.scale = pruned.shape[1] // self.stride
+        self.scale: float = pruned.shape[1] // self.stride
         # Output of the dense decoder for one window; its hidden states are replaced for every other window.
         self._decoded: DecoderOutput
 
@@ -71,13 +71,9 @@ class PredictionLoss:
     @contextmanager
     def ready(self) -> Iterator[None]:
         """Apply the dense model's norm once, and keep the head on its device for the duration of the context."""
-        layerwise, computing = self.layerwise, computing_in(self.layerwise.device, self.dtype)
-        with (
-            layerwise.cast_outer_weights(),
-            free_graphs(),
-            computing,
-            head_in_autocast_dtype(layerwise.model, layerwise.device),
-        ):
+        layerwise, device = self.layerwise, self.layerwise.device
+        cast_head = head_in_autocast_dtype(layerwise.model, device)
+        with layerwise.cast_outer_weights(), free_graphs(), computing_in(device, self.dtype), cast_head:
             with torch.no_grad():
                 for states in self.dense.split(1) if len(self.dense) else ():
                     self._decoded = layerwise.decoded(states.to(layerwise.dtype))

@@ -27,15 +27,7 @@ PRUNED_HEADROOM = 1.25
 
 @dataclass(frozen=True)
 class SortedTensor:
-    """A parameter of a projection with its groups sorted by importance.
-
-    Attributes:
-        module: The projection.
-        name: Name of the parameter in `module`.
-        full: The parameter with all groups.
-        groups: Number of all groups.
-        parts: The slices that are fused in the parameter, in the order of its rows or columns.
-    """
+    """A parameter of a projection with all its groups, sorted by importance, and the slices fused in it, in order."""
 
     module: nn.Module
     name: str
@@ -128,20 +120,13 @@ class SortedModel:
         return units_of_layer(self.model_units, layer)
 
     def named_output(self, index: int, weight: torch.Tensor) -> tuple[str, torch.Tensor]:
-        """Return the name of a unit's output weight, and the weight as the model needs it, for `change`.
-
-        Args:
-            index: Index of the unit.
-            weight: Weight with its columns in group order, shape `[out_features, kept columns]`.
-        """
+        """Return a unit's output weight by name for `change`, from one with its kept columns in group order."""
         return self._output_names[index], self.model_units[index].in_layout(weight)
 
     def compensated(self, policy: PruningPolicy, members: Iterable[int] | None = None) -> dict[str, torch.Tensor]:
-        """Return the output weights after ridge regression by name, each `[out_features, kept columns]`.
+        """Return the output weights of kept units after ridge regression by name, each `[out_features, kept columns]`.
 
-        Args:
-            policy: Number of groups to keep per unit; removed units have no weights.
-            members: Indices of the units to compensate; all if `None`. The weights of their layers are loaded.
+        `members` are the indices of the units, by default all. The weights of their layers must be loaded.
         """
         chosen = range(len(policy.sizes)) if members is None else members
         kept = [index for index in chosen if policy.sizes[index]]
@@ -152,10 +137,7 @@ class SortedModel:
         return self.ridges[index].compensated(self.dense_output(index), size * self.model_units[index].output.block)
 
     def change(
-        self,
-        policy: PruningPolicy,
-        weights: Mapping[str, torch.Tensor] | None = None,
-        compensated: bool = False,
+        self, policy: PruningPolicy, weights: Mapping[str, torch.Tensor] | None = None, compensated: bool = False
     ) -> Change:
         """Return a `Change` that applies a policy to a layer, or replaces weights after the last layer.
 
@@ -177,11 +159,10 @@ class SortedModel:
                     yield
                 return
             used = self.compensated(policy, members) if compensated else {}
-            used |= {name: weight for name, weight in (weights or {}).items() if self._belongs_to(layer, name)}
+            used |= {name: weight for name, weight in (weights or {}).items() if self._layer_of(name) == layer}
             originals = {name: self.model.get_parameter(name).data for name in used}
-            removed = (self.model_units[index].projection for index in members if not policy.sizes[index])
             with ExitStack() as stack:
-                for module in removed:
+                for module in [self.model_units[index].projection for index in members if not policy.sizes[index]]:
                     stack.enter_context(replaced_forward(module, partial(_zeros, module.out_features)))
                 stack.callback(self._set, members, [unit.groups for unit in self.units], originals)
                 self._set(members, policy.sizes, used)
@@ -189,11 +170,11 @@ class SortedModel:
 
         return applied_to
 
-    def _belongs_to(self, layer: int, name: str) -> bool:
-        """Whether a parameter belongs to a layer or, if `layer` is the number of layers, to none."""
-        if layer < len(self.prefixes):
-            return name.startswith(self.prefixes[layer])
-        return not name.startswith(tuple(self.prefixes))
+    def _layer_of(self, name: str) -> int:
+        """Return the index of the layer that a parameter belongs to, or the number of layers."""
+        return next(
+            (index for index, prefix in enumerate(self.prefixes) if name.startswith(prefix)), len(self.prefixes)
+        )
 
     def _set(self, members: Iterable[int], sizes: Sequence[int], weights: Mapping[str, torch.Tensor]) -> None:
         for index in members:
@@ -235,18 +216,16 @@ class SortedModel:
             homogeneous: Whether to use the dense model's class, if it supports the policy's sizes (`is_homogeneous`);
                 mixtures always do.
         """
-        change, layers = self.change(policy, weights), len(self.prefixes)
-        kept = policy.kept_layers(layers)
-        journal = journal or Journal()
-        with change(layers):
+        change, journal = self.change(policy, weights), journal or Journal()
+        kept = policy.kept_layers(len(self.prefixes))
+        with change(len(self.prefixes)):
             state = journal.mapped("pruned-outer", partial(self._copy_weights, self.model, "", tuple(self.prefixes)))
         for index, layer in self.layerwise.iter_layers():
-            if index not in kept:
-                continue
-            with change(index):
-                prefix, removed = self.prefixes[kept.index(index)], self.removed_modules(policy, index)
-                copy = partial(self._copy_weights, layer, self.prefixes[index], removed)
-                layer_weights = journal.mapped(f"pruned-{index}", copy)
+            if index in kept:
+                copy = partial(self._copy_weights, layer, self.prefixes[index], self.removed_modules(policy, index))
+                with change(index):
+                    layer_weights = journal.mapped(f"pruned-{index}", copy)
+                prefix = self.prefixes[kept.index(index)]
                 state |= {prefix + name: tensor for name, tensor in layer_weights.items()}
         config = homogeneous_config(self.model, policy) if homogeneous or self.family.experts else None
         model_class = pruned_model_class(self.family) if config is None else type(self.model)
@@ -259,19 +238,17 @@ class SortedModel:
         # from_pretrained sets the name to the folder, which is None here.
         pruned.config._name_or_path = pruned.name_or_path = ""
         pruned.generation_config = self.model.generation_config
-        device = self.layerwise.device
-        free = free_device_memory(device)
+        free = free_device_memory(self.layerwise.device)
         fits = free is None or free > PRUNED_HEADROOM * pruned.get_memory_footprint()
         if fits and not self.layerwise.weights.offloaded:
-            pruned = move(pruned, device)
+            move(pruned, self.layerwise.device)
         return pruned.eval()
 
     def _copy_weights(self, module: nn.Module, prefix: str, excluded: tuple[str, ...]) -> dict[str, torch.Tensor]:
-        """Copy weights to host memory, except those with the given prefixes, in the checkpoint's layout and dtype.
+        """Copy weights except those with the given prefixes to host memory, in the checkpoint's layout and dtype.
 
-        `prefix` is that of the module's names in the dense model.
+        `prefix` is that of the module's names in the dense model. Views share storage with the dense weights.
         """
-        # Views share storage with the dense weights; the checkpoint must hold only the kept ones.
         state = {
             name: tensor.detach().to("cpu", self.stored_dtypes[prefix + name], copy=True)
             for name, tensor in module.state_dict().items()

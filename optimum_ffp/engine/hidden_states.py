@@ -14,8 +14,7 @@ class HiddenStates:
 
     Args:
         layerwise: The model.
-        sequences: Token ids by length, the longest first, each of shape `[windows, sequences per window, length]`, as
-            returned by `with_first_tokens`.
+        sequences: Token ids as returned by `with_first_tokens`.
         autocast: Autocast dtype; `None` for the model's own.
         dtype: Dtype to keep the states in; `None` for the model's own.
         copies: Number of such states that will exist at once, to choose their device.
@@ -48,8 +47,7 @@ class HiddenStates:
         Args:
             layer: The layer.
             index: Its index.
-            tokens: Tokens per forward pass, at least those of the longest sequence; by default all sequences of one
-                length of one window.
+            tokens: Tokens per forward pass; by default those of the sequences of one length of a window.
         """
         for runner, states in zip(self.runners(layer, index), self.states):
             _, sequences, length, _ = states.shape

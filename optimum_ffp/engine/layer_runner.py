@@ -40,21 +40,14 @@ class LayerRunner:
 
     @torch.no_grad()
     def advance(self, states: torch.Tensor, batch_size: int = 1) -> None:
-        """Replace hidden states before the layer with those after it.
-
-        Args:
-            states: Shape `[windows, window length, hidden size]`.
-            batch_size: Windows per forward pass.
-        """
+        """Replace hidden states, shape `[windows, window length, hidden size]`, with those after the layer."""
         for batch in states.split(batch_size) if len(states) else ():
             batch.copy_(self.output(batch))
 
     def output(self, hidden: torch.Tensor, weights: Mapping[str, torch.Tensor] | None = None) -> torch.Tensor:
         """Return the hidden states after the layer, on its device and in the dtype that it computes in.
 
-        Args:
-            hidden: Hidden states before the layer, shape `[windows, window length, hidden size]`.
-            weights: Tensors to use instead of the layer's parameters, by name. They may have another dtype.
+        `weights` replace the layer's parameters by name, and may have another dtype.
         """
         backward = 0 if not torch.is_grad_enabled() else 1 if weights is None else 2
         self.counter.layer_tokens += (1 + backward) * hidden.shape[0] * hidden.shape[1]

@@ -21,10 +21,8 @@ class TokenCounter:
     Every journal entry stores the count after it. A resumed run continues from there, so that its count equals that of
     an uninterrupted one.
 
-    Args:
-        layers: Number of layers.
-
     Attributes:
+        layers: Number of layers.
         layer_tokens: Number of tokens read, summed over layers.
     """
 
