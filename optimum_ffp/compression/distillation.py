@@ -80,8 +80,8 @@ def distill(
             bar.update()
         last_norm = None
         if has_last_norm:
-            states = (each.states[0].flatten(0, 1) for each in (trained, dense))
-            loss = PredictionLoss(layerwise, *states, trainer.windows, dtype)
+            pruned, target = (each.states[0].flatten(0, 1) for each in (trained, dense))
+            loss = PredictionLoss(layerwise, pruned, target, trainer.windows, dtype)
             last_norm = saved("last-norm", partial(_fit_last_norm, trainer, sorted_model, loss))
             bar.update()
     return Distilled(fits, last_norm)

@@ -172,9 +172,8 @@ class SortedModel:
 
     def _layer_of(self, name: str) -> int:
         """Return the index of the layer that a parameter belongs to, or the number of layers."""
-        return next(
-            (index for index, prefix in enumerate(self.prefixes) if name.startswith(prefix)), len(self.prefixes)
-        )
+        layers = (index for index, prefix in enumerate(self.prefixes) if name.startswith(prefix))
+        return next(layers, len(self.prefixes))
 
     def _set(self, members: Iterable[int], sizes: Sequence[int], weights: Mapping[str, torch.Tensor]) -> None:
         for index in members:
