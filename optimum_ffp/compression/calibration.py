@@ -37,15 +37,7 @@ class Calibration:
 
 @dataclass(frozen=True)
 class CalibrationTask:
-    """Input of a calibration.
-
-    Attributes:
-        sorted_model: The sorted model, with its ridge factors.
-        policy: Number of groups to keep per unit.
-        data: Windows of all roles.
-        plan: Options.
-        journal: Saves finished work.
-    """
+    """Input of a calibration: model, policy, windows of all roles, options, and a journal that saves finished work."""
 
     sorted_model: SortedModel
     policy: PruningPolicy

@@ -55,8 +55,14 @@ def distill(
     """
     sorted_model, layerwise, data, plan = task.sorted_model, task.sorted_model.layerwise, task.data, task.plan
     windows, held_out = (split_windows(part, parts) for part in (data.calibration, data.held_out))
-    per_step = math.ceil(STEP_TOKENS / windows.shape[1])
-    trainer = WeightTrainer(len(windows), len(held_out), per_step, passes, learning_rate, plan.seed)
+    trainer = WeightTrainer(
+        windows=len(windows),
+        held_out=len(held_out),
+        per_step=math.ceil(STEP_TOKENS / windows.shape[1]),
+        passes=passes,
+        learning_rate=learning_rate,
+        seed=plan.seed,
+    )
     share = torch.cat([windows, held_out])[trainer.windows]
     sequences = with_first_tokens(share, plan.first_tokens, data.calibration.start_token)
     dtype = autocast_dtype(layerwise.model, plan.search_dtype)

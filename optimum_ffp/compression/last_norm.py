@@ -37,9 +37,6 @@ class PredictionLoss:
         dense: Those of the dense model, which `ready` replaces by the input of the head.
         window_indices: Index of each window among those of all processes, which sets the first position that is read.
         dtype: Autocast dtype; `None` for the model's own.
-
-    Attributes:
-        scale: Factor with which gradients fit into float16.
     """
 
     def __init__(

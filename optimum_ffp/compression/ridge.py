@@ -20,7 +20,12 @@ class PrefixRidge:
         self.factor = factor
 
     @classmethod
-    def of(cls, gram: torch.Tensor, ridge_lambda: float = 0.01, order: torch.Tensor | None = None) -> "PrefixRidge":
+    def of(
+        cls,
+        gram: torch.Tensor,
+        ridge_lambda: float = 0.01,
+        order: torch.Tensor | None = None,
+    ) -> "PrefixRidge":
         """Factor a Gram matrix on its device.
 
         Args:
@@ -36,9 +41,7 @@ class PrefixRidge:
     def compensated(self, weight: torch.Tensor, kept: int) -> torch.Tensor:
         """Return `W'_R` for the first `kept` columns, shape `[out_features, kept]`, in the dtype of the weight.
 
-        Args:
-            weight: Output projection with its columns sorted by importance, shape `[out_features, features]`.
-            kept: Number of columns to keep.
+        `weight` has its columns sorted by importance, shape `[out_features, features]`.
         """
         if kept == weight.shape[1]:
             return weight

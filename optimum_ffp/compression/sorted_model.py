@@ -75,8 +75,7 @@ class SortedModel:
 
     Attributes:
         prefixes: Prefix of the names of every layer's parameters in the model.
-        stored_dtypes: Dtype of every tensor at rest, which some keep whatever that of the model, such as the biases of
-            some routers.
+        stored_dtypes: Dtype of every tensor at rest; the biases of some routers have one of their own.
     """
 
     def __init__(
@@ -98,7 +97,11 @@ class SortedModel:
         for index in range(len(layerwise.layers)):
             layerwise.weights.change(index, partial(self._sort_layer, index, orders), partial(self._forget, index))
         if layerwise.weights.resident and self.model.device.type == "cpu":
-            self._unmap_checkpoint()
+            # Weights from safetensors are memory-mapped: the whole file stays mapped while any tensor refers to it.
+            copied = {tensor.full.data_ptr() for tensors in self._sorted.values() for tensor in tensors}
+            for parameter in self.model.parameters():
+                if parameter.data_ptr() not in copied:
+                    parameter.data = parameter.data.clone()
 
     def _sort_layer(self, layer: int, orders: Sequence[torch.Tensor]) -> None:
         for index in self.members(layer):
@@ -107,13 +110,6 @@ class SortedModel:
     def _forget(self, layer: int) -> None:
         for index in self.members(layer):
             self._sorted.pop(index, None)
-
-    def _unmap_checkpoint(self) -> None:
-        # Weights from safetensors are memory-mapped: the whole file stays mapped while any tensor refers to it.
-        copied = {tensor.full.data_ptr() for tensors in self._sorted.values() for tensor in tensors}
-        for parameter in self.model.parameters():
-            if parameter.data_ptr() not in copied:
-                parameter.data = parameter.data.clone()
 
     def members(self, layer: int) -> list[int]:
         """Return the indices of the units of a layer."""
@@ -137,7 +133,10 @@ class SortedModel:
         return self.ridges[index].compensated(self.dense_output(index), size * self.model_units[index].output.block)
 
     def change(
-        self, policy: PruningPolicy, weights: Mapping[str, torch.Tensor] | None = None, compensated: bool = False
+        self,
+        policy: PruningPolicy,
+        weights: Mapping[str, torch.Tensor] | None = None,
+        compensated: bool = False,
     ) -> Change:
         """Return a `Change` that applies a policy to a layer, or replaces weights after the last layer.
 

@@ -16,8 +16,8 @@ class HiddenStates:
         layerwise: The model.
         sequences: Token ids as returned by `with_first_tokens`.
         autocast: Autocast dtype; `None` for the model's own.
-        dtype: Dtype to keep the states in; `None` for the model's own.
-        copies: Number of such states that will exist at once, to choose their device.
+        dtype: As for `LayerwiseModel.embed`.
+        copies: As for `LayerwiseModel.embed`.
 
     Attributes:
         states: By length, shape `[windows, sequences per window, length, hidden size]`.
@@ -44,10 +44,7 @@ class HiddenStates:
     def advance(self, layer: nn.Module, index: int, tokens: int | None = None) -> None:
         """Replace the states before the layer of an index, whose weights are loaded, with those after it.
 
-        Args:
-            layer: The layer.
-            index: Its index.
-            tokens: Tokens per forward pass; by default those of the sequences of one length of a window.
+        By default, a forward pass has the sequences of one length of a window; otherwise this number of tokens.
         """
         for runner, states in zip(self.runners(layer, index), self.states):
             _, sequences, length, _ = states.shape

@@ -1,7 +1,6 @@
 """Run one decoder layer on the hidden states of windows."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -12,25 +11,16 @@ from ..utils.precision import computing_in
 from .token_counter import TokenCounter
 
 
-@dataclass(frozen=True)
-class Arguments:
-    """Arguments of a layer other than the hidden states: masks and positions, equal for all windows of one length."""
-
-    positional: tuple[Any, ...]
-    keywords: dict[str, Any]
+# Positional and keyword arguments of a layer other than the hidden states: masks and positions, equal for all windows
+# of one length.
+Arguments = tuple[tuple[Any, ...], dict[str, Any]]
 
 
 class LayerRunner:
-    """Runs one decoder layer.
+    """Runs one decoder layer, whose weights are loaded, with an autocast dtype, and counts the tokens that it reads.
 
     Hidden states may be in host memory and in a dtype other than the model's: they are moved to the layer's device and
     dtype for its forward pass.
-
-    Args:
-        layer: The layer, with its weights loaded.
-        arguments: Its other arguments.
-        dtype: Autocast dtype; `None` for the model's own.
-        counter: Counts the tokens that the layer reads.
     """
 
     def __init__(self, layer: nn.Module, arguments: Arguments, dtype: torch.dtype | None, counter: TokenCounter):
@@ -52,6 +42,7 @@ class LayerRunner:
         backward = 0 if not torch.is_grad_enabled() else 1 if weights is None else 2
         self.counter.layer_tokens += (1 + backward) * hidden.shape[0] * hidden.shape[1]
         used = {name: weight.to(self.weight_dtype) for name, weight in (weights or {}).items()}
+        positional, keywords = self.arguments
         with computing_in(self.device, self.dtype):
-            inputs = (hidden.to(self.device, self.weight_dtype), *self.arguments.positional)
-            return functional_call(self.layer, used, inputs, self.arguments.keywords)
+            inputs = (hidden.to(self.device, self.weight_dtype), *positional)
+            return functional_call(self.layer, used, inputs, keywords)

@@ -103,7 +103,7 @@ class LayerwiseModel:
             yield
             return
         in_layers = {id(tensor) for layer in self.layers for tensor in (*layer.parameters(), *layer.buffers())}
-        tensors = [*self.model.parameters(), *self.model.buffers()]
+        tensors = (*self.model.parameters(), *self.model.buffers())
         tensors = [one for one in tensors if id(one) not in in_layers and one.dtype == self.stored_dtype]
         originals = [tensor.data for tensor in tensors]
         try:
@@ -125,12 +125,7 @@ class LayerwiseModel:
             yield
 
     def chunk_size(self, windows: torch.Tensor, copies: int = 1) -> int:
-        """Return the number of windows to run through the layers together.
-
-        Args:
-            windows: Token ids, shape `[windows, window length]`.
-            copies: Number of hidden states that are kept per window and position.
-        """
+        """Return the number of windows to run through the layers together, with so many copies of hidden states."""
         size = windows.shape[1] * self.model.config.hidden_size * self.dtype.itemsize * copies
         device_free = free_device_memory(self.device)
         budget = hidden_state_bytes(self.weights.resident, self._host_free, processes.local_count(), device_free)
@@ -142,19 +137,17 @@ class LayerwiseModel:
     ) -> tuple[torch.Tensor, list[Arguments]]:
         """Return the hidden states before the first layer, and the other arguments of every layer.
 
+        Both are empty in a process without windows.
+
         Args:
             windows: Token ids, shape `[windows, window length]`.
             dtype: Dtype to keep the states in; `None` for the model's own.
             copies: Number of such states that will exist at once, to choose their device.
             batch_size: Windows to embed at once.
-
-        Returns:
-            States of shape `[windows, window length, hidden size]`, and the arguments by layer. Both are empty in a
-            process without windows.
         """
         if not len(windows):
             shape = (0, windows.shape[1], self.model.config.hidden_size)
-            return torch.empty(shape, dtype=dtype or self.dtype), [Arguments((), {})] * len(self.layers)
+            return torch.empty(shape, dtype=dtype or self.dtype), [((), {})] * len(self.layers)
         with self.cast_outer_weights():
             hidden, arguments = self._layer_inputs(windows[:1])
             shape, dtype = torch.Size((len(windows), *hidden.shape[1:])), dtype or hidden.dtype
@@ -170,7 +163,7 @@ class LayerwiseModel:
         inputs: list[tuple[torch.Tensor, Arguments]] = []
 
         def record(hidden: torch.Tensor, *positional: Any, **keywords: Any) -> torch.Tensor:
-            inputs.append((hidden, Arguments(positional, keywords)))
+            inputs.append((hidden, (positional, keywords)))
             return hidden
 
         with self._replaced_layers(record):
@@ -218,7 +211,7 @@ class LayerwiseModel:
         on_layer: Callable[[], Any] = lambda: None,
         on_decoded: Callable[[DecoderOutput], Callable[[torch.Tensor], Any] | None] = lambda decoded: None,
     ) -> torch.Tensor:
-        """Return the mean negative log-likelihood of every window, in nats per predicted token.
+        """Return mean negative log-likelihoods in nats per predicted token, float64, shape `[candidates, windows]`.
 
         Args:
             windows: Token ids, shape `[windows, window length]`. The first token of a window has no loss.
@@ -228,9 +221,6 @@ class LayerwiseModel:
             batch_size: Windows per forward pass.
             on_layer: Called after every layer.
             on_decoded: As for `window_losses`; for a single candidate.
-
-        Returns:
-            Losses, float64, shape `[candidates, windows]`.
         """
         if self.weights.resident and len(candidates) > 1:
             return torch.cat([self.losses(windows, [change], dtype, batch_size, on_layer) for change in candidates])

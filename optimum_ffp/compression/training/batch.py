@@ -61,7 +61,8 @@ class Batch:
         at_once = min(batch_size, max(1, round(share)))
         accumulation = max(1, round(share / at_once))
         windows = accumulation * at_once * count
-        return cls(length, at_once, accumulation, windows, steps=math.ceil(max_tokens / (windows * length)))
+        steps = math.ceil(max_tokens / (windows * length))
+        return cls(length=length, at_once=at_once, accumulation=accumulation, windows=windows, steps=steps)
 
     @classmethod
     def of_recovery(cls, plan: RecoveryPlan, model_config: PretrainedConfig, count: int) -> "Batch":

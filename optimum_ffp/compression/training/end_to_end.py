@@ -63,11 +63,8 @@ class Training:
         student: The pruned model. It is changed.
         teacher: The dense model, on the device to train on, in the dtype to compute in.
         dtype: Dtype of the result.
-        options: Options.
         learning_rate: Peak learning rate.
-        batch: Sizes of the training.
         bf16: Whether to compute in bfloat16.
-        tracker: Experiment tracker, if any.
     """
 
     student: PreTrainedModel
@@ -80,15 +77,15 @@ class Training:
     tracker: Tracker | None = None
 
     def run(self, windows: torch.Tensor, held_out: torch.Tensor, folder: Path | None = None) -> TrainingOutput:
-        """Train, resuming from the last checkpoint if there is one.
+        """Train on windows in order, resuming from the last checkpoint if there is one.
 
         Args:
-            windows: Windows to train on, in order.
+            windows: Windows to train on.
             held_out: Windows for evaluation.
             folder: Folder of checkpoints; by default a temporary one that only holds weights.
 
         Raises:
-            FFPError: If the last checkpoint can't be read.
+            FFPError: If a checkpoint can't be written.
         """
         if processes.shards_models():
             # FSDP distributes the shards. In float32, the model may not fit on the device along with the dense model.
@@ -97,11 +94,11 @@ class Training:
         with (
             TemporaryDirectory(prefix="optimum-ffp-") if folder is None else nullcontext(folder) as checkpoint_folder,
             _in_training(self.student, self.teacher, self.options),
+            progress_bar(self.batch.steps, f"Training, learning rate {self.learning_rate:g}", "step") as bar,
         ):
             trainer = self._trainer(windows, held_out, Path(checkpoint_folder), weights_only=folder is None)
-            with progress_bar(self.batch.steps, f"Training, learning rate {self.learning_rate:g}", "step") as bar:
-                trainer.add_callback(ReportCallback(bar, self.tracker))
-                trained = trainer.train(resume_from_checkpoint=_last_checkpoint(Path(checkpoint_folder)))
+            trainer.add_callback(ReportCallback(bar, self.tracker))
+            trained = trainer.train(resume_from_checkpoint=_last_checkpoint(Path(checkpoint_folder)))
             model = self._unwrapped(trainer)
         curve = [
             {
@@ -269,9 +266,8 @@ def default_rate(model: PreTrainedModel, relative: float) -> float:
     A step of Adam changes weights by about the learning rate, and those of some models are ten times as large as those
     of others. The size is the median root mean square of the matrices in the layers.
     """
-    layers = decoder_layers(model)
-    sizes = [weight.detach().float().square().mean().sqrt() for weight in layers.parameters() if weight.ndim > 1]
-    return float(f"{relative * median(map(float, sizes)):.2g}")
+    matrices = (weight.detach().float() for weight in decoder_layers(model).parameters() if weight.ndim > 1)
+    return float(f"{relative * median(float(matrix.square().mean().sqrt()) for matrix in matrices):.2g}")
 
 
 @contextmanager

@@ -84,8 +84,8 @@ class WeightTrainer:
         held_out: Number of held-out windows of all processes.
         per_step: Number of windows per step.
         passes: Number of passes over the windows.
-        learning_rate: Largest learning rate, relative to the size of every tensor's entries: a step of Adam changes
-            entries by about the learning rate, and their size differs by model.
+        learning_rate: Largest learning rate, relative to the size of every tensor's entries (`_size`): a step of Adam
+            changes entries by about the learning rate, and their size differs by model.
         seed: Random seed for the order of the windows.
 
     Attributes:
@@ -100,11 +100,9 @@ class WeightTrainer:
         self.windows = [*self.share, *range(windows, windows + held_out)[processes.share(held_out)]]
 
     def fit(self, loss: Loss, start: dict[str, torch.Tensor]) -> Fit:
-        """Train, and return the fit of the best pass; if none reduces the error, the weights are unchanged.
+        """Train weights by name and return the fit of the best pass, or the start if no pass reduces the error.
 
-        Args:
-            loss: Error of a window.
-            start: The weights before training by name, in the dtype that trained ones are rounded to.
+        Trained weights are rounded to the dtypes of `start`.
         """
         before = best = self._held_out_error(loss, start)
         best_weights = start
@@ -160,12 +158,9 @@ def _rate(step: int, steps: int) -> float:
 
 
 def split_windows(windows: Windows, parts: int) -> torch.Tensor:
-    """Split windows into parts of equal length; a few last tokens may be left out.
+    """Split windows into parts of equal length, shape `[parts * windows, window length // parts]`.
 
-    If windows begin with the start token, it takes the place of the first token of every part.
-
-    Returns:
-        Token ids, shape `[parts * windows, window length // parts]`.
+    A few last tokens may be left out. A start token takes the place of the first token of every part.
     """
     length = windows.length // parts
     split = windows.tokens[:, : parts * length].reshape(-1, length)
@@ -181,9 +176,7 @@ class LayerLoss:
     root mean square over all targets, so that neither a few tokens nor a few channels with massive activations
     outweigh all others.
 
-    Args:
-        runs: The layer and its states, by length of the sequences.
-        windows: Number of training windows, which come first.
+    The first windows of the runs, which differ in the length of their sequences, are those to train on.
     """
 
     def __init__(self, runs: list[Run], windows: int):

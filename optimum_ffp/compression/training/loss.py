@@ -29,11 +29,7 @@ class DistillationLoss:
     never materialized and the head runs once. As the module's forward pass, the loss works with any wrapper, such as
     DDP, FSDP or peft.
 
-    Args:
-        student: The pruned model. Its head is not trained.
-        teacher: The dense model. It is not trained.
-        temperature: τ.
-        label_share: m, the share of the language-model loss.
+    τ is the `temperature`, and m the `label_share`. Neither the head of the student nor the teacher is trained.
     """
 
     def __init__(
@@ -48,11 +44,7 @@ class DistillationLoss:
         self._forward = MethodType(type(student).forward, student)
 
     def __call__(self, input_ids: torch.Tensor, **options: Any) -> dict[str, torch.Tensor]:
-        """Compute the loss of a batch of windows.
-
-        Args:
-            input_ids: Token ids of any integer type, shape `[windows, window length]`.
-            options: Ignored arguments that wrappers pass.
+        """Compute the loss of windows, token ids of any integer type, ignoring other arguments that wrappers pass.
 
         Returns:
             `loss`, the mean over all predicted tokens; and `measured`, without gradients, the loss, divergence and

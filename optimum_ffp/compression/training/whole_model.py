@@ -1,47 +1,12 @@
-"""Training of the whole pruned model on the calibration windows."""
-
-import copy
-from pathlib import Path
-from typing import TYPE_CHECKING
+"""Training of the whole pruned model on the calibration windows: its dtype and its batches."""
 
 import torch
-from transformers import PretrainedConfig, PreTrainedModel
+from transformers import PretrainedConfig
 
 from ...utils import processes
-from ...utils.precision import compute_dtype, computes_in_bfloat16, convert
-from ..calibration import CalibrationTask
+from ...utils.precision import computes_in_bfloat16
 from .batch import Batch
-from .end_to_end import Training, TrainingOutput
-from .layer import STEP_TOKENS, split_windows
-
-
-if TYPE_CHECKING:
-    from ..calibrations.model import Options
-
-
-def train_model(
-    student: PreTrainedModel, task: CalibrationTask, options: "Options", checkpoints: Path | None
-) -> TrainingOutput:
-    """Train a pruned model, which keeps its dtype, on the calibration windows of a task in a random order.
-
-    `checkpoints` is the folder of checkpoints to resume from.
-    """
-    teacher, plan = task.sorted_model.layerwise.dense.model, task.plan
-    bf16 = trains_in_bfloat16(teacher.device, teacher.dtype, plan.search_dtype)
-    computed = torch.bfloat16 if bf16 else compute_dtype(teacher.device, teacher.dtype)
-    windows = split_windows(task.data.calibration, options.parts(plan.seq_len))
-    generator = torch.Generator().manual_seed(plan.seed)
-    order = torch.cat([torch.randperm(len(windows), generator=generator) for _ in range(options.model_passes)])
-    training = Training(
-        student=student,
-        teacher=teacher if teacher.dtype == computed else convert(copy.deepcopy(teacher), computed),
-        dtype=student.dtype,
-        options=options.training(plan.seed),
-        learning_rate=options.learning_rate(student),
-        batch=training_batch(teacher.config, length=windows.shape[1], tokens=order.numel() * windows.shape[1]),
-        bf16=bf16,
-    )
-    return training.run(windows[order], task.data.held_out.tokens, checkpoints)
+from .layer import STEP_TOKENS
 
 
 def trains_in_bfloat16(device: torch.device, dtype: torch.dtype, search_dtype: str) -> bool:
