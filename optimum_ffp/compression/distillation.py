@@ -98,11 +98,13 @@ def _fit_layer(trainer: WeightTrainer, task: CalibrationTask, index: int, layer:
     removed = sorted_model.removed_modules(task.policy, index)
     parameters = {name: one for name, one in layer.named_parameters() if not name.startswith(removed)}
     start = {name: parameter.detach().to(dtype) for name, parameter in parameters.items()}
-    fit = trainer.fit(LayerLoss(runs, len(trainer.share)), start)
+    loss = LayerLoss(runs, len(trainer.share))
+    fit = trainer.fit(loss, start, loss.scale)
     return replace(fit, weights={sorted_model.prefixes[index] + name: one for name, one in fit.weights.items()})
 
 
 def _fit_last_norm(trainer: WeightTrainer, sorted_model: SortedModel, loss: PredictionLoss) -> Fit:
     with loss.ready():
         norms = last_norm_parameters(sorted_model.layerwise)
-        return trainer.fit(loss, {name: one.to(sorted_model.stored_dtypes[name]) for name, one in norms.items()})
+        start = {name: one.to(sorted_model.stored_dtypes[name]) for name, one in norms.items()}
+        return trainer.fit(loss, start, loss.scale)

@@ -50,7 +50,7 @@ class PredictionLoss:
         self.layerwise, self.pruned, self.dense = layerwise, pruned, dense
         self.window_indices, self.dtype = window_indices, dtype
         self.stride = math.ceil(pruned.shape[1] / POSITIONS)
-        self.scale: float = pruned.shape[1] // self.stride
+        self.scale = pruned.shape[1] // self.stride
         # Output of the dense decoder for one window; its hidden states are replaced for every other window.
         self._decoded: DecoderOutput
 

@@ -1,9 +1,8 @@
 """Training of the weights of a layer, by their error on windows of hidden states."""
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Protocol
 
 import torch
 from torch.optim import Adam
@@ -27,21 +26,8 @@ BETAS = (0.9, 0.95)
 # A runner of a layer for sequences of one length, the states before the layer and the targets, both of shape
 # `[windows, sequences per window, length, hidden size]`.
 Run = tuple[LayerRunner, torch.Tensor, torch.Tensor]
-
-
-class Loss(Protocol):
-    """Error of weights on a window.
-
-    Attributes:
-        scale: Factor on the error when it is differentiated: gradients must fit into the dtype they are computed in.
-            Adam's steps don't depend on it.
-    """
-
-    scale: float
-
-    def __call__(self, weights: Mapping[str, torch.Tensor], window: int) -> torch.Tensor:
-        """Return the mean error of the tokens of one of this process's windows (`WeightTrainer.windows`)."""
-        ...
+# Maps weights by name and one of this process's windows (`WeightTrainer.windows`) to the mean error of its tokens.
+Loss = Callable[[Mapping[str, torch.Tensor], int], torch.Tensor]
 
 
 @dataclass(frozen=True)
@@ -99,10 +85,11 @@ class WeightTrainer:
         self.count, self.share = windows, range(windows)[processes.share(windows)]
         self.windows = [*self.share, *range(windows, windows + held_out)[processes.share(held_out)]]
 
-    def fit(self, loss: Loss, start: dict[str, torch.Tensor]) -> Fit:
+    def fit(self, loss: Loss, start: dict[str, torch.Tensor], scale: float) -> Fit:
         """Train weights by name and return the fit of the best pass, or the start if no pass reduces the error.
 
-        Trained weights are rounded to the dtypes of `start`.
+        Trained weights are rounded to the dtypes of `start`. Errors are scaled so that their gradients fit into the
+        dtype they are computed in; Adam's steps don't depend on it.
         """
         before = best = self._held_out_error(loss, start)
         best_weights = start
@@ -115,7 +102,7 @@ class WeightTrainer:
         schedule = LambdaLR(optimizer, lambda step: _rate(step, steps))
         for _ in range(self.passes):
             for chosen in torch.randperm(self.count, generator=generator).split(self.per_step):
-                self._differentiate(loss, masters, chosen.tolist())
+                self._differentiate(loss, masters, chosen.tolist(), scale)
                 optimizer.step()
                 optimizer.zero_grad()
                 schedule.step()
@@ -127,11 +114,11 @@ class WeightTrainer:
         return Fit(best_weights, before, best)
 
     @torch.enable_grad()
-    def _differentiate(self, loss: Loss, masters: dict[str, torch.Tensor], chosen: list[int]) -> None:
+    def _differentiate(self, loss: Loss, masters: dict[str, torch.Tensor], chosen: list[int], scale: float) -> None:
         """Set the gradients of the mean error of the chosen windows."""
         for window in chosen:
             if window in self.share:
-                error = loss(masters, window - self.share.start) * loss.scale
+                error = loss(masters, window - self.share.start) * scale
                 (error / len(chosen)).backward()
         for weight in masters.values():
             weight.grad = processes.sum_(torch.zeros_like(weight) if weight.grad is None else weight.grad)
