@@ -140,13 +140,9 @@ class SortedModel:
     ) -> Change:
         """Return a `Change` that applies a policy to a layer, or replaces weights after the last layer.
 
-        The output projection of a removed unit yields zeros, and a removed layer returns its input.
-
-        Args:
-            policy: Number of groups to keep per unit.
-            weights: Tensors that replace the views and other parameters of the dense model, by name. Those on another
-                device are copied for the duration of the context.
-            compensated: Whether to use the output weights after ridge regression too.
+        The output projection of a removed unit yields zeros, and a removed layer returns its input. `weights` replace
+        the views and other parameters of the dense model by name; those on another device are copied for the duration
+        of the context. With `compensated`, the output weights after ridge regression are used too.
         """
         removed_layers = policy.removed_layers
 
@@ -205,14 +201,9 @@ class SortedModel:
     ) -> PreTrainedModel:
         """Return a physically smaller model with copied weights, of the model class that its checkpoint contains.
 
-        It is on the device of the dense model if it fits, otherwise in host memory.
-
-        Args:
-            policy: Number of groups to keep per unit.
-            weights: As for `change`.
-            journal: Saves the layers, and memory-maps them if it keeps tensors on disk.
-            homogeneous: Whether to use the dense model's class, if it supports the policy's sizes (`is_homogeneous`);
-                mixtures always do.
+        It is on the device of the dense model if it fits, otherwise in host memory. Its policy and weights are those
+        for `change`. A journal that keeps tensors on disk saves the layers and memory-maps them. With `homogeneous`,
+        and for mixtures, the dense model's class is used if it supports the policy's sizes (`is_homogeneous`).
         """
         change, journal = self.change(policy, weights), journal or Journal()
         kept = policy.kept_layers(len(self.prefixes))

@@ -68,13 +68,8 @@ class TaskSuite:
     ) -> list[dict[str, Any]]:
         """Score a model, as `lm_eval --model hf` does, and return a record per task and group.
 
-        Args:
-            model: A causal LM, on its device.
-            tokenizer: Tokenizer of the model.
-            limit: Samples per task, or the fraction of them if below 1; all if `None`.
-            batch_size: Requests per forward pass.
-            with_samples: Whether records of tasks also have `per_sample`, lists of scores by metric, and the correct
-                `answers`, as formatted by lm-eval.
+        `limit` is the number of samples per task, or the fraction of them if below 1. With samples, records of tasks
+        also have `per_sample`, lists of scores by metric, and the correct `answers`, as formatted by lm-eval.
 
         Raises:
             FFPError: If a task can't be run.

@@ -77,12 +77,9 @@ class Training:
     tracker: Tracker | None = None
 
     def run(self, windows: torch.Tensor, held_out: torch.Tensor, folder: Path | None = None) -> TrainingOutput:
-        """Train on windows in order, resuming from the last checkpoint if there is one.
+        """Train on windows in order, resuming from the last checkpoint in a folder if there is one.
 
-        Args:
-            windows: Windows to train on.
-            held_out: Windows for evaluation.
-            folder: Folder of checkpoints; by default a temporary one that only holds weights.
+        By default, checkpoints are in a temporary folder and only hold weights.
 
         Raises:
             FFPError: If a checkpoint can't be written.
