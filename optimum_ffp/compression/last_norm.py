@@ -30,13 +30,9 @@ class PredictionLoss:
     The mean of `KL(p ‖ q)`, in nats, over every n-th position of a window, at most `POSITIONS` of them, where `p` and
     `q` are the next-token distributions of the dense and of the pruned model.
 
-    Args:
-        layerwise: The dense model.
-        pruned: Hidden states of the pruned model after the last layer, of this process's windows. Shape `[windows,
-            window length, hidden size]`.
-        dense: Those of the dense model, which `ready` replaces by the input of the head.
-        window_indices: Index of each window among those of all processes, which sets the first position that is read.
-        dtype: Autocast dtype; `None` for the model's own.
+    `pruned` and `dense` are the hidden states of this process's windows after the last layer, shape `[windows, window
+    length, hidden size]`; `ready` replaces those of the dense model by the input of the head. The index of a window
+    among those of all processes sets the first position that is read. `dtype` is that of autocast, if any.
     """
 
     def __init__(

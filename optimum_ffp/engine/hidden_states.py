@@ -10,14 +10,9 @@ from .layerwise_model import LayerwiseModel
 
 
 class HiddenStates:
-    """Hidden states between two layers, of sequences of one or several lengths.
+    """Hidden states between two layers, of sequences of one or several lengths as `with_first_tokens` returns them.
 
-    Args:
-        layerwise: The model.
-        sequences: Token ids as returned by `with_first_tokens`.
-        autocast: Autocast dtype; `None` for the model's own.
-        dtype: As for `LayerwiseModel.embed`.
-        copies: As for `LayerwiseModel.embed`.
+    `autocast` is the autocast dtype, if any; `dtype` and `copies` are as for `LayerwiseModel.embed`.
 
     Attributes:
         states: By length, shape `[windows, sequences per window, length, hidden size]`.

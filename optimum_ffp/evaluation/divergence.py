@@ -15,12 +15,8 @@ from ..utils.lm_head import DecoderOutput, chunked_logits, decoder_of
 class Predictions:
     """A baseline's predictions for windows, stored as final hidden states and a copy of the head.
 
-    Hidden states are far smaller than logits, and the baseline can be freed before another model is loaded.
-
-    Args:
-        model: The baseline, a causal LM.
-        windows: Token ids, shape `[windows, window length]`.
-        head: The copy of the head from its `Predictions` for other windows, if any.
+    Hidden states are far smaller than logits, and the baseline can be freed before another model is loaded. `head` is
+    the copy of the head from its `Predictions` for other windows, if any.
     """
 
     def __init__(self, model: PreTrainedModel, windows: torch.Tensor, head: PreTrainedModel | None = None):

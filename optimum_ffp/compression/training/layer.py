@@ -32,13 +32,7 @@ Loss = Callable[[Mapping[str, torch.Tensor], int], torch.Tensor]
 
 @dataclass(frozen=True)
 class Fit:
-    """Result of training.
-
-    Attributes:
-        weights: The weights by name.
-        before: Mean error of the tokens of held-out windows before training.
-        after: The same with these weights.
-    """
+    """Weights by name, and the mean error of the tokens of held-out windows before training and with these weights."""
 
     weights: dict[str, torch.Tensor]
     before: float
@@ -63,16 +57,9 @@ class Fit:
 class WeightTrainer:
     """Trains weights with Adam, in float32, and keeps those of the best pass over the windows.
 
-    Processes share the windows, and all of them take every step with the summed gradients.
-
-    Args:
-        windows: Number of training windows of all processes.
-        held_out: Number of held-out windows of all processes.
-        per_step: Number of windows per step.
-        passes: Number of passes over the windows.
-        learning_rate: Largest learning rate, relative to the size of every tensor's entries (`_size`): a step of Adam
-            changes entries by about the learning rate, and their size differs by model.
-        seed: Random seed for the order of the windows.
+    Processes share the windows, whose numbers are those of all processes, and take every step together with the summed
+    gradients. The largest learning rate is relative to the size of every tensor's entries (`_size`): a step of Adam
+    changes entries by about the learning rate, and their size differs by model. The seed sets the windows' order.
 
     Attributes:
         windows: Indices of this process's windows among those of all processes: training windows, then held-out ones,
