@@ -37,15 +37,7 @@ class Calibration:
 
 @dataclass(frozen=True)
 class CalibrationTask:
-    """Input of a calibration.
-
-    Attributes:
-        sorted_model: The sorted model, with its ridge factors.
-        policy: Number of groups to keep per unit.
-        data: Windows of all roles.
-        plan: Options.
-        journal: Saves finished work.
-    """
+    """Input of a calibration: model, policy, windows of all roles, options, and a journal that saves finished work."""
 
     sorted_model: SortedModel
     policy: PruningPolicy
@@ -54,13 +46,7 @@ class CalibrationTask:
     journal: Journal
 
     def conclude(self, stage: str, before: Calibration, weights: dict[str, torch.Tensor]) -> Calibration:
-        """Return the result of a stage, whose weights are kept if they lower the held-out perplexity.
-
-        Args:
-            stage: Name of the stage.
-            before: Result of the stage before this one, which may have measured that for its weights.
-            weights: Weights after the stage.
-        """
+        """Return the result of a stage, whose weights are kept if they lower the held-out perplexity from `before`."""
         layerwise, stages, held_out = self.sorted_model.layerwise, before.record.get("stages", []), self.data.held_out
         candidates = [weights] if stages else [before.weights, weights]
 

@@ -30,16 +30,9 @@ class PredictionLoss:
     The mean of `KL(p ‖ q)`, in nats, over every n-th position of a window, at most `POSITIONS` of them, where `p` and
     `q` are the next-token distributions of the dense and of the pruned model.
 
-    Args:
-        layerwise: The dense model.
-        pruned: Hidden states of the pruned model after the last layer, of this process's windows. Shape `[windows,
-            window length, hidden size]`.
-        dense: Those of the dense model, which `ready` replaces by the input of the head.
-        window_indices: Index of each window among those of all processes, which sets the first position that is read.
-        dtype: Autocast dtype; `None` for the model's own.
-
-    Attributes:
-        scale: Factor with which gradients fit into float16.
+    `pruned` and `dense` are the hidden states of this process's windows after the last layer, shape `[windows, window
+    length, hidden size]`; `ready` replaces those of the dense model by the input of the head. The index of a window
+    among those of all processes sets the first position that is read. `dtype` is that of autocast, if any.
     """
 
     def __init__(
@@ -71,13 +64,9 @@ class PredictionLoss:
     @contextmanager
     def ready(self) -> Iterator[None]:
         """Apply the dense model's norm once, and keep the head on its device for the duration of the context."""
-        layerwise, computing = self.layerwise, computing_in(self.layerwise.device, self.dtype)
-        with (
-            layerwise.cast_outer_weights(),
-            free_graphs(),
-            computing,
-            head_in_autocast_dtype(layerwise.model, layerwise.device),
-        ):
+        layerwise, device = self.layerwise, self.layerwise.device
+        cast_head = head_in_autocast_dtype(layerwise.model, device)
+        with layerwise.cast_outer_weights(), free_graphs(), computing_in(device, self.dtype), cast_head:
             with torch.no_grad():
                 for states in self.dense.split(1) if len(self.dense) else ():
                     self._decoded = layerwise.decoded(states.to(layerwise.dtype))

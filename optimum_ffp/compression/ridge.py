@@ -41,14 +41,9 @@ class PrefixRidge:
         return cls(factor.to(torch.float32, memory_format=torch.contiguous_format))
 
     def compensated(self, weight: torch.Tensor, kept: int) -> torch.Tensor:
-        """Return `W'_R` for the first `kept` columns.
+        """Return `W'_R` for the first `kept` columns, shape `[out_features, kept]`, in the dtype of the weight.
 
-        Args:
-            weight: Output projection with its columns sorted by importance, shape `[out_features, features]`.
-            kept: Number of columns to keep.
-
-        Returns:
-            Shape `[out_features, kept]`, in the dtype of the weight.
+        `weight` has its columns sorted by importance, shape `[out_features, features]`.
         """
         if kept == weight.shape[1]:
             return weight
@@ -63,11 +58,6 @@ class PrefixRidge:
 
         With `V = W L` and `z = L⁻¹ x`, where the first `k` entries of `z` depend only on the first `k` inputs, the
         output of a prefix is `W'_k x = Σ_{j<k} V_j z_j`. So `W'_stop x - W'_start x = V_{start:stop} z_{start:stop}`.
-
-        Args:
-            weight: As for `compensated`.
-            start: Columns of the shorter prefix.
-            stop: Columns of the longer prefix.
 
         Returns:
             `V_{start:stop}`, shape `[out_features, stop - start]`, and `M` with `z_{start:stop} = Mᵀ x`, shape

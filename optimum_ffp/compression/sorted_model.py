@@ -27,15 +27,7 @@ PRUNED_HEADROOM = 1.25
 
 @dataclass(frozen=True)
 class SortedTensor:
-    """A parameter of a projection with its groups sorted by importance.
-
-    Attributes:
-        module: The projection.
-        name: Name of the parameter in `module`.
-        full: The parameter with all groups.
-        groups: Number of all groups.
-        parts: The slices that are fused in the parameter, in the order of its rows or columns.
-    """
+    """A parameter of a projection with all its groups, sorted by importance, and the slices fused in it, in order."""
 
     module: nn.Module
     name: str
@@ -83,6 +75,7 @@ class SortedModel:
 
     Attributes:
         prefixes: Prefix of the names of every layer's parameters in the model.
+        stored_dtypes: Dtype of every tensor at rest; the biases of some routers have one of their own.
     """
 
     def __init__(
@@ -100,13 +93,15 @@ class SortedModel:
         names = {module: name for name, module in self.model.named_modules()}
         self._output_names = [f"{names[unit.output.module]}.weight" for unit in units]
         self.prefixes = [f"{names[layer]}." for layer in layerwise.layers]
-        # Of tensors that a checkpoint keeps in another dtype, such as the biases of some routers.
-        dtypes = {name: tensor.dtype for name, tensor in self.model.state_dict().items()}
-        self._own_dtypes = {name: dtype for name, dtype in dtypes.items() if dtype != layerwise.stored_dtype}
+        self.stored_dtypes = {name: tensor.dtype for name, tensor in self.model.state_dict().items()}
         for index in range(len(layerwise.layers)):
             layerwise.weights.change(index, partial(self._sort_layer, index, orders), partial(self._forget, index))
         if layerwise.weights.resident and self.model.device.type == "cpu":
-            self._unmap_checkpoint()
+            # Weights from safetensors are memory-mapped: the whole file stays mapped while any tensor refers to it.
+            copied = {tensor.full.data_ptr() for tensors in self._sorted.values() for tensor in tensors}
+            for parameter in self.model.parameters():
+                if parameter.data_ptr() not in copied:
+                    parameter.data = parameter.data.clone()
 
     def _sort_layer(self, layer: int, orders: Sequence[torch.Tensor]) -> None:
         for index in self.members(layer):
@@ -116,32 +111,18 @@ class SortedModel:
         for index in self.members(layer):
             self._sorted.pop(index, None)
 
-    def _unmap_checkpoint(self) -> None:
-        # Weights from safetensors are memory-mapped: the whole file stays mapped while any tensor refers to it.
-        copied = {tensor.full.data_ptr() for tensors in self._sorted.values() for tensor in tensors}
-        for parameter in self.model.parameters():
-            if parameter.data_ptr() not in copied:
-                parameter.data = parameter.data.clone()
-
     def members(self, layer: int) -> list[int]:
         """Return the indices of the units of a layer."""
         return units_of_layer(self.model_units, layer)
 
     def named_output(self, index: int, weight: torch.Tensor) -> tuple[str, torch.Tensor]:
-        """Return the name of a unit's output weight, and the weight as the model needs it, for `change`.
-
-        Args:
-            index: Index of the unit.
-            weight: Weight with its columns in group order, shape `[out_features, kept columns]`.
-        """
+        """Return a unit's output weight by name for `change`, from one with its kept columns in group order."""
         return self._output_names[index], self.model_units[index].in_layout(weight)
 
     def compensated(self, policy: PruningPolicy, members: Iterable[int] | None = None) -> dict[str, torch.Tensor]:
-        """Return the output weights after ridge regression by name, each `[out_features, kept columns]`.
+        """Return the output weights of kept units after ridge regression by name, each `[out_features, kept columns]`.
 
-        Args:
-            policy: Number of groups to keep per unit; removed units have no weights.
-            members: Indices of the units to compensate; all if `None`. The weights of their layers are loaded.
+        `members` are the indices of the units, by default all. The weights of their layers must be loaded.
         """
         chosen = range(len(policy.sizes)) if members is None else members
         kept = [index for index in chosen if policy.sizes[index]]
@@ -159,13 +140,9 @@ class SortedModel:
     ) -> Change:
         """Return a `Change` that applies a policy to a layer, or replaces weights after the last layer.
 
-        The output projection of a removed unit yields zeros, and a removed layer returns its input.
-
-        Args:
-            policy: Number of groups to keep per unit.
-            weights: Tensors that replace the views and other parameters of the dense model, by name. Those on another
-                device are copied for the duration of the context.
-            compensated: Whether to use the output weights after ridge regression too.
+        The output projection of a removed unit yields zeros, and a removed layer returns its input. `weights` replace
+        the views and other parameters of the dense model by name; those on another device are copied for the duration
+        of the context. With `compensated`, the output weights after ridge regression are used too.
         """
         removed_layers = policy.removed_layers
 
@@ -177,11 +154,10 @@ class SortedModel:
                     yield
                 return
             used = self.compensated(policy, members) if compensated else {}
-            used |= {name: weight for name, weight in (weights or {}).items() if self._belongs_to(layer, name)}
+            used |= {name: weight for name, weight in (weights or {}).items() if self._layer_of(name) == layer}
             originals = {name: self.model.get_parameter(name).data for name in used}
-            removed = (self.model_units[index].projection for index in members if not policy.sizes[index])
             with ExitStack() as stack:
-                for module in removed:
+                for module in [self.model_units[index].projection for index in members if not policy.sizes[index]]:
                     stack.enter_context(replaced_forward(module, partial(_zeros, module.out_features)))
                 stack.callback(self._set, members, [unit.groups for unit in self.units], originals)
                 self._set(members, policy.sizes, used)
@@ -189,11 +165,10 @@ class SortedModel:
 
         return applied_to
 
-    def _belongs_to(self, layer: int, name: str) -> bool:
-        """Whether a parameter belongs to a layer or, if `layer` is the number of layers, to none."""
-        if layer < len(self.prefixes):
-            return name.startswith(self.prefixes[layer])
-        return not name.startswith(tuple(self.prefixes))
+    def _layer_of(self, name: str) -> int:
+        """Return the index of the layer that a parameter belongs to, or the number of layers."""
+        layers = (index for index, prefix in enumerate(self.prefixes) if name.startswith(prefix))
+        return next(layers, len(self.prefixes))
 
     def _set(self, members: Iterable[int], sizes: Sequence[int], weights: Mapping[str, torch.Tensor]) -> None:
         for index in members:
@@ -226,27 +201,21 @@ class SortedModel:
     ) -> PreTrainedModel:
         """Return a physically smaller model with copied weights, of the model class that its checkpoint contains.
 
-        It is on the device of the dense model if it fits, otherwise in host memory.
-
-        Args:
-            policy: Number of groups to keep per unit.
-            weights: As for `change`.
-            journal: Saves the layers, and memory-maps them if it keeps tensors on disk.
-            homogeneous: Whether to use the dense model's class, if it supports the policy's sizes (`is_homogeneous`);
-                that of a family without classes for pruned models is always used.
+        It is on the device of the dense model if it fits, otherwise in host memory. Its policy and weights are those
+        for `change`. A journal that keeps tensors on disk saves the layers and memory-maps them. With `homogeneous`,
+        and for a family without classes of its own, the dense model's class is used if it supports the policy's sizes
+        (`is_homogeneous`).
         """
-        change, layers = self.change(policy, weights), len(self.prefixes)
-        kept = policy.kept_layers(layers)
-        journal = journal or Journal()
-        with change(layers):
+        change, journal = self.change(policy, weights), journal or Journal()
+        kept = policy.kept_layers(len(self.prefixes))
+        with change(len(self.prefixes)):
             state = journal.mapped("pruned-outer", partial(self._copy_weights, self.model, "", tuple(self.prefixes)))
         for index, layer in self.layerwise.iter_layers():
-            if index not in kept:
-                continue
-            with change(index):
-                prefix, removed = self.prefixes[kept.index(index)], self.removed_modules(policy, index)
-                copy = partial(self._copy_weights, layer, self.prefixes[index], removed)
-                layer_weights = journal.mapped(f"pruned-{index}", copy)
+            if index in kept:
+                copy = partial(self._copy_weights, layer, self.prefixes[index], self.removed_modules(policy, index))
+                with change(index):
+                    layer_weights = journal.mapped(f"pruned-{index}", copy)
+                prefix = self.prefixes[kept.index(index)]
                 state |= {prefix + name: tensor for name, tensor in layer_weights.items()}
         config = homogeneous_config(self.model, policy) if homogeneous or not self.family.classes else None
         model_class = pruned_model_class(self.family) if config is None else type(self.model)
@@ -258,21 +227,19 @@ class SortedModel:
         # from_pretrained sets the name to the folder, which is None here.
         pruned.config._name_or_path = pruned.name_or_path = ""
         pruned.generation_config = self.model.generation_config
-        device = self.layerwise.device
-        free = free_device_memory(device)
+        free = free_device_memory(self.layerwise.device)
         fits = free is None or free > PRUNED_HEADROOM * pruned.get_memory_footprint()
         if fits and not self.layerwise.weights.offloaded:
-            pruned = move(pruned, device)
+            move(pruned, self.layerwise.device)
         return pruned.eval()
 
     def _copy_weights(self, module: nn.Module, prefix: str, excluded: tuple[str, ...]) -> dict[str, torch.Tensor]:
-        """Copy weights to host memory, except those with the given prefixes, in the checkpoint's layout and dtype.
+        """Copy weights except those with the given prefixes to host memory, in the checkpoint's layout and dtype.
 
-        `prefix` is that of the module's names in the dense model.
+        `prefix` is that of the module's names in the dense model. Views share storage with the dense weights.
         """
-        # Views share storage with the dense weights; the checkpoint must hold only the kept ones.
         state = {
-            name: tensor.detach().to("cpu", self.stored_dtype(prefix + name), copy=True)
+            name: tensor.detach().to("cpu", self.stored_dtypes[prefix + name], copy=True)
             for name, tensor in module.state_dict().items()
             if not name.startswith(excluded)
         }
@@ -280,10 +247,6 @@ class SortedModel:
             if isinstance(part, TransposedLinear) and f"{name}.weight" in state:
                 state[f"{name}.weight"] = state[f"{name}.weight"].t().contiguous()
         return state
-
-    def stored_dtype(self, name: str) -> torch.dtype:
-        """Return the dtype that a tensor of the dense model has in the checkpoint."""
-        return self._own_dtypes.get(name, self.layerwise.stored_dtype)
 
 
 def _zeros(features: int, hidden: torch.Tensor) -> torch.Tensor:

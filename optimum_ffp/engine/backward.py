@@ -36,7 +36,7 @@ def backward_passes(
     on_layer: Callable[[int], Any] = lambda layer: None,
     description: str | None = None,
 ) -> list[float]:
-    """Run one forward and one backward pass per window, with the loss summed over its tokens.
+    """Run one forward and one backward pass per window, and return the loss summed over its tokens, in nats.
 
     Inputs of layers are saved, and every layer runs again in the backward pass, with the forward hooks.
 
@@ -49,9 +49,6 @@ def backward_passes(
         dtype: Autocast dtype; `None` for the model's own.
         on_layer: Called with the index of every layer, last layer first, once all windows have passed it.
         description: Description of the progress bar, which counts layers in both directions; no bar if `None`.
-
-    Returns:
-        The summed loss of every window, in nats.
     """
     losses: list[float] = []
     if not len(windows):
@@ -60,8 +57,7 @@ def backward_passes(
         return losses
     copies = len(layerwise.layers) + 2
     chunks = windows.split(layerwise.chunk_size(windows, copies))
-    total = 2 * len(layerwise.layers) * len(chunks)
-    with progress_bar(total, description, "layer") as bar:
+    with progress_bar(2 * len(layerwise.layers) * len(chunks), description, "layer") as bar:
         for chunk in chunks:
             states, arguments = layerwise.embed(chunk, copies=copies)
             inputs = []

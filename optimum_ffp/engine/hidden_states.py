@@ -10,15 +10,9 @@ from .layerwise_model import LayerwiseModel
 
 
 class HiddenStates:
-    """Hidden states between two layers, of sequences of one or several lengths.
+    """Hidden states between two layers, of sequences of one or several lengths as `with_first_tokens` returns them.
 
-    Args:
-        layerwise: The model.
-        sequences: Token ids by length, the longest first, each of shape `[windows, sequences per window, length]`, as
-            returned by `with_first_tokens`.
-        autocast: Autocast dtype; `None` for the model's own.
-        dtype: Dtype to keep the states in; `None` for the model's own.
-        copies: Number of such states that will exist at once, to choose their device.
+    `autocast` is the autocast dtype, if any; `dtype` and `copies` are as for `LayerwiseModel.embed`.
 
     Attributes:
         states: By length, shape `[windows, sequences per window, length, hidden size]`.
@@ -45,11 +39,7 @@ class HiddenStates:
     def advance(self, layer: nn.Module, index: int, tokens: int | None = None) -> None:
         """Replace the states before the layer of an index, whose weights are loaded, with those after it.
 
-        Args:
-            layer: The layer.
-            index: Its index.
-            tokens: Tokens per forward pass, at least those of the longest sequence; by default all sequences of one
-                length of one window.
+        By default, a forward pass has the sequences of one length of a window; otherwise this number of tokens.
         """
         for runner, states in zip(self.runners(layer, index), self.states):
             _, sequences, length, _ = states.shape

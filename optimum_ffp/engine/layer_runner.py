@@ -1,7 +1,6 @@
 """Run one decoder layer on the hidden states of windows."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -13,25 +12,16 @@ from ..utils.precision import computing_in
 from .token_counter import TokenCounter
 
 
-@dataclass(frozen=True)
-class Arguments:
-    """Arguments of a layer other than the hidden states: masks and positions, equal for all windows of one length."""
-
-    positional: tuple[Any, ...]
-    keywords: dict[str, Any]
+# Positional and keyword arguments of a layer other than the hidden states: masks and positions, equal for all windows
+# of one length.
+Arguments = tuple[tuple[Any, ...], dict[str, Any]]
 
 
 class LayerRunner:
-    """Runs one decoder layer.
+    """Runs one decoder layer, whose weights are loaded, with an autocast dtype, and counts the tokens that it reads.
 
     Hidden states may be in host memory and in a dtype other than the model's: they are moved to the layer's device and
     dtype for its forward pass.
-
-    Args:
-        layer: The layer, with its weights loaded.
-        arguments: Its other arguments.
-        dtype: Autocast dtype; `None` for the model's own.
-        counter: Counts the tokens that the layer reads.
     """
 
     def __init__(self, layer: nn.Module, arguments: Arguments, dtype: torch.dtype | None, counter: TokenCounter):
@@ -41,28 +31,22 @@ class LayerRunner:
 
     @torch.no_grad()
     def advance(self, states: torch.Tensor, batch_size: int = 1) -> None:
-        """Replace hidden states before the layer with those after it.
-
-        Args:
-            states: Shape `[windows, window length, hidden size]`.
-            batch_size: Windows per forward pass.
-        """
+        """Replace hidden states, shape `[windows, window length, hidden size]`, with those after the layer."""
         for batch in states.split(batch_size) if len(states) else ():
             batch.copy_(self.output(batch))
 
     def output(self, hidden: torch.Tensor, weights: Mapping[str, torch.Tensor] | None = None) -> torch.Tensor:
         """Return the hidden states after the layer, on its device and in the dtype that it computes in.
 
-        Args:
-            hidden: Hidden states before the layer, shape `[windows, window length, hidden size]`.
-            weights: Tensors to use instead of the layer's parameters, by name. They may have another dtype.
+        `weights` replace the layer's parameters by name, and may have another dtype.
         """
         backward = 0 if not torch.is_grad_enabled() else 1 if weights is None else 2
         self.counter.layer_tokens += (1 + backward) * hidden.shape[0] * hidden.shape[1]
         used = {name: weight.to(self.weight_dtype) for name, weight in (weights or {}).items()}
+        positional, keywords = self.arguments
         with computing_in(self.device, self.dtype):
-            inputs = (hidden.to(self.device, self.weight_dtype), *self.arguments.positional)
-            return functional_call(self.layer, used, inputs, self.arguments.keywords)
+            inputs = (hidden.to(self.device, self.weight_dtype), *positional)
+            return functional_call(self.layer, used, inputs, keywords)
 
 
 def score_bytes(config: PretrainedConfig, length: int) -> int:

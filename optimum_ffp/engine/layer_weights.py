@@ -15,14 +15,8 @@ class LayerWeights:
     """Weights of decoder layers, which are resident on their device or copied to it one layer at a time.
 
     Weights that are not resident are in host memory, as ordinary tensors or as views of the memory-mapped checkpoint,
-    which is read from disk when they are copied. The next layer is copied in the background while one runs. Copies
-    may have another dtype, to compute in.
-
-    Args:
-        layers: The decoder layers.
-        device: Device that runs the layers.
-        dtype: Dtype of floating-point copies; that of the weights if `None`.
-        resident: Whether all layers stay on that device, so that nothing is copied.
+    which is read from disk when they are copied. The next layer is copied in the background while one runs.
+    Floating-point copies have the given dtype, to compute in; that of the weights if `None`.
     """
 
     def __init__(
@@ -42,12 +36,9 @@ class LayerWeights:
         return not self.resident and any(one.device != self.device for one in parameters)
 
     def change(self, index: int, change: Callable[[], None], forget: Callable[[], None] = lambda: None) -> None:
-        """Change the weights of a layer: now if they are resident, otherwise whenever they are copied to the device.
+        """Call `change` for the weights of a layer: now if they are resident, or whenever they are on the device.
 
-        Args:
-            index: Index of the layer.
-            change: Changes its weights.
-            forget: Called when the weights leave the device, to drop references that `change` created.
+        `forget` is called when they leave the device, to drop references that `change` created.
         """
         if self.resident:
             change()
@@ -56,33 +47,19 @@ class LayerWeights:
 
     def iter_layers(self, backwards: bool = False) -> Iterator[tuple[int, nn.Module]]:
         """Yield the layers with their indices, each with its weights on the device until the next one."""
-        order = list(range(len(self.layers)))
-        order = order[::-1] if backwards else order
+        order = sorted(range(len(self.layers)), reverse=backwards)
         if self.resident:
             yield from ((index, self.layers[index]) for index in order)
             return
-        with self._background() as background:
+        # On this process's GPU: by default threads create a context on the first one.
+        set_device = partial(torch.cuda.set_device, self.device) if self.device.type == "cuda" else None
+        with ThreadPoolExecutor(1, initializer=set_device) as background:
             prefetched: Future | None = None
             for index, following in zip(order, [*order[1:], None]):
                 copies = (prefetched or background.submit(self._copy, index)).result()
                 prefetched = None if following is None else background.submit(self._copy, following)
-                with self._on_device(index, copies) as layer:
-                    del copies
+                with self.loaded(index, copies) as layer:
                     yield index, layer
-
-    @contextmanager
-    def loaded(self, index: int) -> Iterator[nn.Module]:
-        """Keep the weights of one layer on the device for the duration of the context."""
-        if self.resident:
-            yield self.layers[index]
-            return
-        with self._on_device(index, self._copy(index)) as layer:
-            yield layer
-
-    def _background(self) -> ThreadPoolExecutor:
-        """Return a thread for copies, on this process's GPU: by default threads create a context on the first one."""
-        set_device = partial(torch.cuda.set_device, self.device) if self.device.type == "cuda" else None
-        return ThreadPoolExecutor(1, initializer=set_device)
 
     @torch.no_grad()
     def _copy(self, index: int) -> dict[str, torch.Tensor]:
@@ -104,8 +81,13 @@ class LayerWeights:
         return tensor.to(self.device, self.dtype if tensor.is_floating_point() else None, non_blocking, copy)
 
     @contextmanager
-    def _on_device(self, index: int, copies: dict[str, torch.Tensor]) -> Iterator[nn.Module]:
+    def loaded(self, index: int, copies: dict[str, torch.Tensor] | None = None) -> Iterator[nn.Module]:
+        """Keep the weights of one layer on the device for the duration of the context, by default with new copies."""
         layer, originals = self.layers[index], self._tensors(index)
+        if self.resident:
+            yield layer
+            return
+        copies = copies or self._copy(index)
         tensors = dict(layer.named_parameters()) | dict(layer.named_buffers())
         change, forget = self._changes.get(index, (lambda: None, lambda: None))
         try:

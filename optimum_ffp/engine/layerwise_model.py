@@ -2,7 +2,6 @@
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
-from functools import partial
 from typing import Any
 
 import torch
@@ -40,11 +39,7 @@ def unchanged(index: int) -> AbstractContextManager[Any]:
 
 
 def hidden_state_bytes(resident: bool, free: int, processes: int, device_free: int | None = None) -> int:
-    """Return the bytes of hidden states that a process keeps at once.
-
-    That depends on whether all weights are resident, on the `free` bytes of host memory, which several processes
-    share, and on the free bytes of the accelerator, if there is one.
-    """
+    """Return the bytes of hidden states that a process keeps at once, given the free bytes of the host and device."""
     if resident:
         return max(RESIDENT_BYTES, (device_free or 0) // (HEADROOM + 1))
     return max(OFFLOADED_BYTES, int(OFFLOADED_SHARE * free) // processes)
@@ -57,7 +52,7 @@ class LayerwiseModel:
 
     Args:
         model: The model. Its embeddings, last norm and head are on the device.
-        family: The family record of the model.
+        family: Its family.
         device: Device to copy the weights of one layer at a time to; `None` if all are resident.
         dtype: Dtype to compute in; that of the weights if `None`. Weights are converted to it while they are used.
 
@@ -65,7 +60,6 @@ class LayerwiseModel:
         layers: The decoder layers.
         weights: Their weights.
         device: Device of the embeddings and of the head.
-        dtype: Dtype to compute in.
         stored_dtype: Dtype of the weights at rest.
         counter: Counts the tokens that the layers read.
         original: The dense model, if this one was pruned before.
@@ -82,10 +76,9 @@ class LayerwiseModel:
         self.layers = list(decoder_layers(model))
         self.dtype = dtype or model.dtype
         self.device = device or model.device
-        converts = self.dtype != self.stored_dtype
         # Without a conversion, tensors with a dtype of their own, such as some norms, keep it.
-        copied_dtype = self.dtype if converts else None
-        self.weights = LayerWeights(self.layers, self.device, copied_dtype, resident=device is None and not converts)
+        converted = self.dtype if self.dtype != self.stored_dtype else None
+        self.weights = LayerWeights(self.layers, self.device, converted, resident=device is None and converted is None)
         self.counter = TokenCounter(len(self.layers))
         self.original: LayerwiseModel | None = None
         self._host_free = free_host_memory()
@@ -110,7 +103,7 @@ class LayerwiseModel:
             yield
             return
         in_layers = {id(tensor) for layer in self.layers for tensor in (*layer.parameters(), *layer.buffers())}
-        tensors = [*self.model.parameters(), *self.model.buffers()]
+        tensors = (*self.model.parameters(), *self.model.buffers())
         tensors = [one for one in tensors if id(one) not in in_layers and one.dtype == self.stored_dtype]
         originals = [tensor.data for tensor in tensors]
         try:
@@ -132,12 +125,7 @@ class LayerwiseModel:
             yield
 
     def chunk_size(self, windows: torch.Tensor, copies: int = 1) -> int:
-        """Return the number of windows to run through the layers together.
-
-        Args:
-            windows: Token ids, shape `[windows, window length]`.
-            copies: Number of hidden states that are kept per window and position.
-        """
+        """Return the number of windows to run through the layers together, with so many copies of hidden states."""
         size = windows.shape[1] * self.model.config.hidden_size * self.dtype.itemsize * copies
         device_free = free_device_memory(self.device)
         budget = hidden_state_bytes(self.weights.resident, self._host_free, processes.local_count(), device_free)
@@ -149,51 +137,69 @@ class LayerwiseModel:
     ) -> tuple[torch.Tensor, list[Arguments]]:
         """Return the hidden states before the first layer, and the other arguments of every layer.
 
+        Both are empty in a process without windows.
+
         Args:
             windows: Token ids, shape `[windows, window length]`.
             dtype: Dtype to keep the states in; `None` for the model's own.
             copies: Number of such states that will exist at once, to choose their device.
             batch_size: Windows to embed at once.
-
-        Returns:
-            States of shape `[windows, window length, hidden size]`, and the arguments by layer. Both are empty in a
-            process without windows.
         """
         if not len(windows):
             shape = (0, windows.shape[1], self.model.config.hidden_size)
-            return torch.empty(shape, dtype=dtype or self.dtype), [Arguments((), {})] * len(self.layers)
+            return torch.empty(shape, dtype=dtype or self.dtype), [((), {})] * len(self.layers)
         with self.cast_outer_weights():
             hidden, arguments = self._layer_inputs(windows[:1])
-            shape, dtype = (len(windows), *hidden.shape[1:]), dtype or hidden.dtype
+            shape, dtype = torch.Size((len(windows), *hidden.shape[1:])), dtype or hidden.dtype
+            free, needed = free_device_memory(self.device), shape.numel() * dtype.itemsize * copies
+            device = self.device if free is not None and free > HEADROOM * needed else "cpu"
             # A single tensor doesn't fragment the heap.
-            states = torch.empty(shape, dtype=dtype, device=self._state_device(shape, dtype, copies))
+            states = torch.empty(shape, dtype=dtype, device=device)
             for embedded, batch in zip(states.split(batch_size), windows.split(batch_size)):
                 embedded.copy_(self._layer_inputs(batch)[0])
         return states, arguments
 
+    def _layer_inputs(self, tokens: torch.Tensor) -> tuple[torch.Tensor, list[Arguments]]:
+        inputs: list[tuple[torch.Tensor, Arguments]] = []
+
+        def record(hidden: torch.Tensor, *positional: Any, **keywords: Any) -> torch.Tensor:
+            inputs.append((hidden, (positional, keywords)))
+            return hidden
+
+        with self._replaced_layers(record):
+            decode(self.model, tokens.to(self.device))
+        return inputs[0][0], [arguments for _, arguments in inputs]
+
+    @contextmanager
+    def _replaced_layers(self, forward: Callable[..., torch.Tensor]) -> Iterator[None]:
+        with ExitStack() as stack:
+            for layer in self.layers:
+                stack.enter_context(replaced_forward(layer, forward))
+            yield
+
     def decoded(self, states: torch.Tensor) -> DecoderOutput:
         """Return the output of the decoder, as `decode`, for hidden states after the last layer.
 
-        Call it within `cast_outer_weights`.
+        Call it within `cast_outer_weights`, as `logits`.
         """
-        with self._skipped_layers(states.to(self.device)) as token_ids:
-            return decode(self.model, token_ids)
+        states = states.to(self.device)
+        with self._replaced_layers(lambda *_, **__: states):
+            return decode(self.model, self._placeholder(states))
 
     def logits(self, states: torch.Tensor, weights: Mapping[str, torch.Tensor]) -> torch.Tensor:
-        """Return the logits for hidden states after the last layer.
-
-        Call it within `cast_outer_weights`.
+        """Return the logits for hidden states after the last layer, shape `[windows, positions, vocabulary]`.
 
         Args:
             states: Shape `[windows, positions, hidden size]`.
             weights: Tensors to use instead of the model's parameters, by name. They may be in another dtype.
-
-        Returns:
-            Shape `[windows, positions, vocabulary]`.
         """
+        states = states.to(self.device, self.dtype)
         used = {name: weight.to(self.dtype) for name, weight in weights.items()}
-        with self._skipped_layers(states.to(self.device, self.dtype)) as token_ids:
-            return functional_call(self.model, used, (token_ids,), {"use_cache": False}).logits
+        with self._replaced_layers(lambda *_, **__: states):
+            return functional_call(self.model, used, self._placeholder(states), {"use_cache": False}).logits
+
+    def _placeholder(self, states: torch.Tensor) -> torch.Tensor:
+        return torch.zeros(states.shape[:2], dtype=torch.long, device=self.device)
 
     @torch.no_grad()
     def losses(
@@ -205,7 +211,7 @@ class LayerwiseModel:
         on_layer: Callable[[], Any] = lambda: None,
         on_decoded: Callable[[DecoderOutput], Callable[[torch.Tensor], Any] | None] = lambda decoded: None,
     ) -> torch.Tensor:
-        """Return the mean negative log-likelihood of every window, in nats per predicted token.
+        """Return mean negative log-likelihoods in nats per predicted token, float64, shape `[candidates, windows]`.
 
         Args:
             windows: Token ids, shape `[windows, window length]`. The first token of a window has no loss.
@@ -215,13 +221,9 @@ class LayerwiseModel:
             batch_size: Windows per forward pass.
             on_layer: Called after every layer.
             on_decoded: As for `window_losses`; for a single candidate.
-
-        Returns:
-            Losses, float64, shape `[candidates, windows]`.
         """
         if self.weights.resident and len(candidates) > 1:
-            measure = partial(self.losses, windows, dtype=dtype, batch_size=batch_size, on_layer=on_layer)
-            return torch.cat([measure([change]) for change in candidates])
+            return torch.cat([self.losses(windows, [change], dtype, batch_size, on_layer) for change in candidates])
         losses = []
         for chunk in windows.split(self.chunk_size(windows, len(candidates))):
             embedded, arguments = self.embed(chunk, copies=len(candidates))
@@ -232,42 +234,13 @@ class LayerwiseModel:
                     with change(index):
                         runner.advance(states, batch_size)
                 on_layer()
-            chunk_losses = []
+            rows = torch.empty(len(candidates), len(chunk), dtype=torch.float64)
             with self.cast_outer_weights():
-                for change, states in zip(candidates, candidate_states):
+                for change, states, row in zip(candidates, candidate_states, rows):
+                    batches = zip(*(each.split(batch_size) for each in (states, chunk, row)))
                     with change(len(self.layers)), computing_in(self.device, dtype):
-                        batches = zip(map(self.decoded, states.split(batch_size)), chunk.split(batch_size))
-                        losses_by_batch = [
-                            chunked_losses(self.model, decoded, tokens, on_decoded(decoded))
-                            for decoded, tokens in batches
-                        ]
-                        chunk_losses.append(torch.cat(losses_by_batch))
-            losses.append(torch.stack(chunk_losses))
+                        for hidden, tokens, batch_losses in batches:
+                            decoded = self.decoded(hidden)
+                            batch_losses.copy_(chunked_losses(self.model, decoded, tokens, on_decoded(decoded)))
+            losses.append(rows)
         return torch.cat(losses, 1)
-
-    @contextmanager
-    def _skipped_layers(self, states: torch.Tensor) -> Iterator[torch.Tensor]:
-        """Make every layer return the given states, and yield placeholder token ids of their shape."""
-        with ExitStack() as stack:
-            for layer in self.layers:
-                stack.enter_context(replaced_forward(layer, lambda *_, **__: states))
-            yield torch.zeros(states.shape[:2], dtype=torch.long, device=self.device)
-
-    def _state_device(self, shape: tuple[int, ...], dtype: torch.dtype, copies: int) -> torch.device:
-        needed = torch.Size(shape).numel() * dtype.itemsize * copies
-        free = free_device_memory(self.device)
-        return self.device if free is not None and free > HEADROOM * needed else torch.device("cpu")
-
-    def _layer_inputs(self, tokens: torch.Tensor) -> tuple[torch.Tensor, list[Arguments]]:
-        """Return the hidden states before the first layer, and the other arguments of every layer, running none."""
-        inputs: list[tuple[torch.Tensor, Arguments]] = []
-
-        def record(hidden: torch.Tensor, *positional: Any, **keywords: Any) -> torch.Tensor:
-            inputs.append((hidden, Arguments(positional, keywords)))
-            return hidden
-
-        with ExitStack() as stack:
-            for layer in self.layers:
-                stack.enter_context(replaced_forward(layer, record))
-            decode(self.model, tokens.to(self.device))
-        return inputs[0][0], [arguments for _, arguments in inputs]

@@ -19,13 +19,7 @@ class TokenCounter:
     A backward pass counts as one forward pass if the weights are frozen, and as two if they are trained.
 
     Every journal entry stores the count after it. A resumed run continues from there, so that its count equals that of
-    an uninterrupted one.
-
-    Args:
-        layers: Number of layers.
-
-    Attributes:
-        layer_tokens: Number of tokens read, summed over layers.
+    an uninterrupted one. `layer_tokens` is the count summed over layers.
     """
 
     def __init__(self, layers: int):

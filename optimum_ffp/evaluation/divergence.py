@@ -15,12 +15,8 @@ from ..utils.lm_head import DecoderOutput, chunked_logits, decoder_of
 class Predictions:
     """A baseline's predictions for windows, stored as final hidden states and a copy of the head.
 
-    Hidden states are far smaller than logits, and the baseline can be freed before another model is loaded.
-
-    Args:
-        model: The baseline, a causal LM.
-        windows: Token ids, shape `[windows, window length]`.
-        head: The copy of the head from its `Predictions` for other windows, if any.
+    Hidden states are far smaller than logits, and the baseline can be freed before another model is loaded. `head` is
+    the copy of the head from its `Predictions` for other windows, if any.
     """
 
     def __init__(self, model: PreTrainedModel, windows: torch.Tensor, head: PreTrainedModel | None = None):
@@ -75,30 +71,28 @@ class Comparison:
         self._count = 0
 
     def begin_batch(self, decoded: DecoderOutput) -> Callable[[torch.Tensor], None]:
-        """Begin a batch with its output of `decode`; batches must be in the order of the windows.
+        """Return a function for every chunk of logits of a batch, given its output of `decode`.
 
-        Returns:
-            A function to call with every chunk of the model's logits, as `chunked_logits` yields them.
+        Batches must be in the order of the windows.
         """
         first, self._count = self._count, self._count + len(decoded.last_hidden_state)
-        chunks = self.predictions.logits(slice(first, self._count))
-        self._batches.append([])
+        chunks, rows = self.predictions.logits(slice(first, self._count)), []
+        self._batches.append(rows)
 
         def compare(logits: torch.Tensor) -> None:
             expected = next(chunks).to(logits.device)
             agreement = logits.argmax(-1) == expected.argmax(-1)
             expected, predicted = (one.float().log_softmax(-1) for one in (expected, logits))
             divergence = kl_div(predicted, expected, reduction="none", log_target=True).sum(-1)
-            self._batches[-1].append(torch.stack([divergence, agreement], -1))
+            rows.append(torch.stack([divergence, agreement], -1))
 
         return compare
 
     def record(self) -> dict[str, Any]:
-        """Return the means over windows and the values of every window.
+        """Return the figures of every window, over its predicted tokens, and their means.
 
-        Returns:
-            `divergence`, in nats per token; `agreement`, the fraction of tokens for which both models have the same
-            top-1 prediction; and `divergences` and `agreements` per window, over its predicted tokens.
+        These are `divergences`, in nats per token, and `agreements`, the fraction of tokens for which both models have
+        the same top-1 prediction; the means are `divergence` and `agreement`.
         """
         # The last position of a window has no target. Some devices lack float64.
         rows = torch.cat([torch.cat(chunks, 1)[:, :-1].cpu().double().mean(1) for chunks in self._batches])

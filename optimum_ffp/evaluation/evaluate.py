@@ -79,8 +79,7 @@ def evaluate(
     figures = Evaluation({role: {"name": candidate.name} for role, candidate in candidates.items()})
     if config.speed:
         loaded = {role: candidate.load()[0] for role, candidate in candidates.items()}
-        speeds = measure_speed(loaded, config.prompt_tokens, config.new_tokens, config.batch_size)
-        for role, speed in speeds.items():
+        for role, speed in measure_speed(loaded, config.prompt_tokens, config.new_tokens, config.batch_size).items():
             figures[role]["speed"] = speed
         del loaded
     tests: dict[str, tuple[Windows, ...]] = {}
@@ -96,13 +95,12 @@ def evaluate(
 
 @dataclass
 class _Candidate:
-    """A model to measure. `source` is its Hub id or path; `loaded` has the model and tokenizer that are in memory."""
+    """A model to measure; `source` is its Hub id or path, empty for a model that was given, in `loaded`."""
 
     name: str
     source: str
     options: LoadOptions
     loaded: tuple[PreTrainedModel, PreTrainedTokenizerBase] | None = None
-    is_given: bool = False
 
     @classmethod
     def of(cls, source: Source, tokenizer: PreTrainedTokenizerBase | None, options: LoadOptions) -> "_Candidate":
@@ -110,7 +108,7 @@ class _Candidate:
             if tokenizer is None and not source.name_or_path:
                 raise FFPError("a model that wasn't loaded from a folder or the Hub needs tokenizer=...")
             name = source.name_or_path or type(source).__name__
-            return cls(name, name, options, (source, tokenizer or load_tokenizer(name, options)), is_given=True)
+            return cls(name, "", options, (source, tokenizer or load_tokenizer(name, options)))
         name = os.fspath(source)
         model_id, _, revision = (name, "", "") if expand(name).exists() else name.partition("@")
         return cls(name, model_id, replace(options, revision=revision) if revision else options)
@@ -120,20 +118,18 @@ class _Candidate:
 
     @cached_property
     def prune_record(self) -> Record | None:
-        return None if self.is_given else prune_record(self.source, **self.options.hub())
+        return prune_record(self.source, **self.options.hub()) if self.source else None
 
     def load(self) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
-        if self.loaded is None:
-            self.loaded = load_any(self.source, self.options)
-        model, tokenizer = self.loaded
-        return model.eval(), tokenizer
+        self.loaded = self.loaded or load_any(self.source, self.options)
+        self.loaded[0].eval()
+        return self.loaded
 
 
 def _request_texts(config: EvaluationConfig, candidates: Collection[_Candidate]) -> DataRequest:
     """Return the request for the windows of all models, with what the first pruned one has recorded."""
     configs = [candidate.config() for candidate in candidates]
-    records = [candidate.prune_record for candidate in candidates if candidate.prune_record]
-    first = records[0] if records else None
+    first = next((candidate.prune_record for candidate in candidates if candidate.prune_record), None)
     return DataRequest(
         texts=config.texts,
         reported=config.texts,
@@ -156,14 +152,13 @@ def _measure(
 ) -> tuple[dict[str, Any], tuple[Windows, ...]]:
     """Return the size, perplexities and task scores of a model, and the windows of every text."""
     model, tokenizer = candidate.load()
-    source = None if candidate.is_given else candidate.source
-    record = size_record(model, source, candidate.prune_record, **candidate.options.hub())
+    record = size_record(model, candidate.source, candidate.prune_record, **candidate.options.hub())
     tests = load_windows(tokenizer, model, request).tests if request.texts.texts else ()
     with in_compute_dtype(model):
         record["compute_dtype"] = dtype_name(model.dtype)
         if tests:
-            perplexities = _perplexities(model, tests, role, predictions, config.batch_size)
-            record["perplexity"], *record["other_texts"] = perplexities
+            records = _perplexities(model, tests, role, predictions, config.batch_size)
+            record["perplexity"], *record["other_texts"] = records
         if suite:
             score = partial(suite.score, model, tokenizer, config.limit)
             record["tasks"] = with_halving_batches(score, config.batch_size)

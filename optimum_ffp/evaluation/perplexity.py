@@ -18,19 +18,15 @@ def window_losses(
     on_batch: Callable[[int], Any] | None = None,
     on_decoded: Callable[[DecoderOutput], Callable[[torch.Tensor], Any] | None] | None = None,
 ) -> torch.Tensor:
-    """Compute the mean negative log-likelihood per window, in nats per predicted token.
+    """Return the mean negative log-likelihood per window, in nats per predicted token, float64, shape `[windows]`.
 
     Args:
         model: A causal LM.
-        windows: Token ids, shape `[windows, window length]`; may be empty. The first token of a window is not
-            predicted.
+        windows: Token ids, shape `[windows, window length]`. The first token of a window is not predicted.
         batch_size: Windows per forward pass.
         on_batch: Called with the number of windows after every batch.
         on_decoded: Called with the output of `decode` of every batch. If it returns a function, that is called with
             every chunk of the batch's logits.
-
-    Returns:
-        Losses, float64, shape `[windows]`.
     """
     losses = [torch.empty(0, dtype=torch.float64)]
     for batch in windows.split(batch_size) if len(windows) else ():

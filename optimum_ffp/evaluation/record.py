@@ -19,13 +19,9 @@ from .size import kv_cache_bytes, projection_parameters, weight_bytes
 def size_record(
     model: PreTrainedModel, source: str | None = None, pruned: Record | None = None, **hub: Any
 ) -> dict[str, Any]:
-    """Return the type and sizes of a model, and its sparsity if it was pruned.
+    """Return the type and sizes of a model, and its sparsity if it has the record of a pruned model.
 
-    Args:
-        model: The model.
-        source: Hub id or folder that it was loaded from, whose weights are counted; `None` for a model in memory.
-        pruned: The record of a pruned model.
-        hub: Hub options such as `revision` and `token`.
+    `source` is the Hub id or folder that it was loaded from, whose weight files are counted, with its Hub options.
     """
     # Quantized models have scales, and several weights in a number.
     unquantized = empty_model(model.config) if is_quantized(model.config) else model
@@ -58,16 +54,13 @@ def perplexity_record(
     """Measure the perplexity of a model, and its divergence from the predictions of a baseline.
 
     A baseline itself stores its predictions in `store`.
-
-    Returns:
-        The description of the windows and their losses, and `comparable`; with a baseline also the record of
-        `Comparison`.
     """
-    comparison = Comparison(baseline) if baseline else None
-    on_decoded = comparison.begin_batch if comparison else None
+    comparison, on_decoded = Comparison(baseline) if baseline else None, None
     if store:
         store.clear()
         on_decoded = store.append
+    elif comparison:
+        on_decoded = comparison.begin_batch
     with progress_bar(len(windows), label, "window") as bar:
         losses = window_losses(model, windows.tokens, batch_size, bar.update, on_decoded)
     divergence = comparison.record() if comparison else {}

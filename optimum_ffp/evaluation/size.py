@@ -26,8 +26,8 @@ def projection_parameters(model: PreTrainedModel) -> int | None:
     if family is None:
         return None
     modules = (module for layer in decoder_layers(model) for module in layer.named_modules())
-    projections = (module for name, module in modules if name in family.pruned_modules)
-    return sum(parameter.numel() for projection in projections for parameter in projection.parameters())
+    pruned = (module for name, module in modules if name in family.pruned_modules)
+    return sum(weight.numel() for module in pruned for weight in module.parameters())
 
 
 @torch.no_grad()
@@ -40,18 +40,14 @@ def kv_cache_bytes(model: PreTrainedModel) -> int:
     token = torch.zeros(1, 1, dtype=torch.long, device=model.device)
     # Recurrent models have another name for it.
     caches = [value for value in model(token, use_cache=True).values() if isinstance(value, Cache)]
-    layers = [layer for cache in caches for layer in cache.layers]
-    tensors = [getattr(layer, name, None) for layer in layers for name in ("keys", "values")]
+    tensors = [getattr(layer, name, None) for cache in caches for layer in cache.layers for name in ("keys", "values")]
     return sum(tensor.nbytes for tensor in tensors if tensor is not None)
 
 
 def weight_bytes(model: PreTrainedModel, model_id: str | os.PathLike, **hub: Any) -> int:
     """Return the bytes of the weight files of a model, or of its weights for the language model of a larger model.
 
-    Args:
-        model: The model.
-        model_id: A `.gguf` file, a folder, or the Hub id of a model in the cache.
-        hub: `revision`, `token`.
+    `model_id` is a `.gguf` file, a folder, or the id of a model in the cache of the Hub, with its `revision`, `token`.
     """
     path = expand(model_id)
     if path.suffix == ".gguf":

@@ -2,7 +2,7 @@
 
 import logging
 from collections.abc import Sequence
-from functools import partial
+from contextlib import AbstractContextManager
 from importlib.metadata import version
 from numbers import Real
 from typing import Any, cast
@@ -40,8 +40,13 @@ class TaskSuite:
         self.names = [match for name in names or self.manager.all_subtasks for match in self._find(name)]
         if not self.names:
             raise FFPError(f"there are no tasks in {folder}; a task is a .yaml file of lm-eval")
-        with convert_errors(partial(_describe_failure, self.names), passes=out_of_memory):
+        with self._converted_errors():
             self.manager.load(self.names)
+
+    def _converted_errors(self) -> AbstractContextManager[None]:
+        return convert_errors(
+            lambda error: f"{', '.join(self.names)} can't be evaluated: {named_line(error)}", passes=out_of_memory
+        )
 
     def _find(self, name: str) -> list[str]:
         file = expand(name)
@@ -61,19 +66,10 @@ class TaskSuite:
         batch_size: int = 1,
         with_samples: bool = False,
     ) -> list[dict[str, Any]]:
-        """Score a model, as `lm_eval --model hf` does.
+        """Score a model, as `lm_eval --model hf` does, and return a record per task and group.
 
-        Args:
-            model: A causal LM, on its device.
-            tokenizer: Tokenizer of the model.
-            limit: Samples per task, or the fraction of them if below 1; all if `None`.
-            batch_size: Requests per forward pass.
-            with_samples: Whether to return the scores and the correct answer of every sample.
-
-        Returns:
-            One record per task and group: `task`, `samples`, `fewshot`, `version`, `metrics` by name, their standard
-            errors as `stderr`, and the version of `lm_eval`. With `with_samples`, records of tasks also have
-            `per_sample`, lists of scores by metric, and the correct `answers`, as formatted by lm-eval.
+        `limit` is the number of samples per task, or the fraction of them if below 1. With samples, records of tasks
+        also have `per_sample`, lists of scores by metric, and the correct `answers`, as formatted by lm-eval.
 
         Raises:
             FFPError: If a task can't be run.
@@ -81,7 +77,7 @@ class TaskSuite:
         from lm_eval.evaluator import simple_evaluate
         from lm_eval.models.huggingface import HFLM
 
-        with convert_errors(partial(_describe_failure, self.names), passes=out_of_memory):
+        with self._converted_errors():
             evaluated = simple_evaluate(
                 # lm-eval's decorator hides the arguments.
                 model=cast(Any, HFLM)(pretrained=model, tokenizer=tokenizer, batch_size=batch_size),
@@ -124,7 +120,3 @@ def _per_sample(samples: list[dict[str, Any]]) -> dict[str, Any]:
     names = [name for name in samples[0]["metrics"] if isinstance(samples[0][name], Real)]
     scores = {name: [float(sample[name]) for sample in samples] for name in names}
     return {"per_sample": scores, "answers": [str(sample["target"]) for sample in samples]}
-
-
-def _describe_failure(names: list[str], error: Exception) -> str:
-    return f"{', '.join(names)} can't be evaluated: {named_line(error)}"

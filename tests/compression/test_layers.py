@@ -174,7 +174,7 @@ def test_a_step_of_several_windows_is_one_on_their_mean_error(windows, monkeypat
 
     def first_layer(batch: int) -> list[list[torch.Tensor]]:
         steps.clear()
-        monkeypatch.setattr("optimum_ffp.compression.training.layer.STEP_TOKENS", batch * windows.shape[1])
+        monkeypatch.setattr("optimum_ffp.compression.distillation.STEP_TOKENS", batch * windows.shape[1])
         sorted_model, _ = make_sorted_model(make_tiny_model(), windows)
         learn(sorted_model, random_policy(sorted_model, 2), windows, windows[:3], passes=1)
         # Those of the first layer; the others, and the last norm, take as many.

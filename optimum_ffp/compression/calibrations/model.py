@@ -1,5 +1,6 @@
 """Ridge regression, training of every layer, then of all of them to reproduce the dense model's predictions."""
 
+import copy
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -10,10 +11,13 @@ from . import layers
 
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     import torch
     from transformers import PreTrainedModel
 
     from ..calibration import Calibration, CalibrationTask
+    from ..training.end_to_end import TrainingOutput
 
 
 # Number of evaluations on the held-out windows.
@@ -66,18 +70,6 @@ class Options(layers.Options):
         trained = (1 + GRADIENT_COST) * self.model_passes * num_samples
         return super().windows(num_samples, held_out) + trained + (2 * EVALUATIONS + 5) * held_out
 
-    def training(self, seed: int) -> TrainingOptions:
-        """Return the options of the training of the whole model."""
-        return TrainingOptions(lora=self.lora or 0, evaluations=EVALUATIONS, seed=seed)
-
-    def learning_rate(self, model: "PreTrainedModel") -> float:
-        """Return the peak learning rate for a model."""
-        from ..training.end_to_end import default_rate
-
-        adapter_rate = ADAPTER_RATE if self.lora else None
-        relative = TRAINED_RATE if self.distillation_passes else WEIGHT_RATE
-        return self.model_rate or adapter_rate or default_rate(model, relative)
-
 
 def calibrate(task: "CalibrationTask", options: Options) -> "Calibration":
     """Train all layers together on the calibration windows, which is kept if it lowers the held-out perplexity.
@@ -87,30 +79,50 @@ def calibrate(task: "CalibrationTask", options: Options) -> "Calibration":
     """
     from ...modeling.padding import weights_of
     from ...utils import processes
-    from ..training.whole_model import train_model
     from . import ridge
 
-    sorted_model, journal, layerwise = task.sorted_model, task.journal, task.sorted_model.layerwise
+    sorted_model, journal, counter = task.sorted_model, task.journal, task.sorted_model.layerwise.counter
     before = layers.calibrate(task, options) if options.distillation_passes else ridge.calibrate(task)
     # A training of more processes takes fewer steps.
     training = journal.part(processes.count())
 
     def train() -> "dict[str, torch.Tensor]":
         student = sorted_model.materialize(task.policy, before.weights)
-        trained = train_model(
-            student,
-            layerwise.dense.model,
-            task.data,
-            task.plan,
-            options.training(task.plan.seed),
-            passes=options.model_passes,
-            parts=options.parts(task.plan.seq_len),
-            learning_rate=options.learning_rate,
-            checkpoints=training.checkpoints,
-        )
-        layerwise.counter.add(trained.tokens // processes.count())
+        trained = _train(student, task, options, training.checkpoints)
+        counter.add(trained.tokens // processes.count())
         return weights_of(trained.model, sorted_model.model, task.policy)
 
-    weights = layerwise.counter.tensors(journal, "model", train)
+    weights = counter.tensors(journal, "model", train)
     training.remove_checkpoints()
     return task.conclude("model", before, weights)
+
+
+def _train(
+    student: "PreTrainedModel", task: "CalibrationTask", options: Options, checkpoints: "Path | None"
+) -> "TrainingOutput":
+    """Train the pruned model, which keeps its dtype, on the calibration windows in a random order."""
+    import torch
+
+    from ...utils.precision import compute_dtype, convert
+    from ..training.end_to_end import Training, default_rate
+    from ..training.layer import split_windows
+    from ..training.whole_model import training_batch, trains_in_bfloat16
+
+    teacher, plan = task.sorted_model.layerwise.dense.model, task.plan
+    bf16 = trains_in_bfloat16(teacher.device, teacher.dtype, plan.search_dtype)
+    computed = torch.bfloat16 if bf16 else compute_dtype(teacher.device, teacher.dtype)
+    adapter_rate = ADAPTER_RATE if options.lora else None
+    relative_rate = TRAINED_RATE if options.distillation_passes else WEIGHT_RATE
+    windows = split_windows(task.data.calibration, options.parts(plan.seq_len))
+    generator = torch.Generator().manual_seed(plan.seed)
+    order = torch.cat([torch.randperm(len(windows), generator=generator) for _ in range(options.model_passes)])
+    training = Training(
+        student=student,
+        teacher=teacher if teacher.dtype == computed else convert(copy.deepcopy(teacher), computed),
+        dtype=student.dtype,
+        options=TrainingOptions(lora=options.lora or 0, evaluations=EVALUATIONS, seed=plan.seed),
+        learning_rate=options.model_rate or adapter_rate or default_rate(student, relative_rate),
+        batch=training_batch(teacher.config, length=windows.shape[1], tokens=order.numel() * windows.shape[1]),
+        bf16=bf16,
+    )
+    return training.run(windows[order], task.data.held_out.tokens, checkpoints)

@@ -2,8 +2,8 @@
 
 import json
 import math
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, nullcontext
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import median
@@ -65,11 +65,8 @@ class Training:
         student: The pruned model. It is changed.
         teacher: The dense model, on the device to train on, in the dtype to compute in.
         dtype: Dtype of the result.
-        options: Options.
         learning_rate: Peak learning rate.
-        batch: Sizes of the training.
         bf16: Whether to compute in bfloat16.
-        tracker: Experiment tracker, if any.
     """
 
     student: PreTrainedModel
@@ -82,15 +79,12 @@ class Training:
     tracker: Tracker | None = None
 
     def run(self, windows: torch.Tensor, held_out: torch.Tensor, folder: Path | None = None) -> TrainingOutput:
-        """Train, resuming from the last checkpoint if there is one.
+        """Train on windows in order, resuming from the last checkpoint in a folder if there is one.
 
-        Args:
-            windows: Windows to train on, in order.
-            held_out: Windows for evaluation.
-            folder: Folder of checkpoints; by default a temporary one that only holds weights.
+        By default, checkpoints are in a temporary folder and only hold weights.
 
         Raises:
-            FFPError: If the last checkpoint can't be read.
+            FFPError: If a checkpoint can't be written.
         """
         if processes.shards_models():
             # FSDP distributes the shards. In float32, the model may not fit on the device along with the dense model.
@@ -99,33 +93,40 @@ class Training:
         with (
             TemporaryDirectory(prefix="optimum-ffp-") if folder is None else nullcontext(folder) as checkpoint_folder,
             _in_training(self.student, self.teacher, self.options),
+            progress_bar(self.batch.steps, f"Training, learning rate {self.learning_rate:g}", "step") as bar,
         ):
             trainer = self._trainer(windows, held_out, Path(checkpoint_folder), weights_only=folder is None)
-            with progress_bar(self.batch.steps, f"Training, learning rate {self.learning_rate:g}", "step") as bar:
-                trainer.add_callback(ReportCallback(bar, self.tracker))
-                trained = trainer.train(resume_from_checkpoint=_last_checkpoint(Path(checkpoint_folder)))
-            seconds = trained.metrics["train_runtime"]
+            trainer.add_callback(ReportCallback(bar, self.tracker))
+            trained = trainer.train(resume_from_checkpoint=_last_checkpoint(Path(checkpoint_folder)))
             model = self._unwrapped(trainer)
-        evaluations = [row for row in trainer.state.log_history if "eval_loss" in row]
-        # The first one precedes the training, and is the only one if its loss is not finite.
-        best = min(evaluations[1:] or evaluations, key=lambda row: row["eval_perplexity"])
+        curve = [
+            {
+                "step": row["step"],
+                "tokens": row["step"] * self.batch.tokens,
+                "kl": row["eval_kl"],
+                "perplexity": row["eval_perplexity"],
+            }
+            for row in trainer.state.log_history
+            if "eval_loss" in row
+        ]
         trained_on = min(trainer.state.global_step * self.batch.windows, len(windows)) * windows.shape[1]
         return TrainingOutput(
             model=self._merged(model),
-            curve=[*map(self._evaluation_record, evaluations)],
-            best=self._evaluation_record(best),
-            tokens=(1 + GRADIENT_COST) * trained_on + 2 * len(evaluations) * held_out.numel(),
-            seconds=seconds,
+            curve=curve,
+            # The first evaluation precedes the training, and is the only one if its loss is not finite.
+            best=min(curve[1:] or curve, key=lambda row: row["perplexity"]),
+            tokens=(1 + GRADIENT_COST) * trained_on + 2 * len(curve) * held_out.numel(),
+            seconds=trained.metrics["train_runtime"],
         )
 
     def _trainer(
         self, windows: torch.Tensor, held_out: torch.Tensor, folder: Path, weights_only: bool
     ) -> DistillationTrainer:
-        options, student = self.options, self.student
+        options = self.options
         # Any rows can be stacked.
         datasets = [StackDataset(input_ids=rows) for rows in (windows, held_out)]  # pyright: ignore[reportArgumentType]
         trainer = DistillationTrainer(
-            self._with_adapter(student) if options.lora else _trainable(convert(student, torch.float32)),
+            self._trainable(self.student),
             self._arguments(folder, weights_only),
             train_dataset=datasets[0],
             eval_dataset=datasets[1],
@@ -142,10 +143,19 @@ class Training:
             )
         return trainer
 
-    def _with_adapter(self, student: PreTrainedModel) -> Any:
+    def _trainable(self, student: PreTrainedModel) -> Any:
+        """Return a model with adapters, or the student in float32 with a frozen embedding and head.
+
+        A pruned model has the hidden size that these are for.
+        """
+        rank = self.options.lora
+        if not rank:
+            convert(student, torch.float32).requires_grad_(True)
+            for matrix in outer_matrices(student):
+                matrix.requires_grad_(False)
+            return student
         from peft import LoraConfig, get_peft_model
 
-        rank = self.options.lora
         targets = LoraConfig(
             r=rank, lora_alpha=LORA_SCALE * rank, target_modules="all-linear", task_type="CAUSAL_LM", bias="none"
         )
@@ -211,7 +221,7 @@ class Training:
         state = processes.tensors_on_main(lambda: state)
         with torch.device("meta"):
             base = type(self.student)(self.student.config)
-            full_model = self._with_adapter(base) if self.options.lora else base
+            full_model = self._trainable(base)
         full_model.load_state_dict(state, assign=True)
         base.tie_weights()
         trained = dict(self.student.named_buffers())
@@ -228,10 +238,6 @@ class Training:
         model.config.dtype = self.dtype
         # Convert on the device to transfer less to host memory.
         return convert(model, self.dtype).cpu().requires_grad_(False).eval()
-
-    def _evaluation_record(self, row: Mapping[str, Any]) -> dict[str, Any]:
-        tokens = row["step"] * self.batch.tokens
-        return {"step": row["step"], "tokens": tokens, "kl": row["eval_kl"], "perplexity": row["eval_perplexity"]}
 
 
 def check_launch(device: torch.device, offload: str, has_work_folder: bool, can_shard: bool = True) -> None:
@@ -259,17 +265,8 @@ def default_rate(model: PreTrainedModel, relative: float) -> float:
     A step of Adam changes weights by about the learning rate, and those of some models are ten times as large as those
     of others. The size is the median root mean square of the matrices in the layers.
     """
-    layers = decoder_layers(model)
-    sizes = [weight.detach().float().square().mean().sqrt() for weight in layers.parameters() if weight.ndim > 1]
-    return float(f"{relative * median(map(float, sizes)):.2g}")
-
-
-def _trainable(model: PreTrainedModel) -> PreTrainedModel:
-    """Freeze the embeddings and the head: a pruned model has the hidden size that they are for."""
-    model.requires_grad_(True)
-    for matrix in outer_matrices(model):
-        matrix.requires_grad_(False)
-    return model
+    matrices = (weight.detach().float() for weight in decoder_layers(model).parameters() if weight.ndim > 1)
+    return float(f"{relative * median(float(matrix.square().mean().sqrt()) for matrix in matrices):.2g}")
 
 
 @contextmanager
@@ -299,16 +296,12 @@ def _checkpointing() -> dict[str, Any]:
 
 def _last_checkpoint(folder: Path) -> str | None:
     """Return the path of the last complete checkpoint, whose trainer state is written last."""
-    complete = [state.parent for state in folder.glob("checkpoint-*/trainer_state.json") if _is_json(state)]
-    return str(max(complete, key=lambda path: int(path.name.rpartition("-")[2]))) if complete else None
-
-
-def _is_json(file: Path) -> bool:
-    try:
-        json.loads(file.read_text(encoding="utf-8"))
-    except ValueError:
-        return False
-    return True
+    complete = []
+    for state in folder.glob("checkpoint-*/trainer_state.json"):
+        with suppress(ValueError):
+            json.loads(state.read_text(encoding="utf-8"))
+            complete.append(str(state.parent))
+    return max(complete, key=lambda path: int(path.rpartition("-")[2]), default=None)
 
 
 def trained_parameters(model: PreTrainedModel, parameters: int, lora: int | None) -> int:

@@ -1,20 +1,16 @@
-"""Training of one layer after another to reproduce the outputs of the dense layers."""
+"""Training of the weights of a layer, by their error on windows of hidden states."""
 
 import math
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, replace
-from typing import Protocol
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 
 import torch
-from torch import nn
 from torch.optim import Adam
 from torch.optim.lr_scheduler import LambdaLR
 
-from ...data import DataSplits, Windows, with_first_tokens
-from ...engine import HiddenStates, LayerRunner, LayerwiseModel
-from ...plan import Plan
+from ...data import Windows
+from ...engine import LayerRunner
 from ...utils import processes
-from ...utils.precision import autocast_dtype
 
 
 # Minimum number of tokens per step of the optimizer.
@@ -27,32 +23,16 @@ MIN_SHARE = 1e-3
 WARM_UP_STEPS = 5
 BETAS = (0.9, 0.95)
 
-
-class Loss(Protocol):
-    """Error of weights on a window."""
-
-    @property
-    def scale(self) -> float:
-        """Factor on the error when it is differentiated: gradients must fit into the dtype they are computed in.
-
-        Adam's steps don't depend on it.
-        """
-        ...
-
-    def __call__(self, weights: Mapping[str, torch.Tensor], window: int) -> torch.Tensor:
-        """Return the mean error of the tokens of one of this process's windows (`WeightTrainer.windows`)."""
-        ...
+# A runner of a layer for sequences of one length, the states before the layer and the targets, both of shape
+# `[windows, sequences per window, length, hidden size]`.
+Run = tuple[LayerRunner, torch.Tensor, torch.Tensor]
+# Maps weights by name and one of this process's windows (`WeightTrainer.windows`) to the mean error of its tokens.
+Loss = Callable[[Mapping[str, torch.Tensor], int], torch.Tensor]
 
 
 @dataclass(frozen=True)
 class Fit:
-    """Result of training.
-
-    Attributes:
-        weights: The weights by name.
-        before: Mean error of the tokens of held-out windows before training.
-        after: The same with these weights.
-    """
+    """Weights by name, and the mean error of the tokens of held-out windows before training and with these weights."""
 
     weights: dict[str, torch.Tensor]
     before: float
@@ -77,16 +57,9 @@ class Fit:
 class WeightTrainer:
     """Trains weights with Adam, in float32, and keeps those of the best pass over the windows.
 
-    Processes share the windows, and all of them take every step with the summed gradients.
-
-    Args:
-        windows: Number of training windows of all processes.
-        held_out: Number of held-out windows of all processes.
-        per_step: Number of windows per step.
-        passes: Number of passes over the windows.
-        learning_rate: Largest learning rate, relative to the size of every tensor's entries: a step of Adam changes
-            entries by about the learning rate, and their size differs by model.
-        seed: Random seed for the order of the windows.
+    Processes share the windows, whose numbers are those of all processes, and take every step together with the summed
+    gradients. The largest learning rate is relative to the size of every tensor's entries (`_size`): a step of Adam
+    changes entries by about the learning rate, and their size differs by model. The seed sets the windows' order.
 
     Attributes:
         windows: Indices of this process's windows among those of all processes: training windows, then held-out ones,
@@ -99,46 +72,40 @@ class WeightTrainer:
         self.count, self.share = windows, range(windows)[processes.share(windows)]
         self.windows = [*self.share, *range(windows, windows + held_out)[processes.share(held_out)]]
 
-    def fit(self, loss: Loss, start: dict[str, torch.Tensor]) -> Fit:
-        """Train, and return the fit of the best pass; if none reduces the error, the weights are unchanged.
+    def fit(self, loss: Loss, start: dict[str, torch.Tensor], scale: float) -> Fit:
+        """Train weights by name and return the fit of the best pass, or the start if no pass reduces the error.
 
-        Args:
-            loss: Error of a window.
-            start: The weights before training by name, in the dtype that trained ones are rounded to.
+        Trained weights are rounded to the dtypes of `start`. Errors are scaled so that their gradients fit into the
+        dtype they are computed in; Adam's steps don't depend on it.
         """
-        before = self._held_out_error(loss, start)
-        best, best_weights = before, start
-        for error, weights in self._passes(loss, start):
+        before = best = self._held_out_error(loss, start)
+        best_weights = start
+        generator = torch.Generator().manual_seed(self.seed)
+        masters = {name: weight.to(torch.float32, copy=True).requires_grad_() for name, weight in start.items()}
+        rates = [self.learning_rate * _size(weight.detach()) for weight in masters.values()]
+        groups = [{"params": [weight], "lr": rate} for weight, rate in zip(masters.values(), rates)]
+        optimizer = Adam(groups, betas=BETAS, fused=True)
+        steps = self.passes * math.ceil(self.count / self.per_step)
+        schedule = LambdaLR(optimizer, lambda step: _rate(step, steps))
+        for _ in range(self.passes):
+            for chosen in torch.randperm(self.count, generator=generator).split(self.per_step):
+                self._differentiate(loss, masters, chosen.tolist(), scale)
+                optimizer.step()
+                optimizer.zero_grad()
+                schedule.step()
+            weights = {name: weight.detach().to(start[name], copy=True) for name, weight in masters.items()}
+            error = self._held_out_error(loss, weights)
             # False for an error that is not finite.
             if error < best:
                 best, best_weights = error, weights
         return Fit(best_weights, before, best)
 
-    def _passes(self, loss: Loss, start: dict[str, torch.Tensor]) -> Iterator[tuple[float, dict[str, torch.Tensor]]]:
-        """Yield the held-out error and the weights after every pass."""
-        generator = torch.Generator().manual_seed(self.seed)
-        masters = {name: weight.to(torch.float32, copy=True).requires_grad_() for name, weight in start.items()}
-        steps = self.passes * math.ceil(self.count / self.per_step)
-        groups = [
-            {"params": [weight], "lr": self.learning_rate * _size(weight.detach())} for weight in masters.values()
-        ]
-        optimizer = Adam(groups, betas=BETAS, fused=True)
-        schedule = LambdaLR(optimizer, lambda step: _rate(step, steps))
-        for _ in range(self.passes):
-            for chosen in torch.randperm(self.count, generator=generator).split(self.per_step):
-                self._differentiate(loss, masters, chosen.tolist())
-                optimizer.step()
-                optimizer.zero_grad()
-                schedule.step()
-            rounded = {name: weight.detach().to(start[name], copy=True) for name, weight in masters.items()}
-            yield self._held_out_error(loss, rounded), rounded
-
     @torch.enable_grad()
-    def _differentiate(self, loss: Loss, masters: dict[str, torch.Tensor], chosen: list[int]) -> None:
+    def _differentiate(self, loss: Loss, masters: dict[str, torch.Tensor], chosen: list[int], scale: float) -> None:
         """Set the gradients of the mean error of the chosen windows."""
         for window in chosen:
             if window in self.share:
-                error = loss(masters, window - self.share.start) * loss.scale
+                error = loss(masters, window - self.share.start) * scale
                 (error / len(chosen)).backward()
         for weight in masters.values():
             weight.grad = processes.sum_(torch.zeros_like(weight) if weight.grad is None else weight.grad)
@@ -174,12 +141,9 @@ def training_bytes(parameters: int) -> int:
 
 
 def split_windows(windows: Windows, parts: int) -> torch.Tensor:
-    """Split windows into parts of equal length; a few last tokens may be left out.
+    """Split windows into parts of equal length, shape `[parts * windows, window length // parts]`.
 
-    If windows begin with the start token, it takes the place of the first token of every part.
-
-    Returns:
-        Token ids, shape `[parts * windows, window length // parts]`.
+    A few last tokens may be left out. A start token takes the place of the first token of every part.
     """
     length = windows.length // parts
     split = windows.tokens[:, : parts * length].reshape(-1, length)
@@ -188,81 +152,17 @@ def split_windows(windows: Windows, parts: int) -> torch.Tensor:
     return torch.cat([windows.tokens[:, :1].repeat_interleave(parts, 0), split[:, 1:]], 1)
 
 
-class LayerwiseTraining:
-    """Trains one layer after another to reproduce the outputs of the dense layers.
-
-    The input of a layer is the output of the trained layers before it, and its target the output of the layer in the
-    dense model, so that a layer also compensates for those before it. The error of a token is `‖a - b‖² / ‖b‖²` of
-    the output `a` and the target `b`, with every channel divided by its root mean square over all targets, so that
-    neither a few tokens nor a few channels with massive activations outweigh all others.
-
-    First tokens (`with_first_tokens`) count like any others.
-
-    Every step of Adam reads one window, or more if it has fewer than `STEP_TOKENS` tokens.
-
-    For every layer in turn, advance `dense` with the dense layer, call `fit_layer`, and advance `trained` with the
-    fitted weights.
-
-    Args:
-        layerwise: The dense model.
-        data: Calibration windows, on which layers are trained, and held-out windows, by which a pass is chosen.
-        plan: Options.
-        passes: Number of passes over the windows.
-        learning_rate: Learning rate, relative to the size of the weights.
-        parts: Number of training windows per calibration window.
-
-    Attributes:
-        trainer: Trains weights on the windows.
-        dense: Hidden states of this process's windows in the dense model.
-        trained: Those in the trained one.
-        dtype: Autocast dtype.
-    """
-
-    def __init__(
-        self, layerwise: LayerwiseModel, data: DataSplits, plan: Plan, passes: int, learning_rate: float, parts: int
-    ):
-        windows, held_out = (split_windows(part, parts) for part in (data.calibration, data.held_out))
-        self.layerwise, self.dtype = layerwise, autocast_dtype(layerwise.model, plan.search_dtype)
-        self.trainer = WeightTrainer(
-            windows=len(windows),
-            held_out=len(held_out),
-            per_step=math.ceil(STEP_TOKENS / windows.shape[1]),
-            passes=passes,
-            learning_rate=learning_rate,
-            seed=plan.seed,
-        )
-        share = torch.cat([windows, held_out])[self.trainer.windows]
-        sequences = with_first_tokens(share, plan.first_tokens, data.calibration.start_token)
-        self.dense, self.trained = (
-            HiddenStates(layerwise, sequences, self.dtype, dtype=self.dtype, copies=2) for _ in range(2)
-        )
-
-    def fit_layer(self, layer: nn.Module, index: int, prefix: str = "", removed: tuple[str, ...] = ()) -> Fit:
-        """Train the parameters of a layer, which is not changed.
-
-        Args:
-            layer: The layer, with the weights to start from.
-            index: Its index.
-            prefix: Prefix of the names of its parameters in the result.
-            removed: Prefixes of the names of parameters in the layer that are not trained.
-        """
-        parameters = [pair for pair in layer.named_parameters() if not pair[0].startswith(removed)]
-        start = {name: one.detach().to(self.layerwise.stored_dtype) for name, one in parameters}
-        runs = [*zip(self.trained.runners(layer, index), self.trained.states, self.dense.states)]
-        fit = self.trainer.fit(_LayerLoss(runs, len(self.trainer.share)), start)
-        return replace(fit, weights={prefix + name: weight for name, weight in fit.weights.items()})
-
-
-class _LayerLoss:
+class LayerLoss:
     """Error of a layer's output with given weights, a `Loss`.
 
-    Args:
-        runs: By length of the sequences: a runner of the layer, the states before it and the targets, both of shape
-            `[windows, sequences per window, length, hidden size]`.
-        windows: Number of training windows, which come first.
+    The error of a token is `‖a - b‖² / ‖b‖²` of the output `a` and the target `b`, with every channel divided by its
+    root mean square over all targets, so that neither a few tokens nor a few channels with massive activations
+    outweigh all others.
+
+    The first windows of the runs, which differ in the length of their sequences, are those to train on.
     """
 
-    def __init__(self, runs: list[tuple[LayerRunner, torch.Tensor, torch.Tensor]], windows: int):
+    def __init__(self, runs: list[Run], windows: int):
         self.runs = runs
         runner, _, targets = runs[0]
         targets = targets[:, 0]
@@ -276,6 +176,7 @@ class _LayerLoss:
         self.channels = (sizes / sizes.mean()).clamp_min(MIN_SHARE)
 
     def __call__(self, weights: Mapping[str, torch.Tensor], window: int) -> torch.Tensor:
+        """Return the mean error of the tokens of a window."""
         errors = []
         for runner, inputs, targets in self.runs:
             output = runner.output(inputs[window], weights).float()

@@ -29,11 +29,7 @@ class DistillationLoss:
     never materialized and the head runs once. As the module's forward pass, the loss works with any wrapper, such as
     DDP, FSDP or peft.
 
-    Args:
-        student: The pruned model. Its head is not trained.
-        teacher: The dense model. It is not trained.
-        temperature: τ.
-        label_share: m, the share of the language-model loss.
+    τ is the `temperature`, and m the `label_share`. Neither the head of the student nor the teacher is trained.
     """
 
     def __init__(
@@ -48,11 +44,7 @@ class DistillationLoss:
         self._forward = MethodType(type(student).forward, student)
 
     def __call__(self, input_ids: torch.Tensor, **options: Any) -> dict[str, torch.Tensor]:
-        """Compute the loss of a batch of windows.
-
-        Args:
-            input_ids: Token ids of any integer type, shape `[windows, window length]`.
-            options: Ignored arguments that wrappers pass.
+        """Compute the loss of windows, token ids of any integer type, ignoring other arguments that wrappers pass.
 
         Returns:
             `loss`, the mean over all predicted tokens; and `measured`, without gradients, the loss, divergence and
@@ -61,15 +53,13 @@ class DistillationLoss:
         input_ids = input_ids.long()
         with torch.no_grad():
             teacher_decoded = decode(self.teacher, input_ids)
-        with replaced_forward(self.student, self._forward):
-            # FSDP may offload the weights to host memory.
-            student_decoded = decode(self.student, input_ids, input_ids.device)
+        # FSDP may offload the weights to host memory.
+        decoded = decode(self.student, input_ids, input_ids.device)
         head, tokens = head_of(self.student), input_ids[:, 1:]
-        run = partial(self._run_head, student_decoded, teacher_decoded, tokens, head.forward)
-
+        run = partial(self._run_head, decoded, teacher_decoded, tokens, head.forward)
         # As the head's forward pass, since FSDP, which may shard the head separately, must see a single call.
         with replaced_forward(head, lambda hidden: _WithGradient.apply(run, hidden[:, :-1].flatten(0, 1))):
-            total, measured = head(student_decoded.last_hidden_state)
+            total, measured = head(decoded.last_hidden_state)
         return {"loss": total / tokens.numel(), "measured": measured.view(*tokens.shape, 3).mean(1)}
 
     def _run_head(
@@ -83,21 +73,17 @@ class DistillationLoss:
         """Return `_losses` of all tokens, and the gradient of the loss's sum with respect to the hidden states."""
         head, losses, gradients = head_of(self.student), [], []
         rows = hidden, teacher.last_hidden_state[:, :-1].flatten(0, 1), tokens.flatten()
-        for states, teacher_states, targets in zip(*(tensor.split(POSITIONS) for tensor in rows)):
-            with (
-                replaced_forward(self.student, self._forward),
-                _without_hooks(head),
-                replaced_forward(head, head_forward),
-                torch.set_grad_enabled(hidden.requires_grad),
-            ):
+        with replaced_forward(self.student, self._forward), replaced_forward(head, head_forward), _without_hooks(head):
+            for states, teacher_states, targets in zip(*(tensor.split(POSITIONS) for tensor in rows)):
                 states = states[None].detach().requires_grad_(hidden.requires_grad)
-                logits = head_logits(self.student, replace(student, last_hidden_state=states))
-            teacher_logits = head_logits(self.teacher, replace(teacher, last_hidden_state=teacher_states[None]))
-            logits_gradient = torch.empty_like(logits)
-            chunk = logits.detach()[0], teacher_logits[0], targets, logits_gradient[0]
-            losses += [self._losses(*block) for block in zip(*(tensor.split(BLOCK) for tensor in chunk))]
-            if hidden.requires_grad:
-                gradients.append(torch.autograd.grad(logits, states, logits_gradient)[0][0])
+                with torch.set_grad_enabled(hidden.requires_grad):
+                    logits = head_logits(self.student, replace(student, last_hidden_state=states))
+                teacher_logits = head_logits(self.teacher, replace(teacher, last_hidden_state=teacher_states[None]))
+                logits_gradient = torch.empty_like(logits)
+                chunk = logits.detach()[0], teacher_logits[0], targets, logits_gradient[0]
+                losses += [self._losses(*block) for block in zip(*(tensor.split(BLOCK) for tensor in chunk))]
+                if hidden.requires_grad:
+                    gradients.append(torch.autograd.grad(logits, states, logits_gradient)[0][0])
         return torch.cat(losses), torch.cat(gradients) if gradients else None
 
     def _losses(

@@ -19,12 +19,7 @@ from ...utils.tracking import Tracker
 
 
 class ReportCallback(TrainerCallback):
-    """Shows steps and the last evaluation on a progress bar, and logs under the names of the callbacks of `Trainer`.
-
-    Args:
-        bar: The bar.
-        tracker: Where to log, if anywhere.
-    """
+    """Shows steps and the last evaluation on a progress bar, and logs under the names of the callbacks of Trainer."""
 
     def __init__(self, bar: tqdm, tracker: Tracker | None):
         self.bar, self.tracker = bar, tracker

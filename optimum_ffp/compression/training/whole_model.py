@@ -1,61 +1,12 @@
-"""Training of the whole pruned model on the calibration windows."""
-
-import copy
-from collections.abc import Callable
-from pathlib import Path
+"""Training of the whole pruned model on the calibration windows: its dtype and its batches."""
 
 import torch
-from transformers import PretrainedConfig, PreTrainedModel
+from transformers import PretrainedConfig
 
-from ...config.training import TrainingOptions
-from ...data import DataSplits
-from ...plan import Plan
 from ...utils import processes
-from ...utils.precision import compute_dtype, computes_in_bfloat16, convert
+from ...utils.precision import computes_in_bfloat16
 from .batch import Batch
-from .end_to_end import Training, TrainingOutput
-from .layer import STEP_TOKENS, split_windows
-
-
-def train_model(
-    student: PreTrainedModel,
-    teacher: PreTrainedModel,
-    data: DataSplits,
-    plan: Plan,
-    options: TrainingOptions,
-    passes: int,
-    parts: int,
-    learning_rate: Callable[[PreTrainedModel], float],
-    checkpoints: Path | None = None,
-) -> TrainingOutput:
-    """Train a model on the calibration windows in a random order. It keeps its dtype.
-
-    Args:
-        student: The pruned model. It is changed.
-        teacher: The dense model.
-        data: Calibration and held-out windows.
-        plan: Compute dtype and seed.
-        options: Options of the training.
-        passes: Number of passes over the windows.
-        parts: Number of training windows per calibration window.
-        learning_rate: Returns the peak learning rate for the model.
-        checkpoints: Folder of checkpoints to resume from.
-    """
-    bf16 = trains_in_bfloat16(teacher.device, teacher.dtype, plan.search_dtype)
-    computed = torch.bfloat16 if bf16 else compute_dtype(teacher.device, teacher.dtype)
-    windows = split_windows(data.calibration, parts)
-    generator = torch.Generator().manual_seed(plan.seed)
-    order = torch.cat([torch.randperm(len(windows), generator=generator) for _ in range(passes)])
-    training = Training(
-        student=student,
-        teacher=teacher if teacher.dtype == computed else convert(copy.deepcopy(teacher), computed),
-        dtype=student.dtype,
-        options=options,
-        learning_rate=learning_rate(student),
-        batch=training_batch(teacher.config, length=windows.shape[1], tokens=order.numel() * windows.shape[1]),
-        bf16=bf16,
-    )
-    return training.run(windows[order], data.held_out.tokens, checkpoints)
+from .layer import STEP_TOKENS
 
 
 def trains_in_bfloat16(device: torch.device, dtype: torch.dtype, search_dtype: str) -> bool:

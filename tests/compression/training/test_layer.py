@@ -20,8 +20,6 @@ def regression():
 
 
 class SquaredError:
-    scale = 100.0
-
     def __init__(self, inputs, targets):
         self.inputs, self.targets = inputs, targets
 
@@ -31,7 +29,7 @@ class SquaredError:
 
 def train(regression, passes, rate, seed=0, parts=1, dtype=torch.float32) -> Fit:
     trainer = WeightTrainer(WINDOWS, HELD_OUT, parts, passes, rate, seed)
-    return trainer.fit(SquaredError(*regression), {"weight": torch.ones(FEATURES, dtype=dtype)})
+    return trainer.fit(SquaredError(*regression), {"weight": torch.ones(FEATURES, dtype=dtype)}, scale=100.0)
 
 
 @pytest.mark.parametrize("parts", [1, 3])
