@@ -12,13 +12,9 @@ from ..utils.lm_head import embedding_of
 
 
 def find_start_token(tokenizer: PreTrainedTokenizerBase, option: str = "auto") -> int | None:
-    """Return the id of the start token of windows; `None` if they have none.
+    """Return the id of the start token of windows; `None` if they have none, as by the option `"never"`.
 
     Many tokenizers have a start token but don't add it, since the model was trained without; windows do the same.
-
-    Args:
-        tokenizer: Tokenizer of the model.
-        option: Option `start_token`: `"auto"` or `"never"`.
     """
     if option == "never":
         return None
@@ -68,10 +64,15 @@ def cut_windows(
         FFPError: If the model has no embedding for a token, or the tokenizer returns none for the whole text.
     """
     pending, characters, count = np.empty(0, np.int64), 0, 0
+    vocabulary = embedding_of(model).weight.shape[0]
     for block in blocks:
         # verbose=False: no warning about texts longer than the model's context, which are split anyway.
         tokens = np.array(tokenizer(block, add_special_tokens=False, verbose=False).input_ids, np.int64)
-        check_known(tokens, tokenizer, model, label)
+        if unknown := tokens[tokens >= vocabulary].tolist():
+            raise FFPError(
+                f"{label} contains the token {tokenizer.decode(unknown[:1])!r}, for which the model has no embedding; "
+                "remove it from the text"
+            )
         pending, characters, count = np.concatenate([pending, tokens]), characters + len(block), count + len(tokens)
         while len(pending):
             prefix = [] if start in (None, pending[0]) else [start]
@@ -82,13 +83,3 @@ def cut_windows(
             pending = pending[:0] if one_per_block else pending[needed:]
     if characters and not count:
         raise FFPError(f"the tokenizer returns no tokens for {label}; check that it loads as the model's own")
-
-
-def check_known(tokens: np.ndarray, tokenizer: PreTrainedTokenizerBase, model: PreTrainedModel, label: str) -> None:
-    """Raise `FFPError` naming the first token id that the model has no embedding for, if any."""
-    unknown = tokens[tokens >= embedding_of(model).weight.shape[0]].tolist()
-    if unknown:
-        raise FFPError(
-            f"{label} contains the token {tokenizer.decode(unknown[:1])!r}, for which the model has no embedding; "
-            "remove it from the text"
-        )
