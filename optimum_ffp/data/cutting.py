@@ -64,15 +64,10 @@ def cut_windows(
         FFPError: If the model has no embedding for a token, or the tokenizer returns none for the whole text.
     """
     pending, characters, count = np.empty(0, np.int64), 0, 0
-    vocabulary = embedding_of(model).weight.shape[0]
     for block in blocks:
         # verbose=False: no warning about texts longer than the model's context, which are split anyway.
         tokens = np.array(tokenizer(block, add_special_tokens=False, verbose=False).input_ids, np.int64)
-        if unknown := tokens[tokens >= vocabulary].tolist():
-            raise FFPError(
-                f"{label} contains the token {tokenizer.decode(unknown[:1])!r}, for which the model has no embedding; "
-                "remove it from the text"
-            )
+        check_known(tokens, tokenizer, model, label)
         pending, characters, count = np.concatenate([pending, tokens]), characters + len(block), count + len(tokens)
         while len(pending):
             prefix = [] if start in (None, pending[0]) else [start]
@@ -83,3 +78,13 @@ def cut_windows(
             pending = pending[:0] if one_per_block else pending[needed:]
     if characters and not count:
         raise FFPError(f"the tokenizer returns no tokens for {label}; check that it loads as the model's own")
+
+
+def check_known(tokens: np.ndarray, tokenizer: PreTrainedTokenizerBase, model: PreTrainedModel, label: str) -> None:
+    """Raise `FFPError` naming the first token id that the model has no embedding for, if any."""
+    unknown = tokens[tokens >= embedding_of(model).weight.shape[0]].tolist()
+    if unknown:
+        raise FFPError(
+            f"{label} contains the token {tokenizer.decode(unknown[:1])!r}, for which the model has no embedding; "
+            "remove it from the text"
+        )

@@ -29,13 +29,8 @@ def plan_export(
 ) -> tuple[Architecture, LayerSizes | None]:
     """Return the architecture for a model, and the size to pad its layers to, if any.
 
-    Args:
-        model: A causal LM, dense or pruned, for example on the meta device.
-        tokenizer: Tokenizer of the model.
-        pad_uniform: Whether to pad all layers to the size of the largest, for the standard architecture.
-
-    Raises:
-        FFPError: If llama.cpp does not support the model or its tokenizer.
+    Arguments are as for `export_gguf`; the model may be on the meta device. Raises `FFPError` if llama.cpp doesn't
+    support the model or its tokenizer.
     """
     check_exportable(model.config)
     read_tokenizer(tokenizer)
