@@ -27,18 +27,8 @@ def sample_from_model(
 ) -> torch.Tensor:
     """Sample text from the model at temperature 1, after the start token, or as a user turn of the chat template.
 
-    Args:
-        model: The dense model.
-        tokenizer: Tokenizer of the model.
-        count: Number of windows, each of one or more passages (see `PASSAGE`).
-        length: Tokens per window.
-        seed: Random seed.
-
-    Returns:
-        Token ids, shape `[count, length]`.
-
-    Raises:
-        FFPError: As `find_opening`.
+    Return token ids, shape `[count, length]`; each window has one or more passages (see `PASSAGE`). Raises `FFPError`
+    as `find_opening`.
     """
     passages = math.ceil(length / PASSAGE)
     tokens = math.ceil(length / passages)

@@ -17,14 +17,8 @@ def training_windows(
 ) -> tuple[torch.Tensor, dict[str, float]]:
     """Read as much text as needed, and cut it into shuffled windows.
 
-    The text is the calibration part of `load_windows`, and whatever follows the divided text if there are not three
-    splits. Text that is too short is repeated.
-
-    Args:
-        tokenizer: Tokenizer of the model.
-        model: The dense model, which generates the text of `self`.
-        request: The request for `load_windows`.
-        count: Number of windows.
+    The text is the calibration part of `load_windows`, whose arguments these are, and whatever follows the divided
+    text if there are not three splits. Text that is too short is repeated.
 
     Returns:
         Token ids, int32, shape `[count, window length]`, and the number of passes over each text by name, which is

@@ -52,15 +52,15 @@ class Windows:
 
 
 def with_first_tokens(windows: torch.Tensor, every: int, start_token: bool) -> list[torch.Tensor]:
-    """Return windows, and unless these begin with a start token, every n-th of their tokens as a sequence of its own.
+    """Return windows, and unless these begin with a start token, one in `every` of their tokens as a sequence itself.
 
     Many models give the first token of a text, whichever it is, a massive activation (an attention sink); if it is
     lost, all following tokens are predicted badly. Windows without a start token are one example each.
 
     Args:
         windows: Token ids, shape `[windows, window length]`.
-        every: n; 0 for the windows alone.
-        start_token: Whether they begin with a start token.
+        every: Distance of these tokens; 0 for the windows alone.
+        start_token: Whether windows begin with a start token.
 
     Returns:
         Token ids by length of the sequences, shape `[windows, sequences per window, length]`.

@@ -117,7 +117,7 @@ def _write_sizes(writer, config: PretrainedConfig, architecture: Architecture, s
     elif window:
         # Attention is full within the sliding window, so the model is exact up to that length.
         context = min(context, window)
-    parameters, dimension = rotary_parameters(config), head_dimension(config)
+    rotary, dimension = rotary_parameters(config), head_dimension(config)
     writer.add_block_count(len(sizes))
     writer.add_context_length(context)
     writer.add_embedding_length(config.hidden_size)
@@ -130,9 +130,9 @@ def _write_sizes(writer, config: PretrainedConfig, architecture: Architecture, s
     writer.add_value_length(dimension)
     writer.add_layer_norm_rms_eps(config.rms_norm_eps)
     writer.add_rope_dimension_count(dimension)
-    writer.add_rope_freq_base(parameters["rope_theta"])
-    if parameters.get("rope_type") == "linear":
+    writer.add_rope_freq_base(rotary["rope_theta"])
+    if rotary.get("rope_type") == "linear":
         from gguf import RopeScalingType
 
         writer.add_rope_scaling_type(RopeScalingType.LINEAR)
-        writer.add_rope_scaling_factor(parameters["factor"])
+        writer.add_rope_scaling_factor(rotary["factor"])

@@ -196,8 +196,8 @@ class FFPModelForCausalLM:
             kwargs: As for `AutoModelForCausalLM.from_pretrained` (`dtype`, `device_map`, `revision`, `token`, ...).
 
         Raises:
-            FFPError: If the checkpoint is not that of a pruned model, its family is not supported, or it references
-                files or code outside the checkpoint.
+            FFPError: If the checkpoint is not that of a pruned model of a supported family, or references files or
+                code outside it.
         """
         hub = {name: kwargs.pop(name) for name in HUB_OPTIONS if name in kwargs}
         check_checkpoint(model_id, **hub)

@@ -176,15 +176,10 @@ def _read_gguf_config(model_id: str, folder: str, file: str) -> PretrainedConfig
 def load_dense(
     model_id: str, options: LoadOptions, experts_folder: Path | None = None
 ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
-    """Load a dense causal LM of a supported family. The caller must run `check_model` before pruning.
+    """Load a dense causal LM of a supported family, dequantized. The caller must run `check_model` before pruning.
 
-    Args:
-        model_id: Hub id, folder, or a `.gguf` file. Quantized weights are dequantized.
-        options: Device, dtype and Hub options.
-        experts_folder: Folder for the experts of a mixture with offload `"disk"`.
-
-    Raises:
-        FFPError: If there is no such model, its weights don't match its config, or it can't be pruned.
+    The experts of a mixture are in `experts_folder` with offload `"disk"`. Raises `FFPError` if there is no such
+    model, its weights don't match its config, or it can't be pruned.
     """
     source = _Source(model_id, options)
     config, device = source.config, use_device(options.device)

@@ -49,11 +49,8 @@ def check_offload(
 def offload_layers(model: PreTrainedModel, device: torch.device, offload: str) -> PreTrainedModel:
     """Move a model to a device in place, except for the decoder layers if these are offloaded, and return it.
 
-    Args:
-        model: A model in host memory, whose weights may be views of memory-mapped files. Experts that
-            `from_pretrained` has kept on disk are mapped into memory.
-        device: Device to run layers on.
-        offload: `"none"`; `"disk"` leaves the layers unchanged; `"host"` copies them to host memory, pinned for CUDA.
+    Experts that `from_pretrained` has kept on disk are mapped into memory. Offload `"disk"` leaves the layers as views
+    of memory-mapped files; `"host"` copies them to host memory, pinned for CUDA.
     """
     if hasattr(model, "hf_device_map"):
         for name, parameter in model.named_parameters():
@@ -76,10 +73,7 @@ def experts_on_disk(model: PreTrainedModel, folder: Path) -> dict[str, Any]:
     """Return arguments of `from_pretrained` that keep the experts of a mixture on disk, in a folder of this process.
 
     Checkpoints have several tensors per expert, which transformers merges, so that they can't be mapped from there.
-
-    Args:
-        model: The model without weights.
-        folder: Folder for the merged tensors.
+    The given model has no weights.
     """
     experts = {unit.output.module for unit in find_units(model, find_family(model.config))}
     # Of every module that has tensors of its own.
@@ -89,12 +83,9 @@ def experts_on_disk(model: PreTrainedModel, folder: Path) -> dict[str, Any]:
 
 
 def shard_layers(model: PreTrainedModel) -> None:
-    """Shard the weights of every decoder layer over all processes (FSDP2).
+    """Shard the weights of every decoder layer of a model over all processes (FSDP2).
 
-    All processes must then run the model equally often.
-
-    Args:
-        model: A model on the device of the process, identical in all processes.
+    The model must be identical in all processes, on their devices, and all must then run it equally often.
     """
     # Some builds of torch lack distributed.
     from torch.distributed import fsdp
