@@ -12,13 +12,9 @@ from ..utils.lm_head import embedding_of
 
 
 def find_start_token(tokenizer: PreTrainedTokenizerBase, option: str = "auto") -> int | None:
-    """Return the id of the start token of windows; `None` if they have none.
+    """Return the id of the start token of windows; `None` if they have none, as by the option `"never"`.
 
     Many tokenizers have a start token but don't add it, since the model was trained without; windows do the same.
-
-    Args:
-        tokenizer: Tokenizer of the model.
-        option: Option `start_token`: `"auto"` or `"never"`.
     """
     if option == "never":
         return None

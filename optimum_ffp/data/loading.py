@@ -3,8 +3,8 @@
 import logging
 import math
 import re
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Collection, Iterable, Iterator, Sequence
+from dataclasses import replace
 from itertools import islice
 
 import torch
@@ -38,14 +38,6 @@ TEST_WINDOWS = 100
 ROLES_SEED = 2
 
 
-@dataclass(frozen=True)
-class Part:
-    """The part of a text for one role, in pieces, and its description."""
-
-    pieces: Iterable[str]
-    source: str
-
-
 def load_windows(tokenizer: PreTrainedTokenizerBase, model: PreTrainedModel, request: DataRequest) -> DataSplits:
     """Load windows for all roles, and warn of those that have fewer than requested.
 
@@ -61,27 +53,23 @@ def load_windows(tokenizer: PreTrainedTokenizerBase, model: PreTrainedModel, req
     Raises:
         FFPError: If the data can't be found or read, is too short, or the model can't generate text.
     """
-    texts, reported = request.texts, request.reported
+    reader, texts, reported = TextReader(tokenizer, model, request), request.texts, request.reported
     held_out = texts.divide(request.held_out)
     # Cut together with the held-out windows, which are then taken off, so that they are disjoint.
     search = {name: count + held_out[name] for name, count in texts.divide(request.search).items()}
-    counts: Mapping[str, Mapping[str, int | None]] = {
-        "calibration": texts.divide(request.calibration),
-        "search": search,
-        "test": dict.fromkeys(reported.names, request.test),
-    }
-    windows_by_text = {}
-    for name in dict.fromkeys([*texts.names, *reported.names]):
-        counts_by_role = {role: by_text[name] for role, by_text in counts.items() if by_text.get(name, 0) != 0}
-        if counts_by_role:
-            windows_by_text[name] = _load_text(Text(name), tokenizer, model, request, counts_by_role)
+    calibration, tests = texts.divide(request.calibration), dict.fromkeys(reported.names, request.test)
+    loaded: dict[str, dict[str, Windows]] = {}
+    for name, text in {text.name: text for text in (*texts, *reported)}.items():
+        counts = {role: by_text.get(name, 0) for role, by_text in zip(ROLES, (calibration, search, tests))}
+        counts = {role: count for role, count in counts.items() if count != 0}
+        loaded[name] = reader.load(text, counts) if counts else {}
         if search.get(name):
-            windows_by_text[name] |= _hold_out(windows_by_text[name]["search"], search[name], held_out[name])
+            loaded[name] |= _hold_out(loaded[name]["search"], search[name], held_out[name])
     mixes = [
-        _mix([windows[role] for windows in windows_by_text.values() if role in windows], str(texts), request)
+        _mix([windows[role] for windows in loaded.values() if role in windows], str(texts), request)
         for role in ("calibration", "search", "held_out")
     ]
-    data = DataSplits(*mixes, tests=tuple(windows_by_text[name]["test"] for name in reported.names))
+    data = DataSplits(*mixes, tests=tuple(loaded[name]["test"] for name in reported.names))
     for role, windows in data.roles():
         if (requested := getattr(request, role)) and len(windows) < requested:
             logger.warning(
@@ -91,85 +79,94 @@ def load_windows(tokenizer: PreTrainedTokenizerBase, model: PreTrainedModel, req
     return data
 
 
-def read_parts(
-    text: Text, tokenizer: PreTrainedTokenizerBase, request: DataRequest, roles: Collection[str] = ROLES
-) -> tuple[dict[str, Part], Iterator[str]]:
-    """Open a text, and divide it into parts by role, of which at least those of the given roles are returned.
+class TextReader:
+    """Reads windows of one text at a time. Arguments are as for `load_windows`."""
 
-    Returns:
-        Parts by role, and the remaining pieces of the first split, for training.
+    def __init__(self, tokenizer: PreTrainedTokenizerBase, model: PreTrainedModel, request: DataRequest):
+        self.tokenizer, self.model, self.request = tokenizer, model, request
+        self.start = find_start_token(tokenizer, request.start_token)
 
-    Raises:
-        FFPError: If the text can't be opened. Iteration raises it if the text can't be read or is empty.
-    """
-    streams = text.open(request.token)
-    pieces = {
-        split: read_pieces(rows, text, tokenizer, request.text_column, request.token)
-        for split, rows in streams.items()
-    }
-    if len(streams) == len(SPLITS):
-        return {role: Part(pieces[split], split) for role, split in zip(ROLES, SPLITS)}, iter(())
-    first = next(iter(streams))
-    parts = {"test": Part(pieces["test"], "test")} if len(streams) == 2 else {}
-    if parts.keys() >= {*roles}:
-        return parts, iter(())
-    characters = _take(pieces[first], text)
-    begin = 0
-    for role, share in zip(ROLES, PART_ENDS[len(streams)]):
-        end = next(WORD_END.finditer(characters, round(share * len(characters)))).start()
-        parts[role] = Part([characters[begin:end]], f"{role} part of {first}")
-        begin = end
-    return parts, pieces[first]
+    def load(self, text: Text, counts: dict[str, int | None]) -> dict[str, Windows]:
+        """Load windows of a text by role: the first ones for the test, random ones for other roles."""
+        if text.is_self:
+            return {role: self._sample(role, count or self.request.generated_tests) for role, count in counts.items()}
+        parts, _ = self.divide(text, counts)
+        sha256 = {text.published: text.sha256()} if text.is_local else {}
+        generator, windows = torch.Generator().manual_seed(self.request.seed), {}
+        total = None if None in counts.values() else sum(count or 0 for count in counts.values())
+        with progress_bar(total, f"Reading {text.name}", "window") as bar:
+            for role, count in counts.items():
+                (pieces, source), one_per_block = parts[role], False
+                if role == "test" or count is None:
+                    count = count or (None if source == "test" else TEST_WINDOWS)
+                    blocks = self.blocks(pieces, count)
+                else:
+                    blocks = [*cut_blocks([_take(pieces, text)], self.request.length * CHARACTERS_PER_TOKEN)]
+                    blocks = [blocks[index] for index in torch.randperm(len(blocks), generator=generator)]
+                    # A block may be shorter than a window, which then continues in the next block.
+                    one_per_block = len(blocks) >= 2 * count
+                tokens = self.cut(blocks, count, f"{text.name} ({source})", bar, one_per_block)
+                windows[role] = Windows(tokens, text.name, source, self.start is not None, sha256)
+        return windows
 
+    def divide(
+        self, text: Text, roles: Collection[str] = ROLES
+    ) -> tuple[dict[str, tuple[Iterable[str], str]], Iterator[str]]:
+        """Open a text, and divide it into parts by role, of which at least those of the given roles are returned.
 
-def _load_text(
-    text: Text,
-    tokenizer: PreTrainedTokenizerBase,
-    model: PreTrainedModel,
-    request: DataRequest,
-    counts_by_role: dict[str, int | None],
-) -> dict[str, Windows]:
-    """Load the windows of a text by role: the first ones for the test, random ones for other roles."""
-    start = find_start_token(tokenizer, request.start_token)
-    if text.is_self:
-        return {role: _sample(model, tokenizer, request, role, count, start) for role, count in counts_by_role.items()}
-    parts, _ = read_parts(text, tokenizer, request, counts_by_role)
-    sha256 = {text.published: text.sha256()} if text.is_local else {}
-    generator = torch.Generator().manual_seed(request.seed)
-    windows_by_role = {}
-    counts = counts_by_role.values()
-    total = None if None in counts else sum(filter(None, counts))
-    with progress_bar(total, f"Reading {text.name}", "window") as bar:
-        for role, count in counts_by_role.items():
-            part, label, one_per_block = parts[role], f"{text.name} ({parts[role].source})", False
-            if role == "test" or count is None:
-                count = count or (None if part.source == "test" else TEST_WINDOWS)
-                size = request.length * CHARACTERS_PER_TOKEN * count if count else MAX_BLOCK_CHARACTERS
-                blocks = cut_blocks(part.pieces, min(size, MAX_BLOCK_CHARACTERS))
-            else:
-                blocks = [*cut_blocks([_take(part.pieces, text)], request.length * CHARACTERS_PER_TOKEN)]
-                blocks = [blocks[index] for index in torch.randperm(len(blocks), generator=generator)]
-                # A block may be shorter than a window, which then continues in the next block.
-                one_per_block = len(blocks) >= 2 * count
-            windows = cut_windows(blocks, tokenizer, model, request.length, label, start, one_per_block=one_per_block)
-            tokens = take_windows(windows, count, bar, label, request.length)
-            windows_by_role[role] = Windows(tokens, text.name, part.source, start is not None, sha256)
-    return windows_by_role
+        Returns:
+            The pieces of each part and its description, and the remaining pieces of the first split, for training.
 
+        Raises:
+            FFPError: If the text can't be opened. Iteration raises it if the text can't be read or is empty.
+        """
+        pieces = {
+            split: read_pieces(rows, text, self.tokenizer, self.request.text_column, self.request.token)
+            for split, rows in text.open(self.request.token).items()
+        }
+        if len(pieces) == len(SPLITS):
+            return {role: (pieces[split], split) for role, split in zip(ROLES, SPLITS)}, iter(())
+        first = next(iter(pieces))
+        parts: dict[str, tuple[Iterable[str], str]] = {"test": (pieces["test"], "test")} if len(pieces) == 2 else {}
+        if parts.keys() >= {*roles}:
+            return parts, iter(())
+        characters, begin = _take(pieces[first], text), 0
+        for role, share in zip(ROLES, PART_ENDS[len(pieces)]):
+            end = next(WORD_END.finditer(characters, round(share * len(characters)))).start()
+            parts[role] = [characters[begin:end]], f"{role} part of {first}"
+            begin = end
+        return parts, pieces[first]
 
-def _sample(
-    model: PreTrainedModel,
-    tokenizer: PreTrainedTokenizerBase,
-    request: DataRequest,
-    role: str,
-    count: int | None,
-    start: int | None,
-) -> Windows:
-    # Separate seeds: a recovery, which reads fewer windows, must not be tested on calibration text of the prune.
-    seed = seed_of(request.seed, ROLES_SEED, ROLES.index(role))
-    tokens = sample_from_model(model, tokenizer, count or request.generated_tests, request.length, seed)
-    has_start_token = start is not None and bool((tokens[:, 0] == start).all())
-    return Windows(tokens, "self", "sampled", has_start_token)
+    def blocks(self, pieces: Iterable[str], windows: int | None) -> Iterator[str]:
+        """Split text into blocks that are no larger than this many windows, or all of the text, need."""
+        characters = self.request.length * CHARACTERS_PER_TOKEN * windows if windows else MAX_BLOCK_CHARACTERS
+        return cut_blocks(pieces, min(characters, MAX_BLOCK_CHARACTERS))
+
+    def cut(
+        self,
+        blocks: Iterable[str],
+        count: int | None,
+        label: str,
+        bar: tqdm,
+        one_per_block: bool = False,
+        dtype: torch.dtype = torch.long,
+    ) -> torch.Tensor:
+        """Return the first `count` windows of blocks of text, or all; see `cut_windows`."""
+        length, taken = self.request.length, []
+        windows = cut_windows(blocks, self.tokenizer, self.model, length, label, self.start, one_per_block)
+        for window in islice(windows, count):
+            taken.append(window.to(dtype))
+            bar.update()
+        if not taken:
+            raise FFPError(f"{label} has less than one window of {length} tokens; use more text, or lower seq_len")
+        return torch.stack(taken)
+
+    def _sample(self, role: str, count: int) -> Windows:
+        # Separate seeds: a recovery, which reads fewer windows, must not be tested on calibration text of the prune.
+        seed = seed_of(self.request.seed, ROLES_SEED, ROLES.index(role))
+        tokens = sample_from_model(self.model, self.tokenizer, count, self.request.length, seed)
+        has_start_token = self.start is not None and bool((tokens[:, 0] == self.start).all())
+        return Windows(tokens, "self", "sampled", has_start_token)
 
 
 def _hold_out(windows: Windows, requested: int, held_out: int) -> dict[str, Windows]:
@@ -181,23 +178,6 @@ def _hold_out(windows: Windows, requested: int, held_out: int) -> dict[str, Wind
             "on and one to hold out; use more text, or lower seq_len"
         )
     return {"search": windows.first(search), "held_out": replace(windows, tokens=windows.tokens[search:])}
-
-
-def take_windows(
-    windows: Iterable[torch.Tensor], count: int | None, bar: tqdm, label: str, length: int
-) -> torch.Tensor:
-    """Return the first `count` windows of `length` tokens, or all, counting them on a progress bar.
-
-    Raises:
-        FFPError: If there are none.
-    """
-    taken = []
-    for window in islice(windows, count):
-        taken.append(window)
-        bar.update()
-    if not taken:
-        raise FFPError(f"{label} has less than one window of {length} tokens; use more text, or lower seq_len")
-    return torch.stack(taken)
 
 
 def _take(pieces: Iterable[str], text: Text) -> str:

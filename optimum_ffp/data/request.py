@@ -80,16 +80,9 @@ class DataRequest:
 
 
 def check_calibration_tokens(tokens: int, channels: int) -> None:
-    """Check that there are enough calibration tokens for the widest unit.
+    """Raise `FFPError` if there are too few calibration tokens for the widest unit, with this many input channels.
 
     The rank of a Gram matrix is at most the number of tokens; ridge regression lacks data in other dimensions.
-
-    Args:
-        tokens: Number of calibration tokens.
-        channels: Input features of the widest unit's output projection.
-
-    Raises:
-        FFPError: If there are more than `CHANNELS_PER_TOKEN` channels per token.
     """
     minimum = math.ceil(channels / CHANNELS_PER_TOKEN)
     if tokens < minimum:
@@ -102,12 +95,7 @@ def check_calibration_tokens(tokens: int, channels: int) -> None:
 def window_length(seq_len: int | None, config: PretrainedConfig) -> int:
     """Return the tokens per window for a model: `seq_len`, or the model's number of positions, up to 2048.
 
-    Args:
-        seq_len: Requested tokens per window, if any.
-        config: Config of the model.
-
-    Raises:
-        FFPError: If `seq_len` is larger than the number of positions.
+    Raises `FFPError` if `seq_len` is larger than the number of positions.
     """
     positions = getattr(config, "max_position_embeddings", None)
     if seq_len is None:

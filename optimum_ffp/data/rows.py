@@ -1,6 +1,8 @@
 """Conversion of dataset rows to pieces of text: choice of the column, and rendering of conversations."""
 
+import copy
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from functools import partial
 from itertools import chain, islice
 from typing import Any, cast
 
@@ -58,23 +60,16 @@ def read_pieces(
         columns = choose_columns(head, text, text_column)
         for number, row in enumerate(rows, 1):
             values = [row.get(name) for name in columns]
-            if any(value is None or value == [] for value in values):
+            if None in values or [] in values:
                 continue
-            joined = _join(values)
-            if joined is None:
-                names = " and ".join(map(repr, columns))
-                raise FFPError(
-                    f"column {names} of {text.name} contains neither a text nor a conversation in row {number}"
-                )
+            if (joined := _join(values)) is None:
+                wrong = f"column {_quoted(columns)} of {text.name} contains neither a text nor a conversation"
+                raise FFPError(f"{wrong} in row {number}")
             yield render(joined, tokenizer, text.name) + ROW_SEPARATOR
 
 
 def check_text(text: Text, text_column: str | None = None) -> None:
-    """Check that a text can be opened, and that the first rows of every split contain text.
-
-    Raises:
-        FFPError: Otherwise.
-    """
+    """Raise `FFPError` if a text can't be opened, or the first rows of a split contain no text."""
     for rows in text.open().values():
         with text.reading():
             head = [*islice(rows, HEAD)]
@@ -83,21 +78,15 @@ def check_text(text: Text, text_column: str | None = None) -> None:
 
 
 def choose_columns(head: Sequence[Mapping[str, Any]], text: Text, text_column: str | None) -> tuple[str, ...]:
-    """Return the names of the columns to read together.
+    """Return the names of the columns to read together: the user's, or known ones.
 
-    Unknown columns are never guessed, since strings may be ids or sources.
-
-    Args:
-        head: The first rows.
-        text: The text. Those with a short name have a known column.
-        text_column: Column requested by the user, with texts or conversations; a known one if `None`.
-
-    Raises:
-        FFPError: If there are no rows, no such column, or no column of a known name with text.
+    Unknown columns are never guessed, since strings may be ids or sources. Raises `FFPError` if there is none of them
+    with text in the first rows.
     """
     if not head:
         raise FFPError(f"{text.name} contains no text: it has no rows")
     names = list(dict.fromkeys(name for row in head for name in row))
+    # Texts with a short name have a known column.
     candidates = [(text_column,)] if text_column and text.name.partition(":")[0] not in NAMED else KNOWN_COLUMNS
     for columns in candidates:
         if any(_join([row.get(name) for name in columns]) for row in head):
@@ -106,9 +95,9 @@ def choose_columns(head: Sequence[Mapping[str, Any]], text: Text, text_column: s
         if set(columns) <= set(names):
             types = {type(row.get(name)).__name__.replace("NoneType", "null") for row in head for name in columns}
             raise FFPError(
-                f"column {' and '.join(map(repr, columns))} of {text.name} contains {' and '.join(sorted(types))} "
-                "instead of texts or conversations; convert its values to text, or choose another column with "
-                "--text-column NAME (text_column)"
+                f"column {_quoted(columns)} of {text.name} contains {' and '.join(sorted(types))} instead of texts "
+                "or conversations; convert its values to text, or choose another column with --text-column NAME "
+                "(text_column)"
             )
     known = f"known to contain text ({', '.join(map(' with '.join, KNOWN_COLUMNS))})"
     raise FFPError(
@@ -118,11 +107,7 @@ def choose_columns(head: Sequence[Mapping[str, Any]], text: Text, text_column: s
 
 
 def render(row: Row, tokenizer: PreTrainedTokenizerBase, label: str) -> str:
-    """Render a conversation with the chat template; return a text unchanged.
-
-    Raises:
-        FFPError: If there is no chat template, or it fails.
-    """
+    """Render a conversation with the chat template, or raise `FFPError` if that fails; return a text unchanged."""
     if isinstance(row, str):
         return row
     if not tokenizer.chat_template:
@@ -142,18 +127,19 @@ def apply_template(tokenizer: PreTrainedTokenizerBase, conversation: list[dict[s
 
     Templates of vision-language models may expect content as a list of parts, and silently drop strings.
     """
-    apply = cast(Callable[..., str], tokenizer.apply_chat_template)
-    text = apply(conversation, tokenize=False, **options)
+    apply = cast(Callable[..., str], partial(tokenizer.apply_chat_template, tokenize=False, **options))
+    text, parts = apply(conversation), copy.deepcopy(conversation)
     contents = [str(message.get("content") or "").strip() for message in conversation]
     if not any(contents) or any(content in text for content in contents if content):
         return text
-    parts = [
-        message | {"content": [{"type": "text", "text": message["content"]}]}
-        if isinstance(message.get("content"), str)
-        else message
-        for message in conversation
-    ]
-    return apply(parts, tokenize=False, **options)
+    for message in parts:
+        if isinstance(message.get("content"), str):
+            message["content"] = [{"type": "text", "text": message["content"]}]
+    return apply(parts)
+
+
+def _quoted(columns: Iterable[str]) -> str:
+    return " and ".join(map(repr, columns))
 
 
 def _join(values: Sequence[Any]) -> Row | None:
@@ -166,12 +152,9 @@ def _join(values: Sequence[Any]) -> Row | None:
 
 
 def _is_conversation(value: Any) -> bool:
-    keys = ({"role", "content"}, {"from", "value"})
-    return (
-        isinstance(value, list)
-        and bool(value)
-        and all(isinstance(message, dict) and any(pair <= message.keys() for pair in keys) for message in value)
-    )
+    if not isinstance(value, list) or not value or not all(isinstance(message, dict) for message in value):
+        return False
+    return all({"role", "content"} <= message.keys() or {"from", "value"} <= message.keys() for message in value)
 
 
 def _message(message: dict[str, Any]) -> dict[str, Any]:

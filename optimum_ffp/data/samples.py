@@ -26,9 +26,8 @@ def write_samples(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) ->
     chat, samples = supports_chat(tokenizer), {}
     greedy = {"do_sample": False, "temperature": None, "top_p": None, "top_k": None, "pad_token_id": 0}
     for prompt in QUESTIONS if chat else BEGINNINGS:
-        text, message = prompt, {"role": "user", "content": prompt}
-        if chat:
-            text = apply_template(tokenizer, [message], add_generation_prompt=True)
+        message = {"role": "user", "content": prompt}
+        text = apply_template(tokenizer, [message], add_generation_prompt=True) if chat else prompt
         tokens = tokenizer(text, add_special_tokens=not chat, return_tensors="pt").input_ids.to(model.device)
         written = generate(model, tokens, max_new_tokens=NEW_TOKENS, **greedy)
         samples[prompt] = tokenizer.batch_decode(written[:, tokens.shape[1] :], skip_special_tokens=True)[0].strip()

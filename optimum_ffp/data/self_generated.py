@@ -27,18 +27,8 @@ def sample_from_model(
 ) -> torch.Tensor:
     """Sample text from the model at temperature 1, after the start token, or as a user turn of the chat template.
 
-    Args:
-        model: The dense model.
-        tokenizer: Tokenizer of the model.
-        count: Number of windows, each of one or more passages (see `PASSAGE`).
-        length: Tokens per window.
-        seed: Random seed.
-
-    Returns:
-        Token ids, shape `[count, length]`.
-
-    Raises:
-        FFPError: If the tokenizer has neither a start nor an end token.
+    Return token ids, shape `[count, length]`; each window has one or more passages (see `PASSAGE`). Raises `FFPError`
+    as `find_opening`.
     """
     passages = math.ceil(length / PASSAGE)
     tokens = math.ceil(length / passages)
@@ -49,14 +39,13 @@ def sample_from_model(
     original_config, model.generation_config = model.generation_config, sampling
 
     def sample_passages(batch_size: int) -> torch.Tensor:
-        batches = prompts.split(batch_size)
+        torch.manual_seed(seed)
+        batches, sampled = prompts.split(batch_size), []
         with progress_bar(len(batches), "Sampling text", "batch") as bar:
-            torch.manual_seed(seed)
-            passages_by_batch = []
             for batch in batches:
-                passages_by_batch.append(generate(model, batch).cpu())
+                sampled.append(generate(model, batch).cpu())
                 bar.update()
-        return torch.cat(passages_by_batch)
+        return torch.cat(sampled)
 
     try:
         sampled = with_halving_batches(sample_passages, max(1, TOKENS_AT_ONCE // tokens))
@@ -80,13 +69,8 @@ def lacks_chats(tokens: torch.Tensor, model: PreTrainedModel, tokenizer: PreTrai
 def find_opening(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, length: int) -> list[int]:
     """Return the tokens to sample after: the chat template up to the user's first words, or the start token.
 
-    Args:
-        model: The dense model.
-        tokenizer: Tokenizer of the model.
-        length: Tokens of the text, of which the opening may take up to half.
-
-    Raises:
-        FFPError: If the tokenizer has neither a start nor an end token, or the model has no embedding for it.
+    They take up to half of the `length` of the text. Raises `FFPError` if the tokenizer has neither a start nor an end
+    token, or the model has no embedding for it.
     """
     vocabulary = embedding_of(model).weight.shape[0]
     if tokenizer.chat_template:

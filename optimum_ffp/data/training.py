@@ -5,11 +5,9 @@ from itertools import chain
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from ..config.texts import Text
 from ..utils.progress import progress_bar
 from ..utils.seeds import seed_of
-from .cutting import cut_blocks, cut_windows, find_start_token
-from .loading import CHARACTERS_PER_TOKEN, MAX_BLOCK_CHARACTERS, read_parts, take_windows
+from .loading import TextReader
 from .request import DataRequest
 from .self_generated import sample_from_model
 
@@ -19,14 +17,8 @@ def training_windows(
 ) -> tuple[torch.Tensor, dict[str, float]]:
     """Read as much text as needed, and cut it into shuffled windows.
 
-    The text is the calibration part of `load_windows`, and whatever follows the divided text if there are not three
-    splits. Text that is too short is repeated.
-
-    Args:
-        tokenizer: Tokenizer of the model.
-        model: The dense model, which generates the text of `self`.
-        request: The request for `load_windows`.
-        count: Number of windows.
+    The text is the calibration part of `load_windows`, whose arguments these are, and whatever follows the divided
+    text if there are not three splits. Text that is too short is repeated.
 
     Returns:
         Token ids, int32, shape `[count, window length]`, and the number of passes over each text by name, which is
@@ -35,20 +27,19 @@ def training_windows(
     Raises:
         FFPError: If a text can't be read or is shorter than a window.
     """
-    start = find_start_token(tokenizer, request.start_token)
-    windows_by_text, passes = [], {}
-    for name, share in request.texts.divide(count).items():
-        if name == "self":
+    reader, windows_by_text, passes = TextReader(tokenizer, model, request), [], {}
+    shares = request.texts.divide(count)
+    for text in request.texts:
+        name, share = text.name, shares[text.name]
+        if text.is_self:
             # Sampled with another seed than the held-out and test windows of `load_windows`.
             sampled = sample_from_model(model, tokenizer, share, request.length, seed_of(request.seed, 1))
             windows_by_text.append(sampled.int())
         else:
-            parts, remaining = read_parts(Text(name), tokenizer, request)
-            size = min(request.length * CHARACTERS_PER_TOKEN * share, MAX_BLOCK_CHARACTERS)
-            blocks = cut_blocks(chain(parts["calibration"].pieces, remaining), size)
-            windows = (window.int() for window in cut_windows(blocks, tokenizer, model, request.length, name, start))
+            parts, remaining = reader.divide(text)
+            blocks = reader.blocks(chain(parts["calibration"][0], remaining), share)
             with progress_bar(share, f"Reading {name}, to train on", "window") as bar:
-                distinct = take_windows(windows, share, bar, f"{name} (to train on)", request.length)
+                distinct = reader.cut(blocks, share, f"{name} (to train on)", bar, dtype=torch.int32)
             windows_by_text.append(distinct[torch.arange(share) % len(distinct)])
             passes[name] = share / len(distinct)
     order = torch.randperm(count, generator=torch.Generator().manual_seed(request.seed))

@@ -52,16 +52,15 @@ class Windows:
 
 
 def with_first_tokens(windows: torch.Tensor, every: int, start_token: bool) -> list[torch.Tensor]:
-    """Return windows, and unless texts begin with a start token, every n-th of their tokens as a sequence of its own.
+    """Return windows, and unless these begin with a start token, one in `every` of their tokens as a sequence itself.
 
     Many models give the first token of a text, whichever it is, a massive activation (an attention sink); if it is
-    lost, all following tokens are predicted badly. Windows without a start token begin with an arbitrary token, one
-    example each.
+    lost, all following tokens are predicted badly. Windows without a start token are one example each.
 
     Args:
         windows: Token ids, shape `[windows, window length]`.
-        every: n; 0 for the windows alone.
-        start_token: Whether they begin with a start token.
+        every: Distance of these tokens; 0 for the windows alone.
+        start_token: Whether windows begin with a start token.
 
     Returns:
         Token ids by length of the sequences, shape `[windows, sequences per window, length]`.
@@ -104,8 +103,8 @@ class DataSplits:
 
     def roles(self) -> list[tuple[str, Windows]]:
         """Return all windows with their role, in order."""
-        roles = [(role, getattr(self, role)) for role in ("calibration", "search", "held_out")]
-        return [*roles, *(("test", test) for test in self.tests)]
+        mixes = [("calibration", self.calibration), ("search", self.search), ("held_out", self.held_out)]
+        return mixes + [("test", test) for test in self.tests]
 
     def to_list(self) -> list[dict[str, Any]]:
         """Return the JSON-ready form of all windows."""

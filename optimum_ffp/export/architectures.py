@@ -133,11 +133,7 @@ def rotary_parameters(config: PretrainedConfig) -> dict[str, Any]:
 
 
 def choose_architecture(config: PretrainedConfig, sizes: list[LayerSizes]) -> Architecture:
-    """Return the architecture for a model with these layer sizes.
-
-    Raises:
-        FFPError: If llama.cpp has none, with the reason and an alternative.
-    """
+    """Return the architecture for a model with these layer sizes, or raise `FFPError` if llama.cpp has none."""
     model_type = config.model_type
     uniform = UNIFORM[model_type]
     if len(set(sizes)) == 1 and (not uniform.all_heads or sizes[0].heads == all_heads(config)):
@@ -156,7 +152,5 @@ def choose_architecture(config: PretrainedConfig, sizes: list[LayerSizes]) -> Ar
     architecture = PER_LAYER[model_type]
     for option, part in (("attention_bias", "attention output"), ("mlp_bias", "FFN")):
         if getattr(config, option, False):
-            raise FFPError(
-                f"llama.cpp's {architecture.name} architecture doesn't support this model's {part} bias; {pad}"
-            )
+            raise FFPError(f"llama.cpp's {architecture.name} doesn't support this model's {part} bias; {pad}")
     return architecture

@@ -18,26 +18,19 @@ GATE, UP, DOWN = (f"mlp.{name}_proj" for name in ("gate", "up", "down"))
 
 def layer_sizes(model: PreTrainedModel, architecture: Architecture | None = None) -> list[LayerSizes]:
     """Return the sizes of all layers, from the shapes of the weights: in the model, or in an architecture's file."""
-    dimension = head_dimension(model.config)
-    return [
-        LayerSizes(
-            heads=len(layer.get(f"{QUERY}.weight", ())) // dimension,
-            kv_heads=len(layer.get(f"{KEY}.weight", ())) // dimension,
-            width=len(layer.get(f"{GATE}.weight", ())),
-        )
-        for layer in _layers(model, architecture)
-    ]
+    dimension, sizes = head_dimension(model.config), []
+    for layer in _layers(model, architecture):
+        heads, kv_heads, width = (len(layer.get(f"{name}.weight", ())) for name in (QUERY, KEY, GATE))
+        sizes.append(LayerSizes(heads // dimension, kv_heads // dimension, width))
+    return sizes
 
 
 def tensors(
     model: PreTrainedModel, architecture: Architecture, padded: LayerSizes | None = None
 ) -> Iterator[tuple[str, torch.Tensor]]:
-    """Yield all tensors with their GGUF names, float32.
+    """Yield all tensors of an architecture with their GGUF names, float32.
 
-    Args:
-        model: The model.
-        architecture: Architecture to write.
-        padded: Size to zero-pad every layer to, which doesn't change the output; no padding if `None`.
+    Every layer is padded to a size with zeros, which doesn't change the output, unless it is `None`.
     """
     from gguf import MODEL_ARCH_NAMES, get_tensor_name_map
 
@@ -57,9 +50,10 @@ def tensors(
         if padded is not None:
             _pad(weights, dimension, padded)
         if architecture.interleaved:
-            for name in weights:
-                if name.startswith((QUERY, KEY)):
-                    weights[name] = interleave(weights[name], dimension)
+            # From halves to pairs: row `i` of the second half of a head follows row `i` of the first.
+            for name in (name for name in weights if name.startswith((QUERY, KEY))):
+                halves = weights[name].unflatten(0, (-1, 2, dimension // 2))
+                weights[name] = halves.transpose(1, 2).flatten(0, 2)
         if architecture.fused:
             parts = [weights.pop(f"{module}.weight") for module in (QUERY, KEY, VALUE)]
             weights[f"{QUERY_KEY_VALUE}.weight"] = torch.cat(parts)
@@ -110,9 +104,3 @@ def _pad_sections(tensor: torch.Tensor, dim: int, before: int, after: int, size:
     # Sizes to add before and after, from the last dimension to `dim`.
     missing = [0, size - sections.shape[dim + 1], 0, after - before]
     return pad(sections, [0, 0] * (tensor.dim() - dim - 1) + missing).flatten(dim, dim + 1)
-
-
-def interleave(tensor: torch.Tensor, dimension: int) -> torch.Tensor:
-    """Permute the rows of each head from halves to pairs: row `i` of the second half follows row `i` of the first."""
-    halves = tensor.view(-1, 2, dimension // 2, *tensor.shape[1:])
-    return halves.transpose(1, 2).reshape(tensor.shape)

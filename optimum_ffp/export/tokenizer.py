@@ -27,26 +27,21 @@ BYTE_TOKENS = {f"<0x{value:02X}>" for value in range(256)}
 
 
 def write_tokenizer(writer: "GGUFWriter", tokenizer: PreTrainedTokenizerBase, vocabulary: int) -> None:
-    """Add all `tokenizer.*` keys.
+    """Add all `tokenizer.*` keys, of `vocabulary` tokens: rows of the embedding without a token become unused tokens.
 
-    Args:
-        writer: Writer of the file.
-        tokenizer: A fast BPE tokenizer: byte-level (GPT-2) or with byte fallback (Llama 2).
-        vocabulary: Number of rows of the embedding; rows without a token become unused tokens.
-
-    Raises:
-        FFPError: If llama.cpp does not support the tokenizer.
+    Raises `FFPError` if llama.cpp doesn't support the tokenizer.
     """
     from gguf import TokenType
 
     description, splitter = read_tokenizer(tokenizer)
-    model = description["model"]
-    merges = [" ".join(merge) for merge in model["merges"]]
+    merges = [" ".join(merge) for merge in description["model"]["merges"]]
     names, kinds = _tokens(tokenizer, description, vocabulary)
     writer.add_tokenizer_model("gpt2" if splitter else "llama")
     writer.add_tokenizer_pre(splitter or "default")
     if splitter is None:
-        writer.add_token_scores(_scores(names, merges))
+        # llama.cpp merges the pair with the highest score, BPE that with the lowest rank, which is a token's first.
+        ranks = {merge.replace(" ", "", 1): rank for rank, merge in reversed([*enumerate(merges)])}
+        writer.add_token_scores([-float(ranks.get(name, len(merges))) for name in names])
         writer.add_add_space_prefix(tokenizer.tokenize("a")[0].startswith("▁"))
         # llama.cpp matches user-defined tokens in raw text, before spaces are escaped.
         defined = int(TokenType.USER_DEFINED)
@@ -72,8 +67,7 @@ def write_tokenizer(writer: "GGUFWriter", tokenizer: PreTrainedTokenizerBase, vo
 def read_tokenizer(tokenizer: PreTrainedTokenizerBase) -> tuple[dict[str, Any], str | None]:
     """Return the content of `tokenizer.json`, and the llama.cpp name of the pre-tokenizer if it is byte-level.
 
-    Raises:
-        FFPError: If llama.cpp does not support the tokenizer.
+    Raises `FFPError` if it isn't fast BPE, byte-level (GPT-2) or with byte fallback (Llama 2), as llama.cpp needs.
     """
     if not isinstance(tokenizer, PreTrainedTokenizerFast):
         raise FFPError(f"{type(tokenizer).__name__} has no tokenizer.json; only fast tokenizers can be exported")
@@ -104,27 +98,16 @@ def _tokens(
     return names, kinds
 
 
-def _scores(names: list[str], merges: list[str]) -> list[float]:
-    # llama.cpp merges the pair with the highest score, BPE the pair with the lowest merge rank.
-    ranks: dict[str, int] = {}
-    for rank, merge in enumerate(merges):
-        ranks.setdefault(merge.replace(" ", "", 1), rank)
-    return [-float(ranks.get(name, len(merges))) for name in names]
-
-
 def _splitter(pre_tokenizer: dict[str, Any] | None) -> str:
     steps = [] if pre_tokenizer is None else pre_tokenizer.get("pretokenizers", [pre_tokenizer])
     rules = []
     for step in steps:
-        match step["type"]:
-            case "ByteLevel":
-                rules.append(("ByteLevel", step.get("use_regex", True)))
-            case "Digits":
-                rules.append(("Digits", step["individual_digits"]))
-            case "Split":
-                rules.append(("Split", step["pattern"].get("Regex")))
-            case other:
-                rules.append((other, None))
+        options = {
+            "ByteLevel": step.get("use_regex", True),
+            "Digits": step.get("individual_digits"),
+            "Split": step.get("pattern", {}).get("Regex"),
+        }
+        rules.append((step["type"], options.get(step["type"])))
     for name, expected in SPLITTERS.items():
         if rules == expected:
             return name

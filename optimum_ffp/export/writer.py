@@ -29,13 +29,8 @@ def plan_export(
 ) -> tuple[Architecture, LayerSizes | None]:
     """Return the architecture for a model, and the size to pad its layers to, if any.
 
-    Args:
-        model: A causal LM, dense or pruned, for example on the meta device.
-        tokenizer: Tokenizer of the model.
-        pad_uniform: Whether to pad all layers to the size of the largest, for the standard architecture.
-
-    Raises:
-        FFPError: If llama.cpp does not support the model or its tokenizer.
+    Arguments are as for `export_gguf`; the model may be on the meta device. Raises `FFPError` if llama.cpp doesn't
+    support the model or its tokenizer.
     """
     check_exportable(model.config)
     read_tokenizer(tokenizer)
@@ -122,7 +117,7 @@ def _write_sizes(writer, config: PretrainedConfig, architecture: Architecture, s
     elif window:
         # Attention is full within the sliding window, so the model is exact up to that length.
         context = min(context, window)
-    parameters, dimension = rotary_parameters(config), head_dimension(config)
+    rotary, dimension = rotary_parameters(config), head_dimension(config)
     writer.add_block_count(len(sizes))
     writer.add_context_length(context)
     writer.add_embedding_length(config.hidden_size)
@@ -135,9 +130,9 @@ def _write_sizes(writer, config: PretrainedConfig, architecture: Architecture, s
     writer.add_value_length(dimension)
     writer.add_layer_norm_rms_eps(config.rms_norm_eps)
     writer.add_rope_dimension_count(dimension)
-    writer.add_rope_freq_base(parameters["rope_theta"])
-    if parameters.get("rope_type") == "linear":
+    writer.add_rope_freq_base(rotary["rope_theta"])
+    if rotary.get("rope_type") == "linear":
         from gguf import RopeScalingType
 
         writer.add_rope_scaling_type(RopeScalingType.LINEAR)
-        writer.add_rope_scaling_factor(parameters["factor"])
+        writer.add_rope_scaling_factor(rotary["factor"])

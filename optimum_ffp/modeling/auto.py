@@ -29,13 +29,13 @@ PER_LAYER_LISTS = ("layer_types", "no_rope_layers")
 HUB_OPTIONS = ("revision", "token", "cache_dir", "subfolder", "force_download", "local_files_only")
 
 
-def _modeling(family: Family) -> ModuleType:
-    return importlib.import_module(family.modeling or f"{__package__}.{family.modeling_module}")
-
-
 def pruned_model_class(family: Family, auto_class: str = "AutoModelForCausalLM") -> type[PreTrainedModel]:
     """Return the class of a family's pruned models that an auto class loads."""
     return getattr(_modeling(family), family.classes[auto_class])
+
+
+def _modeling(family: Family) -> ModuleType:
+    return importlib.import_module(family.modeling or f"{__package__}.{family.modeling_module}")
 
 
 def pruned_config(dense_config: PretrainedConfig, policy: PruningPolicy) -> PretrainedConfig:
@@ -51,7 +51,7 @@ def pruned_config(dense_config: PretrainedConfig, policy: PruningPolicy) -> Pret
     config.allow_global_per_layer_attribute_access = True
     config.per_layer_config = {layer: values for layer, values in enumerate(overrides) if values}
     config.architectures = [family.classes["AutoModelForCausalLM"]]
-    config.auto_map = _auto_map(family)
+    config.auto_map = family.auto_map
     return config
 
 
@@ -68,19 +68,17 @@ def homogeneous_config(model: PreTrainedModel, policy: PruningPolicy) -> Pretrai
     if "skip" in first or any(overrides != first for overrides in rest):
         return None
     pruned = pruned_config(dense_config, policy)
-    sliced = _with_layers(dense_config, policy)
-    dense_values = {name: value for name, value in sliced.to_dict().items() if name != "auto_map"}
-    sizes = {"head_dim": pruned.head_dim, "architectures": [model_class.__name__]} | first
+    values = _with_layers(dense_config, policy).to_dict()
+    values |= {"head_dim": pruned.head_dim, "architectures": [model_class.__name__]} | first
+    values.pop("auto_map", None)
     try:
-        config = type(dense_config).from_dict(dense_values | sizes)
+        config = type(dense_config).from_dict(values)
         with torch.device("meta"):
-            shapes, pruned_shapes = (
-                {name: weight.shape for name, weight in built.named_parameters()}
-                for built in (model_class(config), pruned_model_class(family)(pruned))
-            )
+            built = model_class(config), pruned_model_class(family)(pruned)
     except (ValueError, RuntimeError, StrictDataclassError):
         return None
-    if shapes != pruned_shapes:
+    shapes, expected = ({name: weight.shape for name, weight in one.named_parameters()} for one in built)
+    if shapes != expected:
         return None
     # For transformers before 5, in addition to `rope_parameters`. Set through `vars`, since `rope_scaling` is an alias
     # of that in version 5.
@@ -125,10 +123,6 @@ def _layer_overrides(dense_config: PretrainedConfig, policy: PruningPolicy) -> l
     return [family.layer_overrides(dense_config, layer_sizes) for layer_sizes in sizes.values()]
 
 
-def _auto_map(family: Family) -> dict[str, str]:
-    return {auto: f"{family.modeling_module}.{name}" for auto, name in family.classes.items()}
-
-
 def is_pruned(config: PretrainedConfig) -> bool:
     """Return whether a config is that of a pruned model, with sizes per layer or our modeling code."""
     # Some dense models of other families are heterogeneous too.
@@ -138,19 +132,13 @@ def is_pruned(config: PretrainedConfig) -> bool:
 
 
 def attention_of(config: PretrainedConfig) -> dict[str, Any]:
-    """Return arguments of `from_pretrained` for models whose softcap SDPA ignores.
-
-    Some versions of transformers select SDPA anyway.
-    """
+    """Return arguments of `from_pretrained` for models whose softcap SDPA ignores, if transformers selects it."""
     is_capped = getattr(config, "attn_logit_softcapping", None) is not None
     return {"attn_implementation": "eager"} if is_capped else {}
 
 
 def mark_untied(model: PreTrainedModel) -> None:
-    """Unset `tie_word_embeddings` in the config of a model if the checkpoint has a separate head.
-
-    Transformers then loads both weights, but leaves the config unchanged.
-    """
+    """Unset `tie_word_embeddings` in a config if the checkpoint has a separate head, which transformers leaves set."""
     if not getattr(model.config, "tie_word_embeddings", False) or model.get_output_embeddings() is None:
         return
     head, embedding = head_of(model).weight, embedding_of(model).weight
@@ -160,17 +148,9 @@ def mark_untied(model: PreTrainedModel) -> None:
 
 
 def load_strictly(model_class: type, model_id: str | os.PathLike, **kwargs: Any) -> PreTrainedModel:
-    """Load a model, and check that the checkpoint contains exactly its weights.
+    """Call `from_pretrained` of a class. Raises `FFPError` if the checkpoint doesn't contain exactly its weights.
 
     Transformers initializes missing weights at random and ignores unexpected ones.
-
-    Args:
-        model_class: Class with `from_pretrained`.
-        model_id: Hub id or folder.
-        kwargs: Arguments of `from_pretrained`.
-
-    Raises:
-        FFPError: If config and weights don't match.
     """
     logger = logging.getLogger("transformers.modeling_utils")
     logger.addFilter(_is_not_load_report)
@@ -186,11 +166,8 @@ def load_strictly(model_class: type, model_id: str | os.PathLike, **kwargs: Any)
         f"{key}, of shape {list(shape)} instead of {list(expected)}"
         for key, shape, expected in info["mismatched_keys"]
     ]
-    for problem, keys in (
-        ("the weights have no", info["missing_keys"]),
-        ("the config has no place for", unexpected),
-        ("the weights have", mismatched),
-    ):
+    problems = "the weights have no", "the config has no place for", "the weights have"
+    for problem, keys in zip(problems, (info["missing_keys"], unexpected, mismatched)):
         if keys:
             raise FFPError(
                 f"config.json and the weights of {model_id} don't match: {problem} {min(keys)} (1 of {len(keys)}); "
@@ -219,8 +196,8 @@ class FFPModelForCausalLM:
             kwargs: As for `AutoModelForCausalLM.from_pretrained` (`dtype`, `device_map`, `revision`, `token`, ...).
 
         Raises:
-            FFPError: If the checkpoint is not that of a pruned model, its family is not supported, or it references
-                files or code outside the checkpoint.
+            FFPError: If the checkpoint is not that of a pruned model of a supported family, or references files or
+                code outside it.
         """
         hub = {name: kwargs.pop(name) for name in HUB_OPTIONS if name in kwargs}
         check_checkpoint(model_id, **hub)
@@ -228,7 +205,7 @@ class FFPModelForCausalLM:
             config = kwargs.pop("config", None) or AutoConfig.from_pretrained(model_id, trust_remote_code=False, **hub)
             if is_pruned(config):
                 family = find_family(config)
-                model_class, auto_map = pruned_model_class(family), _auto_map(family)
+                model_class, auto_map = pruned_model_class(family), family.auto_map
             elif prune_record(model_id, **hub):
                 model_class, auto_map = AutoModelForCausalLM, {}
                 kwargs = attention_of(config) | kwargs

@@ -26,11 +26,9 @@ FIRST_TOKENS = torch.arange(9)[None]
 
 
 def check_model(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, model_id: str) -> None:
-    """Check that a dense model can be pruned, without running it (see `check_losses`).
+    """Raise `FFPError` if a dense model can't be pruned, without running it (see `check_losses`).
 
-    Raises:
-        FFPError: If it is not an unmodified causal LM of transformers, its family is not supported, it is already
-            pruned or quantized, or the tokenizer belongs to another model.
+    It must be an unmodified causal LM of transformers, of a supported family, with its own tokenizer.
     """
     is_plain = isinstance(model, PreTrainedModel) and not getattr(model, "_hf_peft_config_loaded", False)
     if not is_plain or model.get_output_embeddings() is None:
@@ -107,9 +105,7 @@ def check_usable(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, mod
 def largest_token(tokenizer: PreTrainedTokenizerBase, model_id: str) -> int:
     """Return the highest token id that can occur in text.
 
-    Raises:
-        FFPError: If the vocabulary is empty. For some families transformers creates an empty tokenizer if the
-            checkpoint has none.
+    Raises `FFPError` if the vocabulary is empty, as transformers leaves it for some families without a tokenizer.
     """
     # Special tokens are often added for training and do not occur in text.
     special = {index for index, token in tokenizer.added_tokens_decoder.items() if token.special}

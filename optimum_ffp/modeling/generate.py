@@ -29,14 +29,7 @@ TEMPLATES = Environment(
 
 
 def render(family: Family) -> str:
-    """Render the modeling code that is saved in checkpoints of a family.
-
-    Args:
-        family: The family record; class names are looked up in transformers.
-
-    Raises:
-        KeyError: If transformers has no causal LM of that model type.
-    """
+    """Render the modeling code that is saved in checkpoints of a family, a model type of transformers."""
     causal = getattr(transformers, MODEL_FOR_CAUSAL_LM_MAPPING_NAMES[family.model_type])
     config = CONFIG_MAPPING[family.model_type]()
     template = TEMPLATES.select_template([f"{family.model_type}.py.jinja", "base.py.jinja"])

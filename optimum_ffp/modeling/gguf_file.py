@@ -45,8 +45,8 @@ def check_complete(model_id: str, model: PreTrainedModel) -> None:
     """
     reader = open_gguf(model_id)
     stored, loaded = sum(int(tensor.n_elements) for tensor in reader.tensors), model.num_parameters()
-    scaled = [name for name in reader.fields if name.endswith("rope.scaling.type")]
-    if stored != loaded or any(reader.fields[name].contents() != "none" for name in scaled):
+    scaling = [field.contents() for name, field in reader.fields.items() if name.endswith("rope.scaling.type")]
+    if stored != loaded or {*scaling} - {"none"}:
         problem = f"{stored:,} weights for a model of {loaded:,}" if stored != loaded else "RoPE scaling"
         raise FFPError(
             f"{model_id} has {problem}: transformers can't load this GGUF file completely, and would run a different "

@@ -30,10 +30,7 @@ def find_limits(
         units: Its units.
         config: Options of the KV cache, the depth and the workload.
         given: Limits by option.
-        times: Measured times, as returned by `measure_costs`, if they are known.
-
-    Returns:
-        The limits. That on the speed is pending as long as no times were measured.
+        times: Measured times, as returned by `measure_costs`; the limit on the speed is pending without.
 
     Raises:
         FFPError: If the KV cache is limited, and no KV head of this model can be removed, nor an attention whole, the
@@ -78,15 +75,10 @@ def _experts_limit(config: PretrainedConfig, units: Sequence[Unit], kept: int) -
 
 
 def speedup_limit(units: Sequence[Unit], table: dict[str, Any], speedup: float) -> Limit:
-    """Return the limit for a speed relative to the dense model's.
+    """Return the limit for a minimum speed, as a multiple of the dense model's.
 
-    Args:
-        units: The units of the model.
-        table: Measured times, as returned by `measure_costs`, with a `scale` that corrects them.
-        speedup: Minimum speed as a multiple of the dense model's.
-
-    Raises:
-        FFPError: If the times aren't those of this model.
+    `table` has measured times, as returned by `measure_costs`, with a `scale` that corrects them. Raises `FFPError` if
+    they aren't those of a model with these units.
     """
     try:
         rows = {

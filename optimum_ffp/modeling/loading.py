@@ -5,7 +5,7 @@ import json
 import logging
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
-from functools import lru_cache, partial
+from functools import cached_property, lru_cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -34,7 +34,7 @@ from .checks import NO_TOKENIZER, check_dequantizable, check_prunable, check_unq
 from .families import MULTIMODAL, Mixture, find_family
 from .gguf_file import check_complete, open_gguf
 from .multimodal import language_config, language_model
-from .offloading import check_offload, experts_on_disk, map_experts, offload_layers
+from .offloading import check_offload, experts_on_disk, offload_layers
 
 
 logger = logging.getLogger(__name__)
@@ -66,8 +66,11 @@ class LoadOptions:
 
     @property
     def torch_dtype(self) -> torch.dtype | str:
-        """The dtype; `"auto"` for the checkpoint's."""
-        return resolve_dtype(self.dtype)
+        """The dtype; `"auto"` for the checkpoint's. Raises `FFPError` if there is none of this name."""
+        named = getattr(torch, str(self.dtype), self.dtype)
+        if named != "auto" and not (isinstance(named, torch.dtype) and named.is_floating_point):
+            raise FFPError(f"dtype {self.dtype!r} is not known; choose from auto, float32, bfloat16, float16")
+        return named
 
     def hub(self) -> dict[str, Any]:
         """Return the options of `huggingface_hub` that are set."""
@@ -75,52 +78,184 @@ class LoadOptions:
         return {name: value for name, value in options.items() if value is not None}
 
 
+class _Source:
+    """A causal LM of any family in a folder, on the Hub or in a GGUF file.
+
+    Attributes:
+        place: Folder or Hub id.
+        file: Argument of `from_pretrained` for a GGUF file in the folder.
+    """
+
+    def __init__(self, model_id: str, options: LoadOptions):
+        self.model_id, self.options, self.hub = model_id, options, options.hub()
+        self.errors = partial(loading_errors, model_id, options.token)
+        self.place, self.file, path = model_id, {}, expand(model_id)
+        self.is_local = path.is_dir() or path.suffix == ".gguf"
+        if path.suffix == ".gguf":
+            if not path.is_file():
+                raise FFPError(f"there is no file {model_id}")
+            self.place, self.file = str(path.parent), {"gguf_file": path.name}
+        elif path.is_dir():
+            self.place = str(path)
+        elif path.is_file() or model_id.startswith((".", "/", "~")) or model_id.count("/") > 1:
+            allowed = "use a Hub id, a folder with config.json, or a .gguf file"
+            raise FFPError(f"there is no folder {model_id!r}; {allowed}")
+
+    @cached_property
+    def full_config(self) -> PretrainedConfig:
+        """The config, that of all parts for a vision-language model."""
+        with self.errors():
+            if self.file:
+                config = copy.deepcopy(_read_gguf_config(self.model_id, self.place, self.file["gguf_file"]))
+            else:
+                check_checkpoint(self.place, **self.hub)
+                config = AutoConfig.from_pretrained(self.place, trust_remote_code=False, **self.hub)
+        config._name_or_path = self.model_id
+        return config
+
+    @cached_property
+    def config(self) -> PretrainedConfig:
+        """The config of the language model."""
+        return language_config(self.full_config)
+
+    def tokenizer(self) -> PreTrainedTokenizerBase:
+        # Prefer tokenizer.json to tekken.json of mistral-common.
+        options = {"trust_remote_code": self.options.trust_remote_code, "mistral_format": False}
+        with self.errors():
+            tokenizer = AutoTokenizer.from_pretrained(self.place, **self.file, **self.hub, **options)
+            # Raises if transformers has created an empty tokenizer because the checkpoint has none.
+            largest_token(tokenizer, self.model_id)
+        return tokenizer
+
+    def load(
+        self, pruned: bool = False, dequantize: bool = False, **arguments: Any
+    ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+        """Load the model with further arguments of `from_pretrained`, and its tokenizer."""
+        tokenizer, is_multimodal = self.tokenizer(), self.full_config.model_type in MULTIMODAL
+        arguments |= {"dtype": self.options.torch_dtype, **attention_of(self.config), **self.hub}
+        if dequantize and is_quantized(self.full_config):
+            check_dequantizable(self.model_id, self.full_config)
+            logger.warning(
+                f"{self.model_id} is quantized; its weights are dequantized, and the result is not quantized"
+            )
+            self.full_config.quantization_config["dequantize"] = True
+            arguments["config"] = self.full_config
+        # Every process loads all weights: for FSDP, some versions of transformers give them to the first alone.
+        with self.errors(), patch_environment(FSDP_CPU_RAM_EFFICIENT_LOADING="false"):
+            if self.file:
+                # Without a config it would parse the file once more.
+                arguments |= {"config": self.config, "quantization_config": GgufConfig(dequantize=True)}
+                model = AutoModelForCausalLM.from_pretrained(self.place, **self.file, **arguments)
+                check_complete(self.model_id, model)
+                return model, tokenizer
+            # Pickled weights are not read, since they can run code.
+            arguments |= {"use_safetensors": True, "trust_remote_code": False}
+            if pruned:
+                return FFPModelForCausalLM.from_pretrained(self.place, **arguments), tokenizer
+            auto_class = AutoModelForImageTextToText if is_multimodal else AutoModelForCausalLM
+            model = load_strictly(auto_class, self.place, **arguments)
+            if is_multimodal:
+                logger.warning(f"{self.model_id} is a vision-language model; only its language model is used")
+                model = language_model(model)
+                # Older checkpoints store it with the processor.
+                path = cached_file(self.place, "chat_template.json", **self.hub, **LENIENT)
+                if path is not None and not tokenizer.chat_template:
+                    tokenizer.chat_template = json.loads(Path(path).read_text(encoding="utf-8"))["chat_template"]
+            return model, tokenizer
+
+
+@lru_cache(maxsize=1)
+def _read_gguf_config(model_id: str, folder: str, file: str) -> PretrainedConfig:
+    """Read the config of a GGUF file, cached since it takes seconds: the vocabulary is parsed too."""
+    open_gguf(model_id)
+    config = AutoConfig.from_pretrained(folder, trust_remote_code=False, gguf_file=file)
+    config.dtype = torch.float32
+    return config
+
+
 def load_dense(
     model_id: str, options: LoadOptions, experts_folder: Path | None = None
 ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
-    """Load a dense causal LM of a supported family. The caller must run `check_model` before pruning.
+    """Load a dense causal LM of a supported family, dequantized. The caller must run `check_model` before pruning.
 
-    Args:
-        model_id: Hub id, folder, or a `.gguf` file. Quantized weights are dequantized.
-        options: Device, dtype and Hub options.
-        experts_folder: Folder for the experts of a mixture with offload `"disk"`.
-
-    Raises:
-        FFPError: If there is no such model, or it can't be pruned: its family is not supported, it is already pruned
-            or quantized, its weights don't match its config, or it needs its own modeling code.
+    The experts of a mixture are in `experts_folder` with offload `"disk"`. Raises `FFPError` if there is no such
+    model, its weights don't match its config, or it can't be pruned.
     """
-    full_config = _read_full_config(model_id, options)
-    config = language_config(full_config)
-    check_prunable(model_id, config, options.hub())
-    dtype, device = resolve_dtype(options.dtype), use_device(options.device)
-    check_offload(options.offload, device, dtype, config, model_id.endswith(".gguf") or is_quantized(config))
-    placement = attention_of(config) | _dequantize(full_config)
+    source = _Source(model_id, options)
+    config, device = source.config, use_device(options.device)
+    check_prunable(model_id, config, source.hub)
+    check_offload(options.offload, device, options.torch_dtype, config, bool(source.file) or is_quantized(config))
+    placement = {}
     if experts_folder and options.offload == "disk" and isinstance(find_family(config), Mixture):
-        placement |= experts_on_disk(empty_model(config), experts_folder)
-    model, tokenizer = _load(_dense_class(full_config), model_id, options, **placement)
-    if "device_map" in placement:
-        map_experts(model)
-    if options.offload != "none":
-        offload_layers(model, device, options.offload)
-    else:
-        model = move(model, device)
+        placement = experts_on_disk(empty_model(config), experts_folder)
+    model, tokenizer = source.load(dequantize=True, **placement)
+    model = offload_layers(model, device, options.offload)
     # Replace the name in a GGUF file's metadata, from which the model can't be loaded.
     model.config._name_or_path = model_id
     return model.eval().requires_grad_(False), tokenizer
 
 
+def load_any(
+    model_id: str, options: LoadOptions, dequantize: bool = False
+) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+    """Load a causal LM of any family, dense or pruned. No code of its repository runs, but that of its tokenizer may.
+
+    Quantized weights other than GGUF are only dequantized if `dequantize` is set. Raises `FFPError` if there is no
+    such model, its weights don't match its config, or transformers can't load a GGUF file completely.
+    """
+    source = _Source(model_id, options)
+    model, tokenizer = source.load(is_pruned(source.full_config), dequantize)
+    model = move(model, use_device(options.device)).eval().requires_grad_(False)
+    check_usable(model, tokenizer, model_id)
+    if is_quantized(model.config):
+        # The first forward pass of a whole model decompresses weights in compressed-tensors; losses run its parts.
+        model(torch.zeros(1, 1, dtype=torch.long, device=model.device))
+    return model, tokenizer
+
+
+def load_pruned(model_id: str, options: LoadOptions) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+    """Load a pruned model with its tokenizer, in the dtype of the checkpoint, in host memory.
+
+    Raises `FFPError` if there is no such model in a folder or on the Hub, or it was not pruned by optimum-ffp.
+    """
+    model, tokenizer = _pruned_source(model_id, replace(options, dtype="auto")).load(pruned=True)
+    check_usable(model, tokenizer, model_id)
+    return model, tokenizer
+
+
+def load_tokenizer(model_id: str, options: LoadOptions) -> PreTrainedTokenizerBase:
+    """Load the tokenizer of a model of any family. Raises `FFPError` if there is none."""
+    return _Source(model_id, options).tokenizer()
+
+
+def read_any_config(model_id: str, options: LoadOptions) -> PretrainedConfig:
+    """Read the config of a causal LM of any family, dense or pruned. No weights are downloaded.
+
+    For a vision-language model, return the config of its language model. Raises `FFPError` if there is no config.
+    """
+    return _Source(model_id, options).config
+
+
+def read_pruned_config(model_id: str, options: LoadOptions) -> PretrainedConfig:
+    """Read the config of a pruned model. Arguments and errors are those of `load_pruned`."""
+    return _pruned_source(model_id, options).config
+
+
+def _pruned_source(model_id: str, options: LoadOptions) -> _Source:
+    if model_id.endswith(".gguf"):
+        raise FFPError(f"{model_id} is a GGUF file; use the folder or Hub id that it was exported from")
+    source = _Source(model_id, options)
+    check_unquantized(model_id, source.config)
+    if not is_pruned(source.config) and not prune_record(model_id, **source.hub):
+        raise FFPError(f"{model_id} was not pruned by optimum-ffp; pass a pruned model")
+    return source
+
+
 def find_dense(model_id: str, options: LoadOptions) -> tuple[str, LoadOptions, list[dict[str, Any]]]:
     """Return the dense model of a pruned model, the options to load it with, and the rows of the policy.
 
-    A dense model is its own, and has no policy.
-
-    Args:
-        model_id: Hub id, folder, or `.gguf` file.
-        options: Options to load that with, and where the dense model is otherwise, `base_model`.
-
-    Raises:
-        FFPError: If the record of the pruned model names none on the Hub and `options.base_model` is `None`, or layers
-            of a pruned model are to be offloaded.
+    A dense model is its own, and has no policy. Raises `FFPError` if the record of the pruned model names none on the
+    Hub and `options.base_model` is `None`, or layers of a pruned model are to be offloaded.
     """
     record = prune_record(model_id, **options.hub())
     if not record:
@@ -144,108 +279,15 @@ def pin_commit(model_id: str, options: LoadOptions) -> LoadOptions:
 
     All files are then loaded from one commit, regardless of later pushes, and records can name it.
     """
-    source, extra = _locate(model_id)
-    if extra or Path(source).is_dir():
+    if _Source(model_id, options).is_local:
         return replace(options, revision=None)
-    check_reachable(source, **options.hub())
-    commit = extract_commit_hash(cached_file(source, "config.json", **options.hub(), **LENIENT), None)
+    check_reachable(model_id, **options.hub())
+    commit = extract_commit_hash(cached_file(model_id, "config.json", **options.hub(), **LENIENT), None)
     return replace(options, revision=commit or options.revision)
 
 
-def load_any(
-    model_id: str, options: LoadOptions, dequantize: bool = False
-) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
-    """Load a causal LM of any family, dense or pruned. No code of its repository runs, but that of its tokenizer may.
-
-    Arguments are as for `load_dense`; a `.gguf` file must be of a dense architecture. Other quantized weights are only
-    dequantized if `dequantize` is set.
-
-    Raises:
-        FFPError: If there is no such model, its weights don't match its config, or transformers can't load a GGUF file
-            completely.
-    """
-    full_config = _read_full_config(model_id, options)
-    model_class = FFPModelForCausalLM if is_pruned(full_config) else _dense_class(full_config)
-    placement = attention_of(language_config(full_config)) | (_dequantize(full_config) if dequantize else {})
-    model, tokenizer = _load(model_class, model_id, options, **placement)
-    model = move(model, use_device(options.device)).eval().requires_grad_(False)
-    check_usable(model, tokenizer, model_id)
-    if is_quantized(model.config):
-        # The first forward pass of a whole model decompresses weights in compressed-tensors; losses run its parts.
-        model(torch.zeros(1, 1, dtype=torch.long, device=model.device))
-    return model, tokenizer
-
-
-def load_pruned(model_id: str, options: LoadOptions) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
-    """Load a pruned model with its tokenizer, in the dtype of the checkpoint, in host memory.
-
-    Raises `FFPError` if there is no such model in a folder or on the Hub, or it was not pruned by optimum-ffp.
-    """
-    read_pruned_config(model_id, options)
-    model, tokenizer = _load(FFPModelForCausalLM, model_id, replace(options, dtype="auto"))
-    check_usable(model, tokenizer, model_id)
-    return model, tokenizer
-
-
-def read_any_config(model_id: str, options: LoadOptions) -> PretrainedConfig:
-    """Read the config of a causal LM of any family, dense or pruned. No weights are downloaded.
-
-    For a vision-language model, return the config of its language model. Raises `FFPError` if there is no config.
-    """
-    return language_config(_read_full_config(model_id, options))
-
-
-def _read_full_config(model_id: str, options: LoadOptions) -> PretrainedConfig:
-    """Like `read_any_config`, but return the complete config of a vision-language model."""
-    source, extra = _locate(model_id)
-    with loading_errors(model_id, options.token):
-        if extra:
-            config = copy.deepcopy(_read_gguf_config(model_id, source, extra["gguf_file"]))
-        else:
-            check_checkpoint(source, **options.hub())
-            config = AutoConfig.from_pretrained(source, trust_remote_code=False, **options.hub())
-    config._name_or_path = model_id
-    return config
-
-
-def _dequantize(config: PretrainedConfig) -> dict[str, Any]:
-    """Return arguments of `from_pretrained` that dequantize a checkpoint, or raise `FFPError` if none can."""
-    if not is_quantized(config):
-        return {}
-    check_dequantizable(config._name_or_path, config)
-    logger.warning(
-        f"{config._name_or_path} is quantized; its weights are dequantized, and the result is not quantized"
-    )
-    config.quantization_config["dequantize"] = True
-    return {"config": config}
-
-
-def _dense_class(config: PretrainedConfig) -> type:
-    return AutoModelForImageTextToText if config.model_type in MULTIMODAL else AutoModelForCausalLM
-
-
-@lru_cache(maxsize=1)
-def _read_gguf_config(model_id: str, folder: str, file: str) -> PretrainedConfig:
-    """Read the config of a GGUF file, cached since it takes seconds: the vocabulary is parsed too."""
-    open_gguf(model_id)
-    config = AutoConfig.from_pretrained(folder, trust_remote_code=False, gguf_file=file)
-    config.dtype = torch.float32
-    return config
-
-
-def read_pruned_config(model_id: str, options: LoadOptions) -> PretrainedConfig:
-    """Read the config of a pruned model. Arguments and errors are those of `load_pruned`."""
-    if model_id.endswith(".gguf"):
-        raise FFPError(f"{model_id} is a GGUF file; use the folder or Hub id that it was exported from")
-    config = read_any_config(model_id, options)
-    check_unquantized(model_id, config)
-    if not is_pruned(config) and not prune_record(model_id, **options.hub()):
-        raise FFPError(f"{model_id} was not pruned by optimum-ffp; pass a pruned model")
-    return config
-
-
-def read_model_config(model_id: str, options: LoadOptions) -> PretrainedConfig:
-    """Read the config of a dense model, or of a pruned model's dense model.
+def shape_of(model_id: str, options: LoadOptions) -> PreTrainedModel:
+    """Return a dense model, or a pruned model's dense model, without weights, in the dtype that it will be loaded in.
 
     Raises `FFPError` if there is no config, or the model can't be pruned.
     """
@@ -257,76 +299,21 @@ def read_model_config(model_id: str, options: LoadOptions) -> PretrainedConfig:
     if rows:
         check_unquantized(model_id, read_any_config(model_id, options))
         config.pruned_units = rows
-    return config
+    return empty_model(config, options.torch_dtype)
 
 
-def shape_of(model_id: str, options: LoadOptions) -> PreTrainedModel:
-    """Return a dense model, or a pruned model's dense model, without weights, in the dtype that it will be loaded in.
+def empty_model(config: PretrainedConfig, dtype: torch.dtype | str = "auto") -> PreTrainedModel:
+    """Return a dense or pruned causal LM without weights, on the meta device, in a dtype or by `"auto"` the config's.
 
-    Raises `FFPError` like `read_model_config` and `empty_model`.
+    Raises `FFPError` if there is no such model.
     """
-    dtype = options.torch_dtype
-    return empty_model(read_model_config(model_id, options), dtype if isinstance(dtype, torch.dtype) else None)
-
-
-def empty_model(config: PretrainedConfig, dtype: torch.dtype | None = None) -> PreTrainedModel:
-    """Return a causal LM without weights, on the meta device.
-
-    Args:
-        config: Config of a dense or of a pruned model.
-        dtype: Dtype of its parameters; that of the config if `None`.
-
-    Raises:
-        FFPError: If there is no such model.
-    """
-    dtype = dtype or (config.dtype if isinstance(config.dtype, torch.dtype) else torch.float32)
+    if not isinstance(dtype, torch.dtype):
+        dtype = config.dtype if isinstance(config.dtype, torch.dtype) else torch.float32
     config = copy.deepcopy(config)
-    with loading_errors(config._name_or_path or "the model", None), torch.device("meta"):
+    with loading_errors(config._name_or_path or "the model"), torch.device("meta"):
         if is_pruned(config):
             return move(pruned_model_class(find_family(config))(config), dtype)
         return AutoModelForCausalLM.from_config(config, dtype=dtype)
-
-
-def _load(
-    model_class: type, model_id: str, options: LoadOptions, **placement: Any
-) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
-    source, extra = _locate(model_id)
-    dtype, tokenizer = resolve_dtype(options.dtype), load_tokenizer(model_id, options)
-    arguments = placement | options.hub()
-    # Every process loads all weights: for FSDP, some versions of transformers give them to the first alone.
-    with loading_errors(model_id, options.token), patch_environment(FSDP_CPU_RAM_EFFICIENT_LOADING="false"):
-        if extra:
-            arguments |= extra | {"dtype": torch.float32 if dtype == "auto" else dtype}
-            # Without a config it would parse the file once more.
-            arguments |= {"config": read_any_config(model_id, options)}
-            model = model_class.from_pretrained(source, quantization_config=GgufConfig(dequantize=True), **arguments)
-            check_complete(model_id, model)
-            return model, tokenizer
-        # Pickled weights are not read, since they can run code.
-        arguments |= {"dtype": dtype, "use_safetensors": True, "trust_remote_code": False}
-        if model_class is FFPModelForCausalLM:
-            return model_class.from_pretrained(source, **arguments), tokenizer
-        model = load_strictly(model_class, source, **arguments)
-        if model_class is AutoModelForImageTextToText:
-            logger.warning(f"{model_id} is a vision-language model; only its language model is used")
-            model = language_model(model)
-            # Older checkpoints store it with the processor.
-            path = cached_file(source, "chat_template.json", **options.hub(), **LENIENT)
-            if path is not None and not tokenizer.chat_template:
-                tokenizer.chat_template = json.loads(Path(path).read_text(encoding="utf-8"))["chat_template"]
-        return model, tokenizer
-
-
-def load_tokenizer(model_id: str, options: LoadOptions) -> PreTrainedTokenizerBase:
-    """Load the tokenizer of a model of any family. Raises `FFPError` if there is none."""
-    source, extra = _locate(model_id)
-    # Prefer tokenizer.json to tekken.json of mistral-common.
-    extra |= {"trust_remote_code": options.trust_remote_code, "mistral_format": False}
-    with loading_errors(model_id, options.token):
-        tokenizer = AutoTokenizer.from_pretrained(source, **options.hub(), **extra)
-        # Raises if transformers has created an empty tokenizer because the checkpoint has none.
-        largest_token(tokenizer, model_id)
-    return tokenizer
 
 
 def resolve_device(device: str | None) -> torch.device:
@@ -353,39 +340,17 @@ def use_device(device: str | None) -> torch.device:
     return resolved
 
 
-def resolve_dtype(dtype: str | torch.dtype) -> torch.dtype | str:
-    """Return the torch dtype of the given name, or `"auto"`."""
-    resolved = dtype if dtype == "auto" or isinstance(dtype, torch.dtype) else getattr(torch, str(dtype), None)
-    if resolved != "auto" and not (isinstance(resolved, torch.dtype) and resolved.is_floating_point):
-        raise FFPError(f"dtype {dtype!r} is not known; choose from auto, float32, bfloat16, float16")
-    return resolved
-
-
-def _locate(model_id: str) -> tuple[str, dict[str, str]]:
-    """Return a Hub id or folder, and the `from_pretrained` arguments for a GGUF file in it."""
-    path = expand(model_id)
-    if path.suffix == ".gguf":
-        if not path.is_file():
-            raise FFPError(f"there is no file {model_id}")
-        return str(path.parent), {"gguf_file": path.name}
-    if path.is_dir():
-        return str(path), {}
-    if path.is_file() or model_id.startswith((".", "/", "~")) or model_id.count("/") > 1:
-        raise FFPError(f"there is no folder {model_id!r}; use a Hub id, a folder with config.json, or a .gguf file")
-    return model_id, {}
-
-
-def loading_errors(model_id: str, token: str | None) -> AbstractContextManager[None]:
+def loading_errors(model_id: str, token: str | None = None) -> AbstractContextManager[None]:
     """Convert any error of loading a model to a one-line `FFPError`, without the token."""
-    return convert_errors(partial(_describe_failure, model_id, token))
 
+    def describe(error: Exception) -> str:
+        reason = one_line(error, token)
+        if "backend tokenizer" in str(error):
+            reason = NO_TOKENIZER
+        if "custom code" in reason:
+            reason += "; give --trust-remote-code (trust_remote_code=True) if you trust it"
+        if "safetensors" in str(error) and ("no file named" in reason or "does not appear" in reason):
+            reason = "it has no safetensors, and pickled weights can run code; convert it with transformers first"
+        return f"{model_id} can't be loaded as a causal LM: {reason}"
 
-def _describe_failure(model_id: str, token: str | None, error: Exception) -> str:
-    reason = one_line(error, token)
-    if "backend tokenizer" in str(error):
-        reason = NO_TOKENIZER
-    if "custom code" in reason:
-        reason += "; give --trust-remote-code (trust_remote_code=True) if you trust it"
-    if "safetensors" in str(error) and ("no file named" in reason or "does not appear" in reason):
-        reason = "it has no safetensors, and pickled weights can run code; convert it with transformers first"
-    return f"{model_id} can't be loaded as a causal LM: {reason}"
+    return convert_errors(describe)

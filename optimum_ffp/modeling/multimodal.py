@@ -32,11 +32,7 @@ def language_config(config: PretrainedConfig) -> PretrainedConfig:
 
 
 def language_model(model: PreTrainedModel) -> PreTrainedModel:
-    """Return the language model of a vision-language model as a causal LM that shares its weights.
-
-    Args:
-        model: The vision-language model, which must not be used afterwards.
-    """
+    """Return the language model of a vision-language model, which must not be used afterwards, as a causal LM."""
     config, decoder, head = language_config(model.config), model.get_decoder(), head_of(model)
     config.tie_word_embeddings = head.weight is embedding_of(model).weight
     with torch.device("meta"):

@@ -12,7 +12,7 @@ from transformers.integrations.accelerate import load_offloaded_parameter
 from ..config.prune import OFFLOADS
 from ..errors import FFPError
 from ..utils import processes
-from ..utils.precision import dtype_name
+from ..utils.precision import dtype_name, move
 from ..utils.tensors import pin, replace_value
 from .families import decoder_layers, find_family, find_units
 
@@ -24,10 +24,7 @@ logging.getLogger("accelerate.big_modeling").setLevel(logging.ERROR)
 def check_offload(
     offload: str, device: torch.device, dtype: torch.dtype | str, config: PretrainedConfig, dequantized: bool
 ) -> None:
-    """Raise `FFPError` if `offload` has no effect, or is `"disk"` and the weights have to be converted.
-
-    Arguments are as for `LoadOptions`, with the device to run layers on and whether the weights are dequantized.
-    """
+    """Raise `FFPError` if `offload` has no effect, or is `"disk"` and the weights have to be converted."""
     if offload not in OFFLOADS:
         raise FFPError(f"offload {offload!r} is not known; choose from {', '.join(OFFLOADS)}")
     if offload == "host" and device.type == "cpu":
@@ -49,56 +46,46 @@ def check_offload(
         )
 
 
-def offload_layers(model: PreTrainedModel, device: torch.device, offload: str) -> None:
-    """Move all weights except those of the decoder layers to a device.
+def offload_layers(model: PreTrainedModel, device: torch.device, offload: str) -> PreTrainedModel:
+    """Move a model to a device in place, except for the decoder layers if these are offloaded, and return it.
 
-    Args:
-        model: A model in host memory, whose weights may be views of memory-mapped files.
-        device: Device to run layers on.
-        offload: `"disk"` leaves the layers unchanged; `"host"` copies them to host memory, pinned for CUDA.
+    Experts that `from_pretrained` has kept on disk are mapped into memory. Offload `"disk"` leaves the layers as views
+    of memory-mapped files; `"host"` copies them to host memory, pinned for CUDA.
     """
+    if hasattr(model, "hf_device_map"):
+        for name, parameter in model.named_parameters():
+            if parameter.is_meta:
+                replace_value(parameter, load_offloaded_parameter(model, name))
+        remove_hook_from_submodules(model)
+        del model.hf_device_map
+    if offload == "none":
+        return move(model, device)
     layers = {id(tensor) for tensor in _tensors(decoder_layers(model))}
     for tensor in _tensors(model):
         if id(tensor) not in layers:
             replace_value(tensor, tensor.data.to(device))
         elif offload == "host":
             replace_value(tensor, pin(tensor.data) if device.type == "cuda" else tensor.data.clone())
+    return model
 
 
 def experts_on_disk(model: PreTrainedModel, folder: Path) -> dict[str, Any]:
     """Return arguments of `from_pretrained` that keep the experts of a mixture on disk, in a folder of this process.
 
-    Checkpoints have several tensors per expert. Transformers merges them into one for all experts, layer by layer, so
-    that they can't be mapped from the files of the checkpoint.
-
-    Args:
-        model: The model without weights.
-        folder: Folder for the merged tensors.
+    Checkpoints have several tensors per expert, which transformers merges, so that they can't be mapped from there.
+    The given model has no weights.
     """
     experts = {unit.output.module for unit in find_units(model, find_family(model.config))}
     # Of every module that has tensors of its own.
-    tensors = [name for name, _ in (*model.named_parameters(), *model.named_buffers())]
-    owners = dict.fromkeys(name.rpartition(".")[0] for name in tensors)
+    owners = dict.fromkeys(name.rpartition(".")[0] for name, _ in (*model.named_parameters(), *model.named_buffers()))
     places = {name: "disk" if model.get_submodule(name) in experts else "cpu" for name in owners}
     return {"device_map": places, "offload_folder": folder / str(processes.rank())}
 
 
-def map_experts(model: PreTrainedModel) -> None:
-    """Map the experts that `from_pretrained` has kept on disk into memory."""
-    for name, parameter in model.named_parameters():
-        if parameter.is_meta:
-            replace_value(parameter, load_offloaded_parameter(model, name))
-    remove_hook_from_submodules(model)
-    del model.hf_device_map
-
-
 def shard_layers(model: PreTrainedModel) -> None:
-    """Shard the weights of every decoder layer over all processes (FSDP2).
+    """Shard the weights of every decoder layer of a model over all processes (FSDP2).
 
-    All processes must then run the model equally often.
-
-    Args:
-        model: A model on the device of the process, identical in all processes.
+    The model must be identical in all processes, on their devices, and all must then run it equally often.
     """
     # Some builds of torch lack distributed.
     from torch.distributed import fsdp

@@ -13,15 +13,8 @@ from .families import TransposedLinear, decoder_layers, find_family, find_units,
 def padded(dense: PreTrainedModel, pruned: PreTrainedModel, rows: list[dict[str, Any]]) -> PreTrainedModel:
     """Return a model of the dense model's sizes that computes what the pruned one does, with zeros for what it lacks.
 
-    The groups that are left come first. Its config has the rows of the policy, `pruned_units`.
-
-    Args:
-        dense: The dense model.
-        pruned: The pruned model.
-        rows: Rows of its policy.
-
-    Raises:
-        FFPError: If the policy isn't one of this dense model.
+    The groups that are left come first. Its config has the rows of the policy, `pruned_units`. Raises `FFPError` if
+    the policy isn't one of this dense model.
     """
     model = copy.deepcopy(dense)
     model.config.pruned_units = rows
@@ -47,10 +40,7 @@ def padded(dense: PreTrainedModel, pruned: PreTrainedModel, rows: list[dict[str,
 def weights_of(pruned: PreTrainedModel, model: PreTrainedModel, policy: PruningPolicy) -> dict[str, torch.Tensor]:
     """Return the weights of a pruned model in host memory, by their names and in the layout of the dense model.
 
-    Args:
-        pruned: The pruned model; its outer matrices are left out.
-        model: The dense model.
-        policy: Number of groups that each unit has kept.
+    Its outer matrices are left out. The policy is that of the pruned model.
     """
     names = {module: name for name, module in model.named_modules()}
     transposed = {name for module, name in names.items() if isinstance(module, TransposedLinear)}

@@ -25,7 +25,7 @@ from ..data.self_generated import cache_bytes
 from ..engine.layer_runner import activation_bytes
 from ..engine.layerwise_model import HEADROOM, hidden_state_bytes
 from ..modeling.families import ModelUnit, decoder_layers, find_family, outer_matrices
-from ..modeling.loading import LoadOptions, resolve_device, resolve_dtype
+from ..modeling.loading import LoadOptions, resolve_device
 from ..plan import Plan
 from ..search.runner import search_windows
 from ..utils import processes
@@ -337,7 +337,7 @@ def estimate_recovery(
         local_processes: Number of processes on this machine that share the windows.
         machine: Device and available memory; those of this machine if `None`.
     """
-    machine, asked = machine or Machine.of(options.device), resolve_dtype(options.dtype)
+    machine, asked = machine or Machine.of(options.device), options.torch_dtype
     on_accelerator = machine.accelerator is not None
     shares = local_processes * processes.count() // processes.local_count()
     batch, bf16 = Batch.of_recovery(plan, student.config, shares), computes_in_bfloat16(machine.device, plan.bf16)

@@ -11,7 +11,7 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerBase
 
 from optimum_ffp import FFPError, FFPPruner
-from optimum_ffp.modeling.loading import LoadOptions, load_any, load_dense, read_model_config, resolve_device
+from optimum_ffp.modeling.loading import LoadOptions, load_any, load_dense, resolve_device, shape_of
 from tests.helpers import contents
 from tests.hub_server import Repository
 
@@ -140,7 +140,7 @@ def test_a_config_of_the_hub_is_read_without_weights(save_tiny_model, hub, tmp_p
     hub.repositories["me/tiny"] = Repository(private=False)
     hub.repositories["me/tiny"].commit("initial commit", contents(save_tiny_model()))
     options = LoadOptions(device="cpu")
-    assert read_model_config("me/tiny", options).hidden_size == 32
+    assert shape_of("me/tiny", options).config.hidden_size == 32
     assert not [path for _, path, _ in hub.requests if path.endswith(".safetensors")]
     load_dense("me/tiny", options)
     assert [path for _, path, _ in hub.requests if path.endswith(".safetensors")]

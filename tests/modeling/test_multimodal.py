@@ -11,7 +11,7 @@ from optimum_ffp import FFPConfig, FFPError, FFPModelForCausalLM, FFPPruner
 from optimum_ffp.data.rows import render
 from optimum_ffp.evaluation.size import weight_bytes
 from optimum_ffp.modeling.families import MULTIMODAL, find_family
-from optimum_ffp.modeling.loading import LoadOptions, load_any, load_dense, read_model_config
+from optimum_ffp.modeling.loading import LoadOptions, load_any, load_dense, shape_of
 from tests.helpers import CONFIGS, SETTINGS, fill_with_noise, make_tokenizer
 
 
@@ -57,7 +57,7 @@ def test_the_language_model_gives_the_same_logits_alone(name, tied, windows, tmp
     model, _ = load_dense(str(tmp_path), CPU)
     assert "vision-language" in caplog.text
     model_type = CONFIGS[LANGUAGE[name]][0]
-    assert model.config.model_type == read_model_config(str(tmp_path), CPU).model_type == model_type
+    assert model.config.model_type == shape_of(str(tmp_path), CPU).config.model_type == model_type
     assert model.config.tie_word_embeddings == whole_is_tied
     assert torch.equal(model(windows).logits, whole(windows).logits)
     assert not [key for key in model.state_dict() if "vision" in key or "projector" in key]
@@ -117,4 +117,4 @@ def test_wrong_use_of_multimodal_models_is_refused(tmp_path):
     content = json.loads((tmp_path / "config.json").read_text())
     (tmp_path / "config.json").write_text(json.dumps(content | {"quantization_config": {"quant_method": "gptq"}}))
     with pytest.raises(FFPError, match="quanti"):
-        read_model_config(str(tmp_path), CPU)
+        shape_of(str(tmp_path), CPU)

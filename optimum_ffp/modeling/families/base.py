@@ -70,6 +70,11 @@ class Family:
         return name.removesuffix("ForCausalLM").removesuffix("LMHeadModel")
 
     @property
+    def auto_map(self) -> dict[str, str]:
+        """The `auto_map` of a checkpoint's config."""
+        return {auto: f"{self.modeling_module}.{name}" for auto, name in self.classes.items()}
+
+    @property
     def classes(self) -> dict[str, str]:
         """Names of our classes of pruned models, by the auto class that loads them."""
         stem = f"FFP{self.class_prefix}"

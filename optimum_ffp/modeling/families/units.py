@@ -19,9 +19,7 @@ QUANTIZATION_BLOCKS = (256, 32)
 
 @dataclass(frozen=True)
 class Slice:
-    """The part of a projection that belongs to the groups of a unit.
-
-    Slices of a fused module are in the order of its rows.
+    """The part of a projection that belongs to the groups of a unit; parts of a fused module are in its order.
 
     Attributes:
         module: The projection, weight shape `[out_features, in_features]`, or the router or all experts of a mixture.
@@ -104,9 +102,7 @@ class ModelUnit:
     def columns(self, order: torch.Tensor) -> torch.Tensor:
         """Return the columns of the output projection in group order, shape `[features]`.
 
-        Args:
-            order: Groups from most to least important, shape `[groups]`, or `[groups, sections]` for one order per
-                section.
+        `order` has groups from most to least important, shape `[groups]`, or `[groups, sections]` for one per section.
         """
         groups, block = self.unit.groups, self.slices[-1].block
         starts = order.reshape(groups, -1) + groups * torch.arange(self.sections)
@@ -114,13 +110,15 @@ class ModelUnit:
 
     def in_group_order(self, features: torch.Tensor) -> torch.Tensor:
         """Reorder the last dimension of inputs or weights of the output projection from its layout to group order."""
-        return features if self.sections == 1 else self._transposed(features, (self.sections, -1))
+        return self._transposed(features, self.sections, -1)
 
     def in_layout(self, features: torch.Tensor) -> torch.Tensor:
         """Reorder the last dimension of inputs or weights of the output projection from group order to its layout."""
-        return features if self.sections == 1 else self._transposed(features, (-1, self.sections))
+        return self._transposed(features, -1, self.sections)
 
-    def _transposed(self, features: torch.Tensor, shape: tuple[int, int]) -> torch.Tensor:
+    def _transposed(self, features: torch.Tensor, *shape: int) -> torch.Tensor:
+        if self.sections == 1:
+            return features
         return features.unflatten(-1, (*shape, self.slices[-1].block)).transpose(-3, -2).flatten(-3)
 
 
@@ -193,15 +191,15 @@ def _attention(
         slices = [Slice(query, 0, block, section) for section in range(sections)]
         slices += [Slice(layer.get_submodule(name), 0, *key) for name in (family.key, family.value)]
     slices += [Slice(output, 1, block, section) for section in range(sections)]
-    counters = tuple(
-        (*_resolve(layer, path), quantities[quantity])
-        for path, quantity in family.head_counters
-        if quantity in quantities
-    )
+    counters = []
+    for path, quantity in family.head_counters:
+        if quantity in quantities:
+            *owners, attribute = path.split(".")
+            counters.append((reduce(getattr, owners, layer), attribute, quantities[quantity]))
     types = getattr(config, "layer_types", None) or [None] * (index + 1)
     required = types.index(types[index]) == index
     unit = Unit(index, group, groups, *_count_parameters(slices, groups), required=required, removed=removed)
-    return ModelUnit(unit, tuple(slices), counters, sections)
+    return ModelUnit(unit, tuple(slices), tuple(counters), sections)
 
 
 def _experts(index: int, layer: nn.Module, family: Mixture, config: PretrainedConfig) -> Iterator[ModelUnit]:
@@ -209,18 +207,11 @@ def _experts(index: int, layer: nn.Module, family: Mixture, config: PretrainedCo
     # Some layers of many mixtures have a dense FFN.
     if family.experts in dict(layer.named_modules()):
         modules = [layer.get_submodule(name) for name in (family.router, family.experts)]
-        slices = tuple(
-            Slice(module, 0, 1, section, sections=sections) for module in modules for section in range(sections)
-        )
+        slices = [Slice(module, 0, 1, part, sections=sections) for module in modules for part in range(sections)]
         count = family.count_experts(config)
         parameters = sum(one.numel() for module in modules for one in module.parameters()) // count
         unit = Unit(index, "expert", count, parameters, multiple=sections, required=family.min_experts(config))
-        yield ModelUnit(unit, slices, tuple((module, "num_experts", 1) for module in modules), sections)
-
-
-def _resolve(layer: nn.Module, path: str) -> tuple[Any, str]:
-    owner, _, attribute = path.rpartition(".")
-    return reduce(getattr, owner.split("."), layer), attribute
+        yield ModelUnit(unit, tuple(slices), tuple((module, "num_experts", 1) for module in modules), sections)
 
 
 def _count_parameters(slices: Sequence[Slice], groups: int) -> tuple[int, int]:
@@ -231,6 +222,5 @@ def _count_parameters(slices: Sequence[Slice], groups: int) -> tuple[int, int]:
         for name in slice_.tensors()
     )
     modules = {slice_.module for slice_ in slices}
-    return per_group, sum(
-        parameter.numel() for module in modules for parameter in module.parameters()
-    ) - groups * per_group
+    total = sum(parameter.numel() for module in modules for parameter in module.parameters())
+    return per_group, total - groups * per_group

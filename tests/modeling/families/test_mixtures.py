@@ -21,7 +21,7 @@ from optimum_ffp.commands.summary import summarize
 from optimum_ffp.compression.sorted_model import SortedModel
 from optimum_ffp.export.architectures import check_exportable
 from optimum_ffp.modeling.families import find_family, find_units
-from optimum_ffp.modeling.loading import LoadOptions, empty_model, read_model_config
+from optimum_ffp.modeling.loading import LoadOptions, empty_model, shape_of
 from optimum_ffp.planning.make import make_plan, make_plans
 from optimum_ffp.search.runner import find_budget
 from optimum_ffp.utils.resume import Journal
@@ -177,7 +177,7 @@ def test_checkpoints_are_those_of_the_dense_class(data_folder, tmp_path, windows
         content = (tmp_path / "out" / page).read_text()
         assert "experts are removed" in content and "heads" not in content and "policy.png" not in content
     with pytest.raises(FFPError, match="already had experts pruned"):
-        read_model_config(str(tmp_path / "out"), LoadOptions(base_model=str(tmp_path / "dense")))
+        shape_of(str(tmp_path / "out"), LoadOptions(base_model=str(tmp_path / "dense")))
     with pytest.raises(FFPError, match="convert_hf_to_gguf"):
         check_exportable(result.model.config)
 
