@@ -30,10 +30,7 @@ def order_experts(
         by layer, the experts that get fewer tokens than they have features, too few to judge them by.
     """
     by_layer = {unit.unit.layer: unit for unit in units}
-
-    def measure() -> dict[str, torch.Tensor]:
-        return plan.function("expert_criterion")(layerwise, by_layer, plan, windows)
-
+    measure = partial(plan.function("expert_criterion"), layerwise, by_layer, plan, windows)
     measured = layerwise.counter.tensors(journal, "experts", measure)
     scores = (measured[f"{layer}.scores"].view(unit.sections, -1) for layer, unit in by_layer.items())
     orders = [one.argsort(dim=1, descending=True, stable=True).T for one in scores]

@@ -38,24 +38,17 @@ class Statistics:
         """Variance of every feature over all tokens, shape `[features]`."""
         return (self.gram.diagonal() - self.mean**2).clamp_min(0)
 
-    def to(self, device: torch.device) -> "Statistics":
-        """Move the statistics to a device."""
-        return Statistics(self.gram.to(device), self.mean.to(device))
-
 
 def add_gram(total: torch.Tensor, rows: torch.Tensor) -> None:
     """Add the blocks of `rowsᵀ rows` on and above the diagonal to `total` in float32, regardless of autocast.
 
-    The matrix is symmetric, so that these are all (`mirror`), at two thirds of the time.
-
-    Args:
-        total: Float32, shape `[features, features]`; may be on another device than the rows.
-        rows: Shape `[..., features]`.
+    The matrix is symmetric, so that these are all (`mirror`), at two thirds of the time. Rows have shape
+    `[rows, features]`, and may be on another device than the total, which has shape `[features, features]`.
     """
-    with float32_products(rows.detach().flatten(0, -2)) as flat:
+    with float32_products(rows) as rows:
         for start in range(0, len(total), BLOCK):
-            block, columns = total[start : start + BLOCK, start:], flat[:, start:]
-            if flat.device == total.device:
+            block, columns = total[start : start + BLOCK, start:], rows[:, start:]
+            if rows.device == total.device:
                 block.addmm_(columns[:, :BLOCK].T, columns)
             else:
                 block += (columns[:, :BLOCK].T @ columns).to(total.device)
@@ -69,13 +62,10 @@ def mirror(total: torch.Tensor) -> torch.Tensor:
 
 
 def output_norms(output: torch.Tensor) -> torch.Tensor:
-    """Return the norm of a projection's output for every token, float32, shape `[tokens, 1]`.
-
-    Norms are at least a millionth of the largest, so that tokens without an output have finite weights.
-    """
+    """Return the norm of a projection's output for every token, float32, shape `[tokens, 1]`."""
     norms = output.detach().flatten(0, -2).float().norm(dim=-1, keepdim=True)
+    # Weights of tokens without an output stay finite. Compared on the device: a transfer would synchronize.
     smallest = 1e-6 * norms.max()
-    # Compare on the device: a transfer to the host would synchronize.
     return torch.maximum(norms, torch.where(smallest > 0, smallest, 1.0))
 
 
@@ -116,25 +106,22 @@ class _Accumulator:
 
 
 def collect_statistics(run: Callable[[], Any], units: Sequence[ModelUnit], relative: bool = False) -> list[Statistics]:
-    """Collect the statistics of the units of one layer.
+    """Collect the statistics of the units of one layer, on its device.
 
     Args:
         run: Runs the layer of the dense model on all tokens of this process, in one or several forward passes.
         units: The units of the layer.
         relative: Whether the input of every token is divided by the norm of the projection's output.
 
-    Returns:
-        One `Statistics` per unit, in the order of `units`, on the layer's device. Sums are float32.
-
     Raises:
         FFPError: If the input of a unit's output projection is not finite.
     """
     accumulators = [_Accumulator(unit.projection, relative) for unit in units]
-    with ExitStack() as stack:
+    with ExitStack() as hooks:
         for unit, accumulator in zip(units, accumulators):
-            stack.callback(unit.output.module.register_forward_hook(accumulator).remove)
+            hooks.enter_context(unit.projection.register_forward_hook(accumulator))
         run()
     statistics = [accumulator.finish() for accumulator in accumulators]
-    for unit, unit_statistics in zip(units, statistics):
-        check_finite(unit_statistics.gram.diagonal(), f"the input of the output projection of {unit.unit.name}")
+    for unit, found in zip(units, statistics):
+        check_finite(found.gram.diagonal(), f"the input of the output projection of {unit.unit.name}")
     return statistics
