@@ -174,8 +174,8 @@ class Budget:
     @property
     def removed_parameters(self) -> int:
         """Number of parameters that are removed for certain; 0 if only bytes are limited."""
-        options, spared = ("sparsity", "params", "experts"), zip(self.limits, self.dense - self.allowed)
-        return max((int(count) for limit, count in spared if limit.option in options), default=0)
+        counts = zip(self.limits, self.dense - self.allowed)
+        return max((int(one) for limit, one in counts if limit.option in ("sparsity", "params", "experts")), default=0)
 
     def describe(self) -> list[str]:
         """Return a line per limit: what was asked, the value of the dense model, and the best that can be reached."""

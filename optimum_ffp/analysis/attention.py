@@ -74,7 +74,8 @@ def order_unit(
         plan: Criterion and calibration.
 
     Returns:
-        The fields of `OrderedUnit`, with the index of the kind of group in `GROUP_NAMES` in place of the unit.
+        `order`, groups from most to least important, shape `[groups]` or `[groups, sections]`; `group`, the index of
+        their kind in `GROUP_NAMES`; `factor` of `PrefixRidge` and `curve` of `loss_curve`, empty if not needed.
     """
     candidates = [_order(unit, statistics, fisher, plan) for unit in units]
     if len(candidates) == 1:

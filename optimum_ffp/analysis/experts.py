@@ -16,14 +16,9 @@ from ..utils.resume import Journal
 def order_experts(
     layerwise: LayerwiseModel, units: Sequence[ModelUnit], plan: Plan, windows: torch.Tensor, journal: Journal
 ) -> tuple[list[torch.Tensor], dict[str, list[int]]]:
-    """Return the experts of every unit from most to least important, with the weights of one layer at a time.
+    """Return the experts of every unit, of which layers have one at most, from most to least important.
 
-    Args:
-        layerwise: The dense model.
-        units: Its units, at most one per layer.
-        plan: The criterion.
-        windows: Calibration windows, token ids of shape `[windows, window length]`.
-        journal: Saves the scores.
+    Windows are those of the calibration, token ids of shape `[windows, window length]`. The journal saves the scores.
 
     Returns:
         Orders as for `SortedModel`: the experts of every group of the router, each of shape `[experts, groups]`. And,

@@ -3,6 +3,7 @@
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -28,10 +29,12 @@ class Statistics:
         gram: `H = XᵀX / n`, float32, shape `[features, features]`. Where a norm follows the projection, rows of `X`
             are divided by the norm of the projection's output.
         mean: Mean of every feature, float32, shape `[features]`.
+        tokens: Number of tokens of this process.
     """
 
     gram: torch.Tensor
     mean: torch.Tensor
+    tokens: int = 0
 
     @property
     def variance(self) -> torch.Tensor:
@@ -82,29 +85,6 @@ def matrix_device(layerwise: LayerwiseModel, units: Sequence[ModelUnit]) -> torc
     return device if fits else torch.device("cpu")
 
 
-class _Accumulator:
-    """Accumulates sums over the input tokens of a projection, in memory independent of the number of windows."""
-
-    def __init__(self, module: nn.Linear, relative: bool):
-        features, device = module.in_features, module.weight.device
-        self.relative = relative
-        self.tokens = torch.zeros((), dtype=torch.long, device=device)
-        self.gram = torch.zeros(features, features, device=device)
-        self.total = torch.zeros(features, device=device)
-
-    def __call__(self, module: nn.Module, inputs: tuple[torch.Tensor, ...], output: torch.Tensor) -> None:
-        flat = inputs[0].detach().flatten(0, -2)
-        if self.relative:
-            flat = (flat / output_norms(output)).to(flat.dtype)
-        add_gram(self.gram, flat)
-        self.total += flat.sum(0, dtype=torch.float32)
-        self.tokens += len(flat)
-
-    def finish(self) -> Statistics:
-        tokens = processes.sum_(self.tokens)
-        return Statistics(mirror(processes.sum_(self.gram)).div_(tokens), processes.sum_(self.total).div_(tokens))
-
-
 def collect_statistics(run: Callable[[], Any], units: Sequence[ModelUnit], relative: bool = False) -> list[Statistics]:
     """Collect the statistics of the units of one layer, on its device.
 
@@ -116,12 +96,29 @@ def collect_statistics(run: Callable[[], Any], units: Sequence[ModelUnit], relat
     Raises:
         FFPError: If the input of a unit's output projection is not finite.
     """
-    accumulators = [_Accumulator(unit.projection, relative) for unit in units]
+    collected = []
     with ExitStack() as hooks:
-        for unit, accumulator in zip(units, accumulators):
-            hooks.enter_context(unit.projection.register_forward_hook(accumulator))
+        for unit in units:
+            features, device = unit.projection.in_features, unit.projection.weight.device
+            sums = Statistics(torch.zeros(features, features, device=device), torch.zeros(features, device=device))
+            hooks.enter_context(unit.projection.register_forward_hook(partial(_add, sums, relative)))
+            collected.append(sums)
         run()
-    statistics = [accumulator.finish() for accumulator in accumulators]
-    for unit, found in zip(units, statistics):
-        check_finite(found.gram.diagonal(), f"the input of the output projection of {unit.unit.name}")
-    return statistics
+    for unit, sums in zip(units, collected):
+        tokens = processes.sum_(torch.tensor(sums.tokens))
+        mirror(processes.sum_(sums.gram)).div_(tokens)
+        processes.sum_(sums.mean).div_(tokens)
+        check_finite(sums.gram.diagonal(), f"the input of the output projection of {unit.unit.name}")
+    return collected
+
+
+def _add(
+    sums: Statistics, relative: bool, module: nn.Module, inputs: tuple[torch.Tensor, ...], output: torch.Tensor
+) -> None:
+    """Add the input tokens of a projection to the sums, by a forward hook."""
+    flat = inputs[0].detach().flatten(0, -2)
+    if relative:
+        flat = (flat / output_norms(output)).to(flat.dtype)
+    add_gram(sums.gram, flat)
+    sums.mean += flat.sum(0, dtype=torch.float32)
+    sums.tokens += len(flat)

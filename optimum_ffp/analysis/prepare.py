@@ -5,7 +5,6 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from itertools import islice
-from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -32,6 +31,8 @@ from .gram import Statistics, collect_statistics, matrix_device
 
 
 logger = logging.getLogger(__name__)
+# A unit, the order of its groups, its ridge factor and its loss curve, as `order_unit` returns them.
+OrderedUnit = tuple[ModelUnit, torch.Tensor, torch.Tensor, np.ndarray]
 
 
 @dataclass(frozen=True)
@@ -49,24 +50,9 @@ class Prepared:
     rare_experts: dict[str, list[int]] = field(default_factory=dict)
 
 
-class OrderedUnit(NamedTuple):
-    """A unit with the order of its groups, and its ridge factor and loss curve in that order.
-
-    Attributes:
-        order: Groups from most to least important, shape `[groups]` or `[groups, sections]`.
-        factor: Factor of `PrefixRidge`; empty if it isn't needed.
-        curve: Losses of `loss_curve`, shape `[groups + 1]`; empty if they aren't needed.
-    """
-
-    unit: ModelUnit
-    order: torch.Tensor
-    factor: torch.Tensor
-    curve: np.ndarray
-
-
 @dataclass
 class Preparation:
-    """Orders and factors the units by calibration windows, with the statistics of one layer in memory at a time.
+    """Sorts and factors the units by calibration windows, with the statistics of one layer in memory at a time.
 
     Attributes:
         layerwise: The dense model. Its heads and channels are reordered.
@@ -92,7 +78,7 @@ class Preparation:
         self.fishers = [torch.empty(0)] * len(self.variants[0])
 
     def run(self) -> Prepared:
-        """Run the windows through the dense model, sort its groups and factor the ridge regressions."""
+        """Measure, sort and factor; call it once, since it frees the Fisher matrices."""
         channels, tokens = max(unit.width for unit in self.variants[0]), self.windows.tokens.numel()
         if channels > tokens:
             logger.warning(
@@ -179,7 +165,7 @@ class Preparation:
             kind, factor = [*GROUP_NAMES][int(group)], factor.to(self.matrix_device)
             unit = next(variant[member] for variant in self.variants if variant[member].unit.group == kind)
             # Pinned, since factors are copied to the GPU one at a time.
-            units.append(OrderedUnit(unit, order.cpu(), pin(factor) if pins else factor, curve.numpy()))
+            units.append((unit, order.cpu(), pin(factor) if pins else factor, curve.numpy()))
         return units
 
     def _order(self, layer: int, statistics: list[Statistics]) -> dict[str, torch.Tensor]:
