@@ -60,12 +60,12 @@ def measure_size_gradients(
         return sorted_model.change(up, dict(map(padded_output, kept_members(layer))))(layer)
 
     def watchers(layer: int) -> dict[nn.Module, Callable[..., None]]:
-        hooks, dtype = {}, _component_dtype(sorted_model.layerwise.dtype)
+        hooks, component_dtype = {}, _component_dtype(sorted_model.layerwise.dtype)
         for index in kept_members(layer):
             unit = sorted_model.model_units[index]
             low, current, high = (one.sizes[index] * unit.output.block for one in (down, policy, up))
             directions, mixing = sorted_model.ridges[index].components(sorted_model.dense_output(index), low, high)
-            components = directions.to(dtype), unit.in_layout(mixing.T).T.to(dtype)
+            components = directions.to(component_dtype), unit.in_layout(mixing.T).T.to(component_dtype)
             hooks[unit.output.module] = partial(_watch, *components, current - low, changes[index])
         return hooks
 
