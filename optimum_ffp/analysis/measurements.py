@@ -231,18 +231,21 @@ class Measurements:
         Raises:
             FFPError: If the perplexity is not finite.
         """
-        measure = partial(
-            policy_losses,
-            self.prepared.sorted_model,
-            None,
-            self.data.search.tokens,
-            batch_size=self.plan.batch_size,
-            dtype=autocast_dtype(self.model, self.plan.search_dtype),
-            description="Dense model on the search windows",
-        )
+        plan, windows, sorted_model = self.plan, self.data.search.tokens, self.prepared.sorted_model
+
+        def measure() -> list[float]:
+            losses = policy_losses(
+                sorted_model,
+                None,
+                windows,
+                batch_size=plan.batch_size,
+                dtype=autocast_dtype(self.model, plan.search_dtype),
+                description="Dense model on the search windows",
+            )
+            return losses[0].tolist()
+
         with self.meter.stage("search"):
-            saved = self.layerwise.counter.value(self.journal, "dense-losses", lambda: measure()[0].tolist())
-        losses = np.array(saved)
+            losses = np.array(self.layerwise.counter.value(self.journal, "dense-losses", measure))
         if not math.isfinite(to_perplexity(float(losses.mean()))):
             raise FFPError(
                 "the perplexity of the dense model is not finite on the search windows; try search_dtype model, a "
@@ -276,20 +279,14 @@ class Measurements:
         The journal saves the losses under the name, and the time is added to `meter`, or else to that of the
         measurements.
         """
-        policies = None if policy is None else [policy]
-        losses_of = partial(
-            policy_losses,
-            self.prepared.sorted_model,
-            policies,
-            weights=weights,
-            batch_size=batch_size,
-            description=f"Perplexity, {name}",
-        )
+        sorted_model, policies = self.prepared.sorted_model, None if policy is None else [policy]
         experts = [unit for unit in self.model_units if unit.unit.kind == "experts"]
 
         def measure() -> Evaluation:
+            run = partial(policy_losses, sorted_model, policies, weights=weights, batch_size=batch_size)
+            tests = [test.tokens for test in self.data.tests]
             with counted_tokens(experts) as counts:
-                losses = [losses_of(windows=test.tokens)[0].tolist() for test in self.data.tests]
+                losses = [run(windows=tokens, description=f"Perplexity, {name}")[0].tolist() for tokens in tests]
             return Evaluation(losses, [processes.sum_(one).sort(descending=True).values.tolist() for one in counts])
 
         with (meter or self.meter).stage("evaluation"):
