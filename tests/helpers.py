@@ -19,6 +19,7 @@ from optimum_ffp import FFPConfig, FFPPruner
 from optimum_ffp.allocation.budget import Budget, sparsity_limit
 from optimum_ffp.allocation.mappings import greedy
 from optimum_ffp.allocation.policy import Group, PruningPolicy, Unit
+from optimum_ffp.analysis.criteria import wanda
 from optimum_ffp.analysis.gram import Statistics, collect_statistics
 from optimum_ffp.analysis.importance import order_groups
 from optimum_ffp.checkpoint.card import render_card
@@ -322,7 +323,7 @@ def make_sorted_model(
     units = mixed_units(model, groups)
     statistics = statistics_of(model, units, windows)
     orders = [
-        order_groups("wanda", unit.output.module.weight, found, unit.output.block, None, unit.sections)
+        order_groups(wanda.score, unit.output.module.weight, found, unit.output.block, None, unit.sections)
         for unit, found in zip(units, statistics)
     ]
     columns = [unit.columns(order) for unit, order in zip(units, orders)]

@@ -76,14 +76,14 @@ class Budget:
         max_retention: Maximum fraction of groups to keep per unit, `a_max`.
         precision: Grid that retentions are rounded to before they become sizes (the paper: 0.01); `None` for no grid.
         removable: Indices of units that may be removed entirely (`without`), regardless of the bounds.
+        removed: Indices of units that are removed entirely.
 
     Attributes:
-        least: Smallest numbers of groups, 0 for removable units.
         sizes: Allowed numbers of groups of every unit, in ascending order.
-        tables: Costs of all sizes by unit, each of shape `[limits, groups + 1]`.
-        costs: Those of the allowed ones, each of shape `[limits, sizes]`.
+        costs: Costs of the allowed sizes by unit, each of shape `[limits, sizes]`.
         allowed: Maximum cost of all units, shape `[limits]`.
         dense: Cost of all units of the dense model, shape `[limits]`.
+        minimum: Cost of all units at their smallest, without the removable ones, shape `[limits]`.
         quanta: Largest cost of a step of every unit that keeps something, shape `[limits, units]`.
 
     Raises:
@@ -99,38 +99,37 @@ class Budget:
         max_retention: float = 1.0,
         precision: float | None = None,
         removable: Collection[int] = (),
+        removed: Collection[int] = (),
     ):
         self.units, self.limits, self.precision = tuple(units), tuple(limits), precision
         self.min_retention, self.max_retention = min_retention, max_retention
         self.groups = np.array([unit.groups for unit in units], dtype=np.int64)
         self.multiples = np.array([unit.multiple for unit in units], dtype=np.int64)
-        steps = self.groups / self.multiples
-        self.smallest = np.maximum(1, np.ceil(min_retention * steps - 1e-9)).astype(np.int64) * self.multiples
-        self.smallest = np.maximum(self.smallest, [unit.required for unit in units])
-        self.largest = np.floor(max_retention * steps + 1e-9).astype(np.int64) * self.multiples
-        # A single group is never removed.
-        self.largest[self.groups == 1] = 1
         remaining = np.array([unit.remaining for unit in units], dtype=np.int64)
-        self.smallest[remaining == 0] = 0
-        self.largest = np.minimum(self.largest, remaining // self.multiples * self.multiples)
+        remaining[[*removed]] = 0
+        steps = self.groups / self.multiples
+        smallest = np.maximum(1, np.ceil(min_retention * steps - 1e-9)).astype(np.int64) * self.multiples
+        self.smallest = np.maximum(smallest, [unit.required for unit in units]) * (remaining > 0)
+        largest = np.floor(max_retention * steps + 1e-9).astype(np.int64) * self.multiples
+        # A single group is never removed.
+        largest[self.groups == 1] = 1
+        self.largest = np.minimum(largest, remaining // self.multiples * self.multiples)
         self._check_bounds()
-        self.least = np.where(np.isin(np.arange(len(units)), [*removable]), 0, self.smallest)
-        self.tables = [np.array(tables, dtype=float) for tables in zip(*(limit.costs for limit in limits))]
-        self._list_sizes()
+        bounds = zip(self.smallest, self.largest, self.multiples)
+        self.sizes = [np.arange(low, high + 1, multiple) for low, high, multiple in bounds]
+        tables = [np.array(costs, dtype=float) for costs in zip(*(limit.costs for limit in limits))]
+        self.costs = [costs[:, sizes] for costs, sizes in zip(tables, self.sizes)]
         self.allowed = np.array([limit.allowed for limit in limits], dtype=float)
-        self.dense = sum((costs[:, -1] for costs in self.tables), np.zeros(len(self.limits)))
-        rises = [np.diff(costs[:, ::multiple]) for costs, multiple in zip(self.tables, self.multiples)]
+        self.dense = self.costs_of(self.groups)
+        self.minimum = self.costs_of([0 if one in removable else size for one, size in enumerate(self.smallest)])
+        rises = [np.diff(costs[:, ::multiple]) for costs, multiple in zip(tables, self.multiples)]
         self.quanta = np.stack([rise[:, min(1, rise.shape[1] - 1) :].max(1) for rise in rises], 1)
         self._check_limits()
-        self._check_removal()
+        if not len(removed):
+            self._check_removal()
 
     def __str__(self) -> str:
         return " and ".join(map(str, self.limits))
-
-    def _list_sizes(self) -> None:
-        bounds = zip(self.smallest, self.largest, self.multiples)
-        self.sizes = [np.arange(low, high + 1, multiple) for low, high, multiple in bounds]
-        self.costs = [costs[:, sizes] for costs, sizes in zip(self.tables, self.sizes)]
 
     def _check_bounds(self) -> None:
         for unit, smallest, largest in zip(self.units, self.smallest, self.largest):
@@ -146,27 +145,23 @@ class Budget:
                 )
 
     def _check_limits(self) -> None:
-        # The smallest sizes have the lowest costs of every kind.
-        for limit, cost in zip(self.limits, self.costs_of(self.least)):
+        bound, widen = f"with min_retention {self.min_retention:g} ", ", or lower min_retention"
+        if not self.min_retention:
+            bound = widen = ""
+        for limit, cost in zip(self.limits, self.minimum):
             if cost > limit.allowed:
                 minimum, lower = ("minimum", "raise") if limit.rises else ("maximum", "lower")
-                bound, widen = f"with min_retention {self.min_retention:g} ", ", or lower min_retention"
-                if not self.min_retention:
-                    bound = widen = ""
-                raise FFPError(
-                    f"{limit} can't be met: {bound}the {minimum} is {limit.describe(cost, higher=True)}; "
-                    f"{lower} {limit.option}{widen}"
-                )
+                value = limit.describe(cost, higher=True)
+                raise FFPError(f"{limit} can't be met: {bound}the {minimum} is {value}; {lower} {limit.option}{widen}")
 
     def _check_removal(self) -> None:
         largest, is_dense = self.costs_of(self.largest), (self.largest == self.groups).all()
         # Below the dense sizes, a policy may miss a limit by less than a step.
         steps = 0 if is_dense else np.array([min(row[row > 0], default=0) for row in self.quanta])
         if (np.isfinite(self.allowed) & (self.allowed - largest >= steps)).all():
-            limit, cost = self.limits[0], largest[0]
-            lower = "lower" if limit.rises else "raise"
+            limit = self.limits[0]
+            lower, value = "lower" if limit.rises else "raise", limit.describe(largest[0], higher=False)
             bound = f"with max_retention {self.max_retention:g} " if self.max_retention < 1 else ""
-            value = limit.describe(cost, higher=False)
             raise FFPError(
                 f"{limit} leaves nothing to remove: {bound}the model has {value} already; {lower} {limit.option}"
             )
@@ -179,8 +174,8 @@ class Budget:
     @property
     def removed_parameters(self) -> int:
         """Number of parameters that are removed for certain; 0 if only bytes are limited."""
-        options, spared = ("sparsity", "params", "experts"), zip(self.limits, self.dense - self.allowed)
-        return max((int(count) for limit, count in spared if limit.option in options), default=0)
+        counts = zip(self.limits, self.dense - self.allowed)
+        return max((int(one) for limit, one in counts if limit.option in ("sparsity", "params", "experts")), default=0)
 
     def describe(self) -> list[str]:
         """Return a line per limit: what was asked, the value of the dense model, and the best that can be reached."""
@@ -188,8 +183,8 @@ class Budget:
             f"{limit} ({limit.pending} are measured first; --costs FILE keeps them)"
             if limit.pending
             else f"{limit} (dense model {format_value(limit.option, limit.value(dense))}, at "
-            f"{'least' if limit.rises else 'most'} {limit.describe(least, higher=True)} possible)"
-            for limit, dense, least in zip(self.limits, self.dense, self.costs_of(self.least))
+            f"{'least' if limit.rises else 'most'} {limit.describe(minimum, higher=True)} possible)"
+            for limit, dense, minimum in zip(self.limits, self.dense, self.minimum)
         ]
 
     def relaxed(self, progress: float) -> "Budget":
@@ -199,23 +194,15 @@ class Budget:
         return budget
 
     def without(self, removed: Collection[int]) -> "Budget":
-        """Return the budget of the model without the units of these indices, and with all others.
-
-        Raises:
-            FFPError: If a limit can't be met without removing more units.
-        """
-        budget, gone = copy(self), np.isin(np.arange(len(self.units)), [*removed])
-        budget.smallest, budget.largest = (np.where(gone, 0, bound) for bound in (self.smallest, self.largest))
-        budget.least = budget.smallest
-        budget._list_sizes()
-        budget._check_limits()
-        return budget
+        """Return the budget without the units of these indices and with all others, if that can be met."""
+        bounds = self.min_retention, self.max_retention, self.precision
+        return Budget(self.units, self.limits, *bounds, removed=removed)
 
     @property
     def shares(self) -> np.ndarray:
         """Share of every unit in the cost of all dense units, of the limit where it is largest, shape `[units]`."""
-        costs = np.array([costs[:, unit.remaining] for costs, unit in zip(self.tables, self.units)])
-        return (costs / self.dense).max(1)
+        whole = [[costs[unit.remaining] for costs, unit in zip(limit.costs, self.units)] for limit in self.limits]
+        return (np.array(whole) / self.dense[:, None]).max(0)
 
     @property
     def is_linear(self) -> bool:
@@ -223,20 +210,16 @@ class Budget:
         return len(self.limits) == 1 and self.limits[0].option != "speedup"
 
     def linear(self) -> tuple[np.ndarray, float]:
-        """Return the cost per group of every unit, shape `[units]`, and the cost that all groups may have.
-
-        Raises:
-            FFPError: If there are several limits, or one on seconds.
-        """
+        """Return the cost per group of every unit, shape `[units]`, and what all groups may cost, if `is_linear`."""
         if not self.is_linear:
             names = " and ".join(limit.option for limit in self.limits)
             raise FFPError(
                 f"this mapping or method takes a single limit on parameters or bytes, found {names}; choose mapping "
                 "'curves'"
             )
-        costs = self.limits[0].costs
-        per_group = np.array([table[-1] - table[-2] for table in costs])
-        fixed = np.array([table[-1] for table in costs]) - per_group * self.groups
+        before, whole = (np.array([costs[size] for costs in self.limits[0].costs]) for size in (-2, -1))
+        per_group = whole - before
+        fixed = whole - per_group * self.groups
         return per_group, float(self.allowed[0] - fixed @ (self.largest > 0))
 
     def record(self, policy: PruningPolicy) -> list[dict[str, Any]]:
@@ -260,13 +243,9 @@ class Budget:
         return PruningPolicy(self.units, tuple(int(size) for size in sizes))
 
     def discretize_and_correct(self, rates: np.ndarray, preference: np.ndarray) -> PruningPolicy:
-        """Convert retentions to sizes that meet the budget (DiscretizeAndCorrect of Algorithm 1).
+        """Round the retentions of all units to the grid and to whole steps, and `correct` the sizes.
 
-        Retentions are rounded to the grid and to whole steps, then corrected (`correct`).
-
-        Args:
-            rates: Retention of every unit, shape `[units]`.
-            preference: Unit indices, most important first, shape `[units]`.
+        This is DiscretizeAndCorrect of the paper's Algorithm 1.
         """
         if self.precision:
             rates = np.round(rates / self.precision) * self.precision
@@ -280,8 +259,8 @@ class Budget:
         Args:
             sizes: Number of groups of every unit, rounded to the nearest allowed one, shape `[units]`.
             preference: Unit indices, most important first, shape `[units]`.
-            exact: If only coarse units can still grow, whether one does and the least preferred fine-grained units
-                shrink by the difference, at any loss.
+            exact: Whether a coarse unit grows if only these can, and the least preferred fine-grained units shrink by
+                the difference, at any loss.
         """
         chosen = self.indices(sizes)
         slack = self.allowed - sum(costs[:, index] for costs, index in zip(self.costs, chosen))
@@ -298,9 +277,8 @@ class Budget:
 
     def _resize(self, chosen: np.ndarray, slack: np.ndarray, unit: int, index: int) -> np.ndarray:
         """Give a unit another size, by its index among the allowed ones, and return the slack of all limits."""
-        costs = self.costs[unit]
-        slack, chosen[unit] = slack + costs[:, chosen[unit]] - costs[:, index], index
-        return slack
+        before, chosen[unit] = self.costs[unit][:, chosen[unit]], index
+        return slack + before - self.costs[unit][:, index]
 
     def _shrink(self, chosen: np.ndarray, slack: np.ndarray, order: Iterable[int]) -> np.ndarray:
         """Shrink units in this order, by as little as possible each, until all limits hold; return their slack."""

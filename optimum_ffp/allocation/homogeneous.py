@@ -17,8 +17,7 @@ def homogeneous_policies(
 
     There is one for every size of attention within the bounds, with the widest FFNs that meet the budget. If attention
     is so small that FFNs reach their bound, a policy is smaller than necessary; the largest possible one of those is
-    returned only if there are no others. Units of a single kind, such as experts,
-    have a single one, the largest.
+    returned only if there are no others. Units of a single kind, such as experts, have one policy, the largest.
 
     Args:
         budget: Bounds per unit and limits, of a model with equal layers.
@@ -32,26 +31,19 @@ def homogeneous_policies(
             "some layers of this model lose KV groups and others query heads, so their sizes can't be equal; choose "
             "attention 'kv-groups' or 'query-heads'"
         )
-    if len({unit.kind for unit in budget.units}) == 1:
-        fitting = np.flatnonzero((sum(budget.costs) <= budget.allowed[:, None]).all(0))
-        return [budget.policy([sizes[fitting[-1]] for sizes in budget.sizes])]
     attention, kept = np.array([unit.kind == "attention" for unit in budget.units]), budget.largest > 0
-    kinds = [np.flatnonzero(mask & kept) for mask in (attention, ~attention)]
-    # An earlier prune may have left fewer in some layers.
-    counts = [min(len(budget.sizes[unit]) for unit in kind) for kind in kinds]
-    (sizes, heads), (widths, channels) = (
-        (budget.sizes[kind[0]][:count], reduce(np.add, (budget.costs[unit][:, :count] for unit in kind)))
-        for kind, count in zip(kinds, counts)
-    )
+    others = np.flatnonzero(~attention & kept)
+    widths, costs = _common_sizes(budget, others)
+    if not attention.any():
+        fitting = np.flatnonzero((costs <= budget.allowed).all(1))
+        return [budget.policy(kept * widths[fitting[-1]])]
     exact, smaller = [], []
-    for size, cost in zip(sizes, heads.T):
-        slack = budget.allowed[:, None] - cost[:, None] - channels
-        if fitting := np.flatnonzero((slack >= 0).all(0)).tolist():
-            policy = budget.policy(kept * np.where(attention, size, widths[fitting[-1]]))
+    for heads, cost in zip(*_common_sizes(budget, np.flatnonzero(attention & kept))):
+        slack = budget.allowed - cost - costs
+        if fitting := np.flatnonzero((slack >= 0).all(1)).tolist():
+            policy = budget.policy(kept * np.where(attention, heads, widths[fitting[-1]]))
             # All FFNs are as wide as possible, and could grow by a step.
-            spare = (
-                fitting[-1] == len(widths) - 1 and (slack[:, -1] >= budget.quanta[:, ~attention & kept].sum(1)).all()
-            )
+            spare = fitting[-1] == len(widths) - 1 and (slack[-1] >= budget.quanta[:, others].sum(1)).all()
             (smaller if spare else exact).append(policy)
     policies = [policy for policy in exact if is_possible(policy)]
     policies = policies or [policy for policy in smaller if is_possible(policy)][-1:]
@@ -61,3 +53,10 @@ def homogeneous_policies(
             "the remaining numbers of heads; choose method 'ffp', or remove less"
         )
     return policies
+
+
+def _common_sizes(budget: Budget, units: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Return the sizes that all of these equal units may have, and their total costs, shape `[sizes, limits]`."""
+    # An earlier prune may have left fewer in some layers.
+    count = min(len(budget.sizes[unit]) for unit in units)
+    return budget.sizes[units[0]][:count], reduce(np.add, (budget.costs[unit].T[:count] for unit in units))

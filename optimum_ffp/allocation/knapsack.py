@@ -70,10 +70,8 @@ def minimize_loss(losses: Sequence[np.ndarray], budget: Budget) -> PruningPolicy
 def _solve(losses: Sequence[np.ndarray], budget: Budget, **options: Any) -> tuple[np.ndarray, OptimizeResult]:
     """Minimize the sum of losses by a linear program, whose variables are the shares of sizes in units.
 
-    Losses and costs are relative to the largest ones, since the tolerances of solvers are absolute.
-
-    Returns:
-        The mean size of every unit with rounded shares, shape `[units]`, and the result of `linprog`.
+    Losses and costs are relative to the largest ones, since the tolerances of solvers are absolute. The result is the
+    mean size of every unit with rounded shares, shape `[units]`, and that of `linprog`.
     """
     choices = [np.linspace(0, len(loss) - 1, min(len(loss), CHOICES)).round().astype(int) for loss in losses]
     loss, sizes, costs = (

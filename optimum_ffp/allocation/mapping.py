@@ -32,12 +32,9 @@ def uniform(budget: Budget) -> PruningPolicy:
 
 
 def level_ffns(rates: np.ndarray, attention_steps: np.ndarray, budget: Budget) -> np.ndarray:
-    """Return retentions with the given sizes of attention, whose FFNs jointly meet the budget, shape `[units]`.
+    """Return retentions with the given numbers of steps for attention, whose FFNs meet the budget of a single limit.
 
-    Args:
-        rates: Retention of every unit before the budget is met, shape `[units]`.
-        attention_steps: Number of steps to keep per unit, shape `[units]`; only those of attention are used.
-        budget: Bounds, and a single limit. If FFNs have no cost, attention meets it.
+    If FFNs have no cost, attention meets it. All arrays have shape `[units]`.
     """
     # FFNs absorb the rounding of attention, whose steps are large.
     costs, available = budget.linear()
@@ -51,11 +48,7 @@ def level_ffns(rates: np.ndarray, attention_steps: np.ndarray, budget: Budget) -
 def fill(rates: np.ndarray, budget: Budget, available: float, members: np.ndarray | bool = True) -> np.ndarray:
     """Shift all retentions by one `τ` to meet a limit: `Σ clip(rates + τ, a_min, a_max) · w = available`.
 
-    Args:
-        rates: Retention of every unit, shape `[units]`.
-        budget: Bounds per unit, and a single limit.
-        available: Cost that groups may have.
-        members: Mask of the units whose cost counts, shape `[units]`.
+    The bounds and the costs `w` are those of the budget; `members` is a mask of the units whose cost counts.
     """
     low, high = budget.smallest / budget.groups, budget.largest / budget.groups
     weights = budget.groups * budget.linear()[0] * members

@@ -97,9 +97,7 @@ class PruningPolicy:
 
     def __post_init__(self) -> None:
         if len(self.units) != len(self.sizes):
-            raise FFPError(
-                f"a policy has one size per unit: found {len(self.sizes)} sizes for {len(self.units)} units"
-            )
+            raise FFPError(f"found {len(self.sizes)} sizes for {len(self.units)} units; a policy has one per unit")
         for unit, size in zip(self.units, self.sizes):
             if isinstance(size, bool) or not isinstance(size, int) or not unit.required <= size <= unit.remaining:
                 raise FFPError(f"{unit.name} can keep {unit.required:d} to {unit.remaining} groups, found {size!r}")
@@ -122,8 +120,7 @@ class PruningPolicy:
 
     def kept_layers(self, layers: int) -> list[int]:
         """Return the indices of the layers that a model with this many layers keeps."""
-        removed = self.removed_layers
-        return [layer for layer in range(layers) if layer not in removed]
+        return sorted({*range(layers)} - self.removed_layers)
 
     @property
     def kept_parameters(self) -> int:
@@ -149,8 +146,8 @@ class PruningPolicy:
         """Return a JSON-serializable form: one row per unit, with its size in the dense and in the pruned model."""
         rows = [
             {"layer": unit.layer, "unit": unit.kind, "group": unit.group, "items": unit.groups}
-            | {"kept": size, "retention": round(rate, 6)}
-            for unit, size, rate in zip(self.units, self.sizes, self.retentions)
+            | {"kept": size, "retention": round(size / unit.groups, 6)}
+            for unit, size in zip(self.units, self.sizes)
         ]
         parameters = {"dense": block_parameters(self.units), "pruned": self.kept_parameters}
         return {"sparsity": self.sparsity, "parameters": parameters, "units": rows}
@@ -164,11 +161,9 @@ class PruningPolicy:
                 out of bounds.
         """
         try:
-            shapes = [
-                (row["layer"], row["unit"], row["items"], row.get("group", DEFAULT_GROUPS.get(row["unit"])))
-                for row in data["units"]
-            ]
-            sizes = tuple(row["kept"] for row in data["units"])
+            rows = [{"group": DEFAULT_GROUPS.get(row["unit"])} | row for row in data["units"]]
+            shapes = [(row["layer"], row["unit"], row["items"], row["group"]) for row in rows]
+            sizes = tuple(row["kept"] for row in rows)
         except (KeyError, TypeError) as error:
             raise FFPError(f"not a saved policy: expected a list of units, found {error!r}") from None
         if shapes != [(unit.layer, unit.kind, unit.groups, unit.group) for unit in units]:

@@ -16,24 +16,16 @@ from ..utils.resume import Journal
 def order_experts(
     layerwise: LayerwiseModel, units: Sequence[ModelUnit], plan: Plan, windows: torch.Tensor, journal: Journal
 ) -> tuple[list[torch.Tensor], dict[str, list[int]]]:
-    """Return the experts of every unit from most to least important, with the weights of one layer at a time.
+    """Return the experts of every unit, of which layers have one at most, from most to least important.
 
-    Args:
-        layerwise: The dense model.
-        units: Its units, at most one per layer.
-        plan: The criterion.
-        windows: Calibration windows, token ids of shape `[windows, window length]`.
-        journal: Saves the scores.
+    Windows are those of the calibration, token ids of shape `[windows, window length]`. The journal saves the scores.
 
     Returns:
         Orders as for `SortedModel`: the experts of every group of the router, each of shape `[experts, groups]`. And,
         by layer, the experts that get fewer tokens than they have features, too few to judge them by.
     """
     by_layer = {unit.unit.layer: unit for unit in units}
-
-    def measure() -> dict[str, torch.Tensor]:
-        return plan.function("expert_criterion")(layerwise, by_layer, plan, windows)
-
+    measure = partial(plan.function("expert_criterion"), layerwise, by_layer, plan, windows)
     measured = layerwise.counter.tensors(journal, "experts", measure)
     scores = (measured[f"{layer}.scores"].view(unit.sections, -1) for layer, unit in by_layer.items())
     orders = [one.argsort(dim=1, descending=True, stable=True).T for one in scores]

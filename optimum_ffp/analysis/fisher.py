@@ -1,5 +1,6 @@
 """Fisher matrices at the outputs of all units, and loss curves derived from them."""
 
+from collections import defaultdict
 from collections.abc import Callable, Sequence
 from functools import partial
 
@@ -28,8 +29,7 @@ def collect_fisher(
     """Collect Fisher matrices `G = E[g gᵀ]` of the loss gradient `g` at the output of every output projection.
 
     Labels are sampled from the model, so that the expectation is the curvature of the loss at the dense model. One
-    backward pass per window gives the matrices of all units. Processes share the windows. Matrices are accumulated on
-    the device of the ridge factors.
+    backward pass per window gives the matrices of all units; processes share the windows.
 
     Args:
         layerwise: The dense model.
@@ -47,25 +47,18 @@ def collect_fisher(
         FFPError: If the gradient at a unit's output is not finite.
     """
     share, device = processes.share(len(windows)), matrix_device(layerwise, units)
-    sums: dict[int, torch.Tensor] = {}
+    # All output projections have as many outputs as the hidden states have entries.
+    features = units[0].projection.out_features
+    sums = defaultdict[int, torch.Tensor](lambda: torch.zeros(features, features, device=device))
     matrices: dict[int, torch.Tensor] = {}
 
-    def sum_of(index: int) -> torch.Tensor:
-        if index not in sums:
-            features = units[index].projection.out_features
-            sums[index] = torch.zeros(features, features, device=device)
-        return sums[index]
-
-    def watch(total: torch.Tensor, module: nn.Module, inputs: tuple[torch.Tensor, ...], output: torch.Tensor) -> None:
-        norms = output_norms(output) if relative else None
-        output.register_hook(partial(_add_gradient, total, norms))
-
     def watchers(layer: int) -> dict[nn.Module, Callable[..., None]]:
-        return {units[index].output.module: partial(watch, sum_of(index)) for index in units_of_layer(units, layer)}
+        members = units_of_layer(units, layer)
+        return {units[index].output.module: partial(_watch, sums[index], relative) for index in members}
 
     def finish(layer: int) -> None:
         for index in units_of_layer(units, layer):
-            matrix = mirror(processes.sum_(sum_of(index))).div_(windows.numel())
+            matrix = mirror(processes.sum_(sums[index])).div_(windows.numel())
             del sums[index]
             check_finite(matrix.diagonal(), f"the gradient of the loss at the output of {units[index].unit.name}")
             matrices[index] = keep(index, matrix.cpu())
@@ -82,10 +75,17 @@ def collect_fisher(
     return [matrices[index] for index in range(len(units))]
 
 
-def _add_gradient(total: torch.Tensor, norms: torch.Tensor | None, gradient: torch.Tensor) -> None:
-    """Add `Σ g gᵀ` of a window with gradients `[1, window length, features]` and norms `[window length, 1]`."""
-    rows = gradient.detach().flatten(0, -2)
-    add_gram(total, rows if norms is None else rows.float() * norms)
+def _watch(
+    total: torch.Tensor, relative: bool, module: nn.Module, inputs: tuple[torch.Tensor, ...], output: torch.Tensor
+) -> None:
+    """Add `Σ g gᵀ` of a window to the total, by a forward hook."""
+    norms = output_norms(output) if relative else None
+
+    def on_gradient(gradient: torch.Tensor) -> None:
+        rows = gradient.detach().flatten(0, -2)
+        add_gram(total, rows if norms is None else rows.float() * norms)
+
+    output.register_hook(on_gradient)
 
 
 class LabelSampler:
@@ -113,8 +113,8 @@ def loss_curve(weight: torch.Tensor, ridge: PrefixRidge, fisher: torch.Tensor, b
     the metric of `H + λI`. Weighted by the Fisher matrix, `½ Σ_{j≥k} V_jᵀ G V_j` is the loss to second order.
 
     Args:
-        weight: Output projection in the sorted order, shape `[out_features, features]`.
-        ridge: Ridge factor of the unit.
+        weight: `W`, the output projection in the sorted order, shape `[out_features, features]`.
+        ridge: `L`.
         fisher: `G`, shape `[out_features, out_features]`.
         block: Number of columns per group.
 

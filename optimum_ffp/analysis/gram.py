@@ -3,6 +3,7 @@
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -28,34 +29,29 @@ class Statistics:
         gram: `H = XᵀX / n`, float32, shape `[features, features]`. Where a norm follows the projection, rows of `X`
             are divided by the norm of the projection's output.
         mean: Mean of every feature, float32, shape `[features]`.
+        tokens: Number of tokens of this process.
     """
 
     gram: torch.Tensor
     mean: torch.Tensor
+    tokens: int = 0
 
     @property
     def variance(self) -> torch.Tensor:
         """Variance of every feature over all tokens, shape `[features]`."""
         return (self.gram.diagonal() - self.mean**2).clamp_min(0)
 
-    def to(self, device: torch.device) -> "Statistics":
-        """Move the statistics to a device."""
-        return Statistics(self.gram.to(device), self.mean.to(device))
-
 
 def add_gram(total: torch.Tensor, rows: torch.Tensor) -> None:
     """Add the blocks of `rowsᵀ rows` on and above the diagonal to `total` in float32, regardless of autocast.
 
-    The matrix is symmetric, so that these are all (`mirror`), at two thirds of the time.
-
-    Args:
-        total: Float32, shape `[features, features]`; may be on another device than the rows.
-        rows: Shape `[..., features]`.
+    The matrix is symmetric, so that these are all (`mirror`), at two thirds of the time. Rows have shape
+    `[rows, features]`, and may be on another device than the total, which has shape `[features, features]`.
     """
-    with float32_products(rows.detach().flatten(0, -2)) as flat:
+    with float32_products(rows) as rows:
         for start in range(0, len(total), BLOCK):
-            block, columns = total[start : start + BLOCK, start:], flat[:, start:]
-            if flat.device == total.device:
+            block, columns = total[start : start + BLOCK, start:], rows[:, start:]
+            if rows.device == total.device:
                 block.addmm_(columns[:, :BLOCK].T, columns)
             else:
                 block += (columns[:, :BLOCK].T @ columns).to(total.device)
@@ -69,13 +65,10 @@ def mirror(total: torch.Tensor) -> torch.Tensor:
 
 
 def output_norms(output: torch.Tensor) -> torch.Tensor:
-    """Return the norm of a projection's output for every token, float32, shape `[tokens, 1]`.
-
-    Norms are at least a millionth of the largest, so that tokens without an output have finite weights.
-    """
+    """Return the norm of a projection's output for every token, float32, shape `[tokens, 1]`."""
     norms = output.detach().flatten(0, -2).float().norm(dim=-1, keepdim=True)
+    # Weights of tokens without an output stay finite. Compared on the device: a transfer would synchronize.
     smallest = 1e-6 * norms.max()
-    # Compare on the device: a transfer to the host would synchronize.
     return torch.maximum(norms, torch.where(smallest > 0, smallest, 1.0))
 
 
@@ -92,49 +85,40 @@ def matrix_device(layerwise: LayerwiseModel, units: Sequence[ModelUnit]) -> torc
     return device if fits else torch.device("cpu")
 
 
-class _Accumulator:
-    """Accumulates sums over the input tokens of a projection, in memory independent of the number of windows."""
-
-    def __init__(self, module: nn.Linear, relative: bool):
-        features, device = module.in_features, module.weight.device
-        self.relative = relative
-        self.tokens = torch.zeros((), dtype=torch.long, device=device)
-        self.gram = torch.zeros(features, features, device=device)
-        self.total = torch.zeros(features, device=device)
-
-    def __call__(self, module: nn.Module, inputs: tuple[torch.Tensor, ...], output: torch.Tensor) -> None:
-        flat = inputs[0].detach().flatten(0, -2)
-        if self.relative:
-            flat = (flat / output_norms(output)).to(flat.dtype)
-        add_gram(self.gram, flat)
-        self.total += flat.sum(0, dtype=torch.float32)
-        self.tokens += len(flat)
-
-    def finish(self) -> Statistics:
-        tokens = processes.sum_(self.tokens)
-        return Statistics(mirror(processes.sum_(self.gram)).div_(tokens), processes.sum_(self.total).div_(tokens))
-
-
 def collect_statistics(run: Callable[[], Any], units: Sequence[ModelUnit], relative: bool = False) -> list[Statistics]:
-    """Collect the statistics of the units of one layer.
+    """Collect the statistics of the units of one layer, on its device.
 
     Args:
         run: Runs the layer of the dense model on all tokens of this process, in one or several forward passes.
         units: The units of the layer.
         relative: Whether the input of every token is divided by the norm of the projection's output.
 
-    Returns:
-        One `Statistics` per unit, in the order of `units`, on the layer's device. Sums are float32.
-
     Raises:
         FFPError: If the input of a unit's output projection is not finite.
     """
-    accumulators = [_Accumulator(unit.projection, relative) for unit in units]
-    with ExitStack() as stack:
-        for unit, accumulator in zip(units, accumulators):
-            stack.callback(unit.output.module.register_forward_hook(accumulator).remove)
+    collected = []
+    with ExitStack() as hooks:
+        for unit in units:
+            features, device = unit.projection.in_features, unit.projection.weight.device
+            sums = Statistics(torch.zeros(features, features, device=device), torch.zeros(features, device=device))
+            hooks.enter_context(unit.projection.register_forward_hook(partial(_add, sums, relative)))
+            collected.append(sums)
         run()
-    statistics = [accumulator.finish() for accumulator in accumulators]
-    for unit, unit_statistics in zip(units, statistics):
-        check_finite(unit_statistics.gram.diagonal(), f"the input of the output projection of {unit.unit.name}")
-    return statistics
+    for unit, sums in zip(units, collected):
+        tokens = processes.sum_(torch.tensor(sums.tokens))
+        mirror(processes.sum_(sums.gram)).div_(tokens)
+        processes.sum_(sums.mean).div_(tokens)
+        check_finite(sums.gram.diagonal(), f"the input of the output projection of {unit.unit.name}")
+    return collected
+
+
+def _add(
+    sums: Statistics, relative: bool, module: nn.Module, inputs: tuple[torch.Tensor, ...], output: torch.Tensor
+) -> None:
+    """Add the input tokens of a projection to the sums, by a forward hook."""
+    flat = inputs[0].detach().flatten(0, -2)
+    if relative:
+        flat = (flat / output_norms(output)).to(flat.dtype)
+    add_gram(sums.gram, flat)
+    sums.mean += flat.sum(0, dtype=torch.float32)
+    sums.tokens += len(flat)

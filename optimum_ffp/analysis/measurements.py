@@ -40,7 +40,7 @@ from ..utils.progress import progress_bar
 from ..utils.resume import Journal
 from .attention import find_unit_variants
 from .experts import counted_tokens
-from .prepare import Prepared, prepare
+from .prepare import Preparation, Prepared
 
 
 logger = logging.getLogger(__name__)
@@ -60,7 +60,7 @@ def policy_losses(
 
     Args:
         sorted_model: The model with its groups sorted.
-        policies: Numbers of groups that each unit keeps; `None` for the original dense model.
+        policies: The policies; `None` for the original dense model.
         windows: Token ids, shape `[windows, window length]`. Processes share them.
         weights: Tensors that replace parameters of the dense model, by name.
         compensated: Whether to use the output weights after ridge regression.
@@ -68,9 +68,10 @@ def policy_losses(
         dtype: Autocast dtype; `None` for the model's own.
         description: Description of the progress bar; no bar if `None`.
     """
-    layerwise, share, changes = sorted_model.layerwise.dense, windows[processes.share(len(windows))], [unchanged]
-    if policies is not None:
-        layerwise = sorted_model.layerwise
+    share, layerwise = windows[processes.share(len(windows))], sorted_model.layerwise
+    if policies is None:
+        layerwise, changes = layerwise.dense, [unchanged]
+    else:
         changes = [sorted_model.change(policy, weights, compensated) for policy in policies]
     losses = torch.empty(len(changes), 0, dtype=torch.float64)
     if len(share):
@@ -95,8 +96,8 @@ class Evaluation(NamedTuple):
 class Measurements:
     """Data, sorted model and losses of one dense model, each computed on first access.
 
-    The measurements depend only on the model and options of stage `measured`, so that searches and calibrations with
-    other options share them. `check` rejects a plan that requires other measurements.
+    They depend only on the model and options of stage `measured`, so that searches and calibrations with other options
+    share them.
 
     Args:
         model: The dense model. Its heads and channels are reordered on first access of `prepared`.
@@ -109,10 +110,10 @@ class Measurements:
 
     Attributes:
         plan: The plan.
-        unit_variants: Units of the model by kind of attention group, as `find_unit_variants` returns them. A single
-            variant is known before anything is measured.
+        given_data: Digest of the windows passed instead of datasets; `None` without.
+        unit_variants: Units of the model by kind of attention group, as `find_unit_variants` returns them.
         meter: Time, peak memory and tokens per stage.
-        journal: Saves the measurements. Saves nothing until it is replaced by a journal in a folder.
+        journal: Saves the measurements; by default nowhere.
 
     Raises:
         FFPError: If the model's family is not supported, the windows exceed its number of positions, or given ones
@@ -131,11 +132,15 @@ class Measurements:
     ):
         mark_untied(model)
         self.model, self.tokenizer, self._given_data, self._token = model, tokenizer, data, token
+        digest = hashlib.sha256()
         for _, windows in data.roles() if data else ():
             # Its name is published.
             TextMix.parse(windows.dataset)
             window_length(windows.length, model.config)
-            check_known(windows.tokens.flatten().cpu().numpy(), tokenizer, model, windows.dataset)
+            tokens = windows.tokens.cpu().numpy()
+            check_known(tokens.flatten(), tokenizer, model, windows.dataset)
+            digest.update(str((windows.start_token, tokens.shape)).encode() + tokens.tobytes())
+        self.given_data = digest.hexdigest() if data else None
         compute = None if hasattr(model, "hf_device_map") else compute_dtype(device or model.device, model.dtype)
         self.layerwise = LayerwiseModel(model, find_family(model.config), device, compute)
         if dense is not None:
@@ -152,20 +157,9 @@ class Measurements:
         dtype, autocast = self.layerwise.dtype, autocast_dtype(self.model, self.plan.search_dtype)
         return [dtype_name(dtype), dtype_name(autocast or dtype)]
 
-    @cached_property
-    def given_data(self) -> str | None:
-        """Digest of the windows passed instead of datasets; `None` without."""
-        if self._given_data is None:
-            return None
-        digest = hashlib.sha256()
-        for _, windows in self._given_data.roles():
-            description = str((windows.start_token, tuple(windows.tokens.shape)))
-            digest.update(description.encode() + windows.tokens.cpu().numpy().tobytes())
-        return digest.hexdigest()
-
     @property
     def model_units(self) -> Sequence[ModelUnit]:
-        """Units of the model, with their projections."""
+        """Units of the model, with their projections. Those of a single variant need no measurements."""
         return self.unit_variants[0] if len(self.unit_variants) == 1 else self.prepared.sorted_model.model_units
 
     @property
@@ -173,19 +167,13 @@ class Measurements:
         """Units of the model."""
         return tuple(unit.unit for unit in self.model_units)
 
-    def differences(self, plan: Plan) -> list[str]:
-        """Return a message for every option whose value requires new measurements."""
+    def check(self, plan: Plan) -> None:
+        """Raise `FFPError` if a plan requires new measurements, with every option whose value does."""
         before, now = self.plan.for_stages("measured"), plan.for_stages("measured")
-        changed = [
-            f"{name} ({before.get(name)!r} -> {now.get(name)!r})" for name in now if before.get(name) != now[name]
-        ]
+        changed = [f"{name} ({before.get(name)!r} -> {now[name]!r})" for name in now if before.get(name) != now[name]]
         if plan.needs_factors and not self.plan.needs_factors:
             changed.append("reward or calibration (no ridge regression -> ridge regression)")
-        return changed
-
-    def check(self, plan: Plan) -> None:
-        """Raise `FFPError` if a plan requires new measurements."""
-        if changed := self.differences(plan):
+        if changed:
             raise FFPError(f"{', '.join(changed)} can't change after measuring; create a new FFPPruner")
 
     @cached_property
@@ -193,7 +181,7 @@ class Measurements:
         """Calibration, search, held-out and test windows."""
         request = DataRequest.of_prune(self.plan, self._token)
         with self.meter.stage("data"):
-            load = partial(processes.on_main, lambda: self._load(request).to_list())
+            load = partial(processes.on_main, lambda: (self._given_data or self._load(request)).to_list())
             data = DataSplits.from_list(self.journal.value("data", load))
         if self._given_data is None:
             self.meter.tokens["data"] += request.generated * request.length * processes.is_main()
@@ -208,8 +196,6 @@ class Measurements:
         return data
 
     def _load(self, request: DataRequest) -> DataSplits:
-        if self._given_data is not None:
-            return self._given_data
         dense = self.layerwise.dense
         if request.generated and dense.weights.offloaded:
             raise FFPError(
@@ -235,39 +221,29 @@ class Measurements:
     @cached_property
     def prepared(self) -> Prepared:
         """The sorted model, its ridge factors and loss curves."""
-        return prepare(
-            self.layerwise,
-            variants=self.unit_variants,
-            plan=self.plan,
-            windows=self.data.calibration,
-            meter=self.meter,
-            journal=self.journal,
-        )
+        windows = self.data.calibration
+        return Preparation(self.layerwise, self.unit_variants, self.plan, windows, self.meter, self.journal).run()
 
     @cached_property
     def dense_losses(self) -> np.ndarray:
-        """Losses of the dense model on the search windows, in nats per token, shape `[windows]`.
-
-        Computed in the same dtype as those of candidates.
+        """Losses of the dense model on the search windows, in nats per token, shape `[windows]`, as of candidates.
 
         Raises:
             FFPError: If the perplexity is not finite.
         """
-        plan, windows = self.plan, self.data.search.tokens
-        dtype = autocast_dtype(self.model, plan.search_dtype)
+        plan, windows, sorted_model = self.plan, self.data.search.tokens, self.prepared.sorted_model
 
         def measure() -> list[float]:
             losses = policy_losses(
-                self.prepared.sorted_model,
+                sorted_model,
                 None,
                 windows,
                 batch_size=plan.batch_size,
-                dtype=dtype,
+                dtype=autocast_dtype(self.model, plan.search_dtype),
                 description="Dense model on the search windows",
             )
             return losses[0].tolist()
 
-        _ = self.prepared
         with self.meter.stage("search"):
             losses = np.array(self.layerwise.counter.value(self.journal, "dense-losses", measure))
         if not math.isfinite(to_perplexity(float(losses.mean()))):
@@ -280,8 +256,7 @@ class Measurements:
     @cached_property
     def dense_test_losses(self) -> Evaluation:
         """`test_losses` of the dense model."""
-        _ = self.prepared
-        return self.test_losses(None, "dense", journal=self.journal, batch_size=self.plan.batch_size)
+        return self.test_losses(None, "dense", self.journal, self.plan.batch_size)
 
     @cached_property
     def dense_samples(self) -> dict[str, str]:
@@ -299,20 +274,19 @@ class Measurements:
         weights: Mapping[str, torch.Tensor] | None = None,
         meter: StageMeter | None = None,
     ) -> Evaluation:
-        """Return the losses of a policy on the test windows of each text, as `policy_losses`, and tokens by expert.
+        """Evaluate a policy by `policy_losses` on the test windows of each text, or the dense model for `None`.
 
-        The policy runs on views of the dense model, so that only one model is in memory. The journal saves the losses
-        under the name, and the time is added to `meter`, or else to that of the measurements.
+        The journal saves the losses under the name, and the time is added to `meter`, or else to that of the
+        measurements.
         """
+        sorted_model, policies = self.prepared.sorted_model, None if policy is None else [policy]
         experts = [unit for unit in self.model_units if unit.unit.kind == "experts"]
 
         def measure() -> Evaluation:
-            run = partial(policy_losses, self.prepared.sorted_model, [policy] if policy else None, weights=weights)
+            run = partial(policy_losses, sorted_model, policies, weights=weights, batch_size=batch_size)
+            tests = [test.tokens for test in self.data.tests]
             with counted_tokens(experts) as counts:
-                losses = [
-                    run(windows=test.tokens, batch_size=batch_size, description=f"Perplexity, {name}")[0].tolist()
-                    for test in self.data.tests
-                ]
+                losses = [run(windows=tokens, description=f"Perplexity, {name}")[0].tolist() for tokens in tests]
             return Evaluation(losses, [processes.sum_(one).sort(descending=True).values.tolist() for one in counts])
 
         with (meter or self.meter).stage("evaluation"):
@@ -322,11 +296,6 @@ class Measurements:
         """Return the `experts` of a `PruningResult`, with the evaluation of the pruned model."""
         if not pruned.routed:
             return {}
-        layers = zip(policy.units, self.dense_test_losses.routed, pruned.routed, policy.sizes)
-        return {
-            "rare": self.prepared.rare_experts,
-            "features": self.model_units[0].width,
-            "routing": [
-                {"layer": unit.layer, "before": dense, "after": after[:size]} for unit, dense, after, size in layers
-            ],
-        }
+        rows = zip(policy.units, self.dense_test_losses.routed, pruned.routed, policy.sizes)
+        routing = [{"layer": unit.layer, "before": dense, "after": after[:size]} for unit, dense, after, size in rows]
+        return {"rare": self.prepared.rare_experts, "features": self.model_units[0].width, "routing": routing}

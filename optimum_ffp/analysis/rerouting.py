@@ -1,7 +1,6 @@
 """Greedy removal of experts by the error that it causes, with the tokens of removed experts routed to others."""
 
 import copy
-from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -9,11 +8,9 @@ from torch import nn
 from torch.func import functional_call
 from torch.nn.functional import linear
 
-from ..engine import LayerwiseModel, backward_passes
 from ..modeling.families import ModelUnit
 from ..utils import processes
 from ..utils.precision import computing_in
-from .fisher import LabelSampler
 
 
 # Number of tokens to route, and of products of experts' outputs to keep for them: a GiB.
@@ -22,81 +19,6 @@ TOKENS, PRODUCTS = 2**14, 2**28
 BATCH = 64
 # Logit of a removed expert. Infinity multiplied by 0 would not be finite.
 REMOVED = -1e9
-
-
-def removal_scores(
-    layerwise: LayerwiseModel,
-    units: Mapping[int, ModelUnit],
-    windows: torch.Tensor,
-    seed: int,
-    dtype: torch.dtype | None,
-) -> dict[str, torch.Tensor]:
-    """Return the scores of the experts of all layers by the loss that their removal causes.
-
-    One backward pass per window gives the diagonal of the Fisher matrix at the output of the experts, which weights
-    the squared error of every channel. Then experts are removed one at a time: the one whose tokens, routed to the
-    experts that the router prefers without it, add the least error. That needs the outputs of all experts, of a sample
-    of the tokens.
-
-    Args:
-        layerwise: The dense model.
-        units: Its units by layer.
-        windows: Token ids, shape `[windows, window length]`. Processes share them.
-        seed: Random seed of the labels.
-        dtype: Autocast dtype; `None` for the model's own.
-
-    Returns:
-        By layer, in float64: `scores`, the step at which every expert is removed, or their number if it stays;
-        and `tokens`, the number of tokens that the dense model routes to every expert.
-    """
-    share = processes.share(len(windows))
-    experts = max(unit.unit.groups for unit in units.values())
-    stride, size = -(-windows.numel() // min(TOKENS, PRODUCTS // experts**2)), layerwise.model.config.hidden_size
-    inputs = {layer: _Inputs(unit.unit.groups, size, stride) for layer, unit in units.items()}
-    measured: dict[str, torch.Tensor] = {}
-
-    def finish(layer: int) -> None:
-        if layer not in units:
-            return
-        one = inputs.pop(layer)
-        fisher = processes.sum_(one.squares) / windows.numel()
-        with torch.no_grad(), computing_in(layerwise.device, dtype):
-            scores, _ = remove_greedily(units[layer], torch.cat(one.hidden), fisher)
-        measured.update({f"{layer}.scores": scores, f"{layer}.tokens": processes.sum_(one.tokens)})
-
-    backward_passes(
-        layerwise,
-        windows[share],
-        watchers=lambda layer: {units[layer].output.module: inputs[layer]} if layer in units else {},
-        labels_of=LabelSampler(seed, share.start),
-        dtype=dtype,
-        on_layer=finish,
-        description="Experts",
-    )
-    return measured
-
-
-class _Inputs:
-    """A forward hook of all experts of a layer, which keeps a sample of the tokens that they get.
-
-    Attributes:
-        hidden: Every `stride`-th token of each forward pass, shape `[tokens, hidden size]`.
-        squares: Sum of the squared gradients at the output, shape `[hidden size]`.
-        tokens: Number of tokens of every expert, float64, shape `[experts]`.
-    """
-
-    def __init__(self, experts: int, hidden_size: int, stride: int):
-        self.hidden, self.stride = [torch.empty(0, hidden_size)], stride
-        self.squares, self.tokens = torch.zeros(hidden_size), torch.zeros(experts, dtype=torch.float64)
-
-    def __call__(self, experts: nn.Module, inputs: tuple[torch.Tensor, ...], output: torch.Tensor) -> None:
-        hidden, index, _ = inputs
-        self.hidden.append(hidden.detach()[:: self.stride].to("cpu", copy=True))
-        self.tokens += index.flatten().cpu().bincount(minlength=len(self.tokens))
-        output.register_hook(self._add_gradient)
-
-    def _add_gradient(self, gradient: torch.Tensor) -> None:
-        self.squares += gradient.float().square().sum(0).cpu()
 
 
 def remove_greedily(unit: ModelUnit, hidden: torch.Tensor, fisher: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
@@ -111,7 +33,8 @@ def remove_greedily(unit: ModelUnit, hidden: torch.Tensor, fisher: torch.Tensor)
         fisher: Weight of every channel's squared error, shape `[hidden size]`.
 
     Returns:
-        Scores of shape `[experts]` and losses of shape `[removed experts]`, as for `removal_scores`.
+        Scores, float64, shape `[experts]`: the step at which every expert is removed, or their number if it stays. And
+        the loss after every step, float64, shape `[removed experts]`.
     """
     (router, experts), count = unit.mixture, unit.unit.groups
     hidden = hidden.to(router.weight.device, experts.down_proj.dtype)
@@ -160,13 +83,7 @@ def _products(experts: Any, hidden: torch.Tensor, scale: torch.Tensor) -> torch.
 
 
 def _route(router: nn.Module, logits: torch.Tensor, removed: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """Return gates and experts of tokens, each of shape `[tokens, top k]`, without the removed experts.
-
-    Args:
-        router: A router with the identity as its weights.
-        logits: Logits of all experts, float32, shape `[tokens, experts]`.
-        removed: Whether an expert is removed, shape `[experts]`.
-    """
+    """Return gates and experts of tokens, each `[tokens, top k]`, by a router with the identity as its weight."""
     biases = {name: one.masked_fill(removed, -torch.inf) for name, one in router.named_buffers()}
     _, gates, index = functional_call(router, biases, (logits.masked_fill(removed, REMOVED),))
     return gates, index

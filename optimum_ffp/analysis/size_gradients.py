@@ -1,8 +1,9 @@
 """Gradients of the loss with respect to the sizes of all units, from one backward pass."""
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 import torch
@@ -20,8 +21,8 @@ class SizeGradients:
 
     Attributes:
         losses: Nats per token, shape `[windows]`.
-        down: Change for the unit's size in the smaller of `policy.neighbors()`, shape `[windows, units]`.
-        up: Change for the unit's size in the larger of `policy.neighbors()`, shape `[windows, units]`.
+        down: Changes for the sizes in the smaller of `policy.neighbors()`, shape `[windows, units]`.
+        up: Changes for those in the larger one, shape `[windows, units]`.
     """
 
     losses: np.ndarray
@@ -40,11 +41,7 @@ def measure_size_gradients(
     the loss by `Σ_tokens Σ_{k≤j<l} (g·V_j) z_j`. Removing columns before `k` changes it by the negative of the same
     sum over the removed columns.
 
-    Args:
-        sorted_model: The sorted model, with its ridge factors.
-        policy: The policy to measure at.
-        windows: Token ids, shape `[windows, window length]`. Processes share them.
-        dtype: Autocast dtype; `None` for the model's own.
+    Windows are token ids, shape `[windows, window length]`; processes share them. The dtype is that of autocast.
     """
     share = windows[processes.share(len(windows))]
     down, up = policy.neighbors()
@@ -54,25 +51,22 @@ def measure_size_gradients(
     def kept_members(layer: int) -> list[int]:
         return [index for index in sorted_model.members(layer) if policy.sizes[index]]
 
-    @contextmanager
-    def change(layer: int) -> Iterator[None]:
-        weights = {}
-        for index in kept_members(layer):
-            missing = (up.sizes[index] - policy.sizes[index]) * sorted_model.model_units[index].output.block
-            weight = sorted_model.compensated_output(index, policy.sizes[index])
-            weights |= [sorted_model.named_output(index, nn.functional.pad(weight, (0, missing)))]
-        with sorted_model.change(up, weights)(layer):
-            yield
+    def padded_output(index: int) -> tuple[str, torch.Tensor]:
+        missing = (up.sizes[index] - policy.sizes[index]) * sorted_model.model_units[index].output.block
+        weight = sorted_model.compensated_output(index, policy.sizes[index])
+        return sorted_model.named_output(index, nn.functional.pad(weight, (0, missing)))
+
+    def change(layer: int) -> AbstractContextManager[None]:
+        return sorted_model.change(up, dict(map(padded_output, kept_members(layer))))(layer)
 
     def watchers(layer: int) -> dict[nn.Module, Callable[..., None]]:
-        hooks = {}
+        hooks, component_dtype = {}, _component_dtype(sorted_model.layerwise.dtype)
         for index in kept_members(layer):
             unit = sorted_model.model_units[index]
             low, current, high = (one.sizes[index] * unit.output.block for one in (down, policy, up))
             directions, mixing = sorted_model.ridges[index].components(sorted_model.dense_output(index), low, high)
-            component_dtype = _component_dtype(sorted_model.layerwise.dtype)
-            directions, mixing = directions.to(component_dtype), unit.in_layout(mixing.T).T.to(component_dtype)
-            hooks[unit.output.module] = _Probe(directions, mixing, kept=current - low, changes=changes[index]).watch
+            components = directions.to(component_dtype), unit.in_layout(mixing.T).T.to(component_dtype)
+            hooks[unit.output.module] = partial(_watch, *components, current - low, changes[index])
         return hooks
 
     losses = backward_passes(
@@ -90,27 +84,27 @@ def measure_size_gradients(
     return SizeGradients(per_token[:, 0], per_token[:, 1 : 1 + units], per_token[:, 1 + units :])
 
 
-@dataclass
-class _Probe:
-    """Measures the changes of the loss by `PrefixRidge.components` of one unit, of which the policy keeps `kept`."""
+def _watch(
+    directions: torch.Tensor,
+    mixing: torch.Tensor,
+    kept: int,
+    changes: list[torch.Tensor],
+    module: nn.Module,
+    inputs: tuple[torch.Tensor, ...],
+    output: torch.Tensor,
+) -> None:
+    """Measure the changes of the loss by `PrefixRidge.components` of a unit, `kept` of which the policy keeps."""
+    rows = inputs[0].detach().flatten(0, -2)
+    rows = rows.to(_component_dtype(rows.dtype))
+    components = rows @ mixing.to(rows.dtype)
 
-    directions: torch.Tensor
-    mixing: torch.Tensor
-    kept: int
-    changes: list[torch.Tensor]
+    def on_gradient(gradient: torch.Tensor) -> None:
+        gradient = gradient.flatten(0, -2).to(_component_dtype(gradient.dtype))
+        projected = gradient @ directions.to(gradient.dtype)
+        totals = (projected.float() * components.float()).sum(0)
+        changes.append(torch.stack([-totals[:kept].sum(), totals[kept:].sum()]))
 
-    def watch(self, module: nn.Module, inputs: tuple[torch.Tensor, ...], output: torch.Tensor) -> None:
-        rows = inputs[0].detach().flatten(0, -2)
-        rows = rows.to(_component_dtype(rows.dtype))
-        components = rows @ self.mixing.to(rows.dtype)
-
-        def on_gradient(gradient: torch.Tensor) -> None:
-            gradient = gradient.flatten(0, -2).to(_component_dtype(gradient.dtype))
-            projected = gradient @ self.directions.to(gradient.dtype)
-            totals = (projected.float() * components.float()).sum(0)
-            self.changes.append(torch.stack([-totals[: self.kept].sum(), totals[self.kept :].sum()]))
-
-        output.register_hook(on_gradient)
+    output.register_hook(on_gradient)
 
 
 def _component_dtype(dtype: torch.dtype) -> torch.dtype:

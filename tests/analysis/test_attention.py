@@ -6,7 +6,7 @@ import pytest
 from optimum_ffp import FFPConfig
 from optimum_ffp.allocation.policy import Unit
 from optimum_ffp.analysis.attention import find_unit_variants, mean_losses
-from optimum_ffp.analysis.prepare import prepare
+from optimum_ffp.analysis.prepare import Preparation
 from optimum_ffp.data import Windows
 from optimum_ffp.modeling.families import find_family
 from optimum_ffp.utils.profiling import StageMeter
@@ -71,7 +71,7 @@ def test_every_layer_prunes_the_group_that_costs_less(windows):
     columns[:, 0, 1:3] = columns[:, 1, 2:] = 0
     layerwise, plan = layerwise_of(model), plan_of(model, fisher_samples=2)
     variants = find_unit_variants(model, layerwise.family, plan, plan.attention)
-    prepared = prepare(layerwise, variants, plan, Windows(windows, "", ""), StageMeter(), Journal())
+    prepared = Preparation(layerwise, variants, plan, Windows(windows, "", ""), StageMeter(), Journal()).run()
     units, curves = prepared.sorted_model.units, prepared.curves.curves
     assert [unit.group for unit in units if unit.layer < 2] == ["kv_group", "channel", "query_head", "channel"]
     assert [len(curve) - 1 for curve in curves] == [unit.groups for unit in units]

@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from optimum_ffp.analysis.criteria import flap, wanda
+from optimum_ffp.analysis.criteria import flap, obs, wanda
 from optimum_ffp.analysis.criteria.obs import DAMPING, _compact
 from optimum_ffp.analysis.gram import Statistics
 from optimum_ffp.analysis.importance import order_groups, root
@@ -15,13 +15,13 @@ def test_wanda_is_weight_times_norm_summed_over_outputs_and_columns():
     columns = weight.abs().sum(0) * inputs.norm(dim=0)
     assert torch.allclose(wanda.score(weight, found, 1), columns)
     assert torch.allclose(wanda.score(weight, found, 2), torch.stack([columns[:2].sum(), columns[2:].sum()]))
-    assert order_groups("wanda", weight, found, 1).tolist() == torch.argsort(-columns, stable=True).tolist()
+    assert order_groups(wanda.score, weight, found, 1).tolist() == torch.argsort(-columns, stable=True).tolist()
 
 
 def test_sections_are_ordered_by_themselves():
     weight, found, _ = random_problem(24)
     scores = wanda.score(weight, found, 4).view(2, 3)
-    order = order_groups("wanda", weight, found, 8, sections=2)
+    order = order_groups(wanda.score, weight, found, 8, sections=2)
     # Three groups of eight columns, four in each section.
     assert order.shape == (3, 2)
     for section in range(2):
@@ -50,7 +50,7 @@ def test_flap_is_weight_norm_times_variance():
 def test_obs_removes_what_ridge_regression_replaces_best(block):
     weight, found, _ = random_problem()
     groups = 16 // block
-    order = order_groups("obs", weight, found, block).tolist()
+    order = order_groups(obs.score, weight, found, block).tolist()
     assert sorted(order) == list(range(groups))
 
     def loss(removed):
@@ -81,9 +81,9 @@ def test_a_fisher_matrix_weighs_errors_whatever_root_of_it_is_taken():
     assert torch.allclose(root(fisher).T @ root(fisher), fisher, atol=1e-5)
     values, vectors = torch.linalg.eigh(fisher)
     symmetric = (vectors * values.clamp_min(0).sqrt()) @ vectors.T
-    expected = order_groups("obs", symmetric @ weight, found, 1)
-    assert torch.equal(order_groups("fisher-obs", weight, found, 1, fisher), expected)
-    assert not torch.equal(order_groups("obs", weight, found, 1), expected)
+    expected = order_groups(obs.score, symmetric @ weight, found, 1)
+    assert torch.equal(order_groups(obs.score, weight, found, 1, fisher), expected)
+    assert not torch.equal(order_groups(obs.score, weight, found, 1), expected)
 
 
 def test_a_matrix_is_compacted_in_place():

@@ -37,7 +37,7 @@ def test_given_windows_are_taken_as_they_are(caplog):
     measured = Measurements(make_tiny_model(), make_tokenizer(), plan, given(24))
     assert plan.seq_len == 24 and plan.options["calibration"].parts(24) == 3
     assert measured.data.calibration.tokens.shape == (8, 24) and not caplog.records
-    assert measured.differences(plan_of(data=given(24))) == []
+    measured.check(plan_of(data=given(24)))
 
 
 def test_given_windows_that_the_model_can_not_read():
@@ -60,7 +60,7 @@ def test_losses_of_the_dense_model_though_its_groups_are_sorted(measure):
 def test_all_of_it_is_measured_once(measure, monkeypatch):
     measured = measure()
     found = measured.data, measured.prepared, measured.dense_losses
-    for name in ("load_windows", "prepare", "policy_losses"):
+    for name in ("load_windows", "Preparation", "policy_losses"):
         monkeypatch.setattr(f"optimum_ffp.analysis.measurements.{name}", None)
     assert all(one is other for one, other in zip(found, (measured.data, measured.prepared, measured.dense_losses)))
 
@@ -79,8 +79,7 @@ def test_texts_begin_with_a_start_token_if_the_tokenizer_adds_one(measure):
 def test_plans_that_differ_in_other_options_share_it(measure, data_folder):
     measured = measure()
     later = {"search_steps": 3, "sparsity": 0.4, "calibration": "ridge", "method": "random", "seq_len": 24}
-    assert measured.differences(plan_of(dataset=str(data_folder), **SETTINGS | later)) == []
+    measured.check(plan_of(dataset=str(data_folder), **SETTINGS | later))
     other = plan_of(dataset="self", **SETTINGS | {"num_samples": 3})
-    assert len(measured.differences(other)) == 2
-    with pytest.raises(FFPError, match=r"num_samples.*8.*3"):
+    with pytest.raises(FFPError, match=r"^dataset [^,]*, num_samples \(8 -> 3\) can"):
         measured.check(other)

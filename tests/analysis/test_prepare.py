@@ -3,7 +3,7 @@ import pytest
 import torch
 
 from optimum_ffp.analysis.attention import find_unit_variants
-from optimum_ffp.analysis.prepare import prepare
+from optimum_ffp.analysis.prepare import Preparation
 from optimum_ffp.data import Windows
 from optimum_ffp.modeling.families import find_family, find_units
 from optimum_ffp.utils.profiling import StageMeter
@@ -25,7 +25,7 @@ def prepared_with(windows):
         plan = plan_of(layerwise.model, fisher_samples=2, **options)
         variants = find_unit_variants(layerwise.model, layerwise.family, plan, plan.attention)
         calibration = Windows(windows, "", "", start_token)
-        return prepare(layerwise, variants, plan, calibration, meter, journal or Journal()), meter
+        return Preparation(layerwise, variants, plan, calibration, meter, journal or Journal()).run(), meter
 
     return call
 

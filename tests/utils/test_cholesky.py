@@ -1,6 +1,7 @@
 import pytest
 import torch
 
+from optimum_ffp.analysis.criteria import obs
 from optimum_ffp.analysis.fisher import loss_curve
 from optimum_ffp.analysis.gram import Statistics
 from optimum_ffp.analysis.importance import order_groups
@@ -46,7 +47,7 @@ def test_a_singular_matrix_needs_no_lambda(rank):
     assert loss_curve(weight, ridge, torch.eye(10), 1)[12] < 1e-3
     statistics = Statistics(gram, torch.zeros(24))
     for block in (1, 4):
-        assert sorted(order_groups("obs", weight, statistics, block).tolist()) == list(range(24 // block))
+        assert sorted(order_groups(obs.score, weight, statistics, block).tolist()) == list(range(24 // block))
 
 
 def test_more_is_added_where_rounding_has_left_a_matrix_indefinite():

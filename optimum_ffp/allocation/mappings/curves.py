@@ -48,16 +48,7 @@ class CurveMapping:
         return np.array([curve[size] for curve, size in zip(self.curves, policy.sizes)])
 
     def decreases(self, down: PruningPolicy, up: PruningPolicy, parts: int) -> np.ndarray:
-        """Return the decrease of every curve between the sizes of two policies, in nats.
-
-        Args:
-            down: The policy of the smaller sizes.
-            up: The policy of the larger sizes.
-            parts: Number of parts per curve, each of the same number of groups.
-
-        Returns:
-            Decrease within every part, shape `[units, parts]`.
-        """
+        """Return the decrease of every part of every curve between two policies, in nats, shape `[units, parts]`."""
         decreases = np.zeros((len(self.curves), parts))
         for row, curve, low, high in zip(decreases, self.curves, down.sizes, up.sizes):
             np.add.at(row, parts_of(len(curve) - 1, parts)[low:high], -np.diff(curve[low : high + 1]))

@@ -38,15 +38,10 @@ def score(
 def add_contributions(
     totals: torch.Tensor, experts: nn.Module, inputs: tuple[torch.Tensor, torch.Tensor, torch.Tensor]
 ) -> None:
-    """Add what experts contribute to their tokens: the norm of the output times the gate, by a forward pre-hook.
+    """Add what experts contribute to their tokens, and the number of these, to `totals`, shape `[2, experts]`.
 
-    Gates are normalized over the experts of a token. The mean over the tokens of an expert is its score in REAP
-    (router-weighted expert activation pruning).
-
-    Args:
-        totals: Sum of the contributions and number of tokens of every expert, float64, shape `[2, experts]`.
-        experts: The module with all experts of a layer.
-        inputs: Its inputs of shape `[tokens, hidden size]`, and indices and gates of shape `[tokens, top k]`.
+    A contribution is the norm of the output times the gate, which is normalized over the experts of a token. Inputs of
+    the forward pre-hook have shape `[tokens, hidden size]`, indices and gates `[tokens, top k]`.
     """
     hidden, index, gates = inputs
     # Each routed token alone, so that the outputs aren't summed; without the hook.
