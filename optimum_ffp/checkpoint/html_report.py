@@ -33,8 +33,6 @@ def write_report(record: Record, folder: Path) -> None:
         "pictures": {name: _embed(folder / file) for name, file in view["plots"].items()},
         "group_names": GROUP_NAMES,
         "perplexities": _perplexities(view),
-        "layers": _layers(record.policy.units),
-        "total": sum(record.provenance.seconds.values()),
         "settings": {name: _show(value) for name, value in record.options.items() if not isinstance(value, dict)},
     }
     (folder / REPORT_FILE).write_text(environment.get_template(TEMPLATE).render(fields), encoding="utf-8")
@@ -57,13 +55,6 @@ def _perplexities(view: Mapping[str, Any]) -> list[dict[str, Any]]:
         figures |= {f"policy “{name}”, {stage}": value for name, value in search.baselines.items()}
         tests.append(("search windows", search.perplexity, figures))
     return [{"role": role, "windows": windows, "figures": [*figures.items()]} for role, windows, figures in tests]
-
-
-def _layers(units: list[dict[str, Any]]) -> dict[int, dict[str, Any]]:
-    layers: dict[int, dict[str, Any]] = {}
-    for unit in units:
-        layers.setdefault(unit["layer"], {})[unit["unit"]] = unit
-    return layers
 
 
 def _show(value: Any) -> str:

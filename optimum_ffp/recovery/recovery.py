@@ -10,8 +10,8 @@ import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from ..checkpoint.pushing import push_result
-from ..checkpoint.recovered import RecoveryRecord, save_recovered, source_folder
-from ..checkpoint.result import package_versions
+from ..checkpoint.recovered import save_recovered, source_folder
+from ..checkpoint.result import package_versions, perplexities_by_text
 from ..compression.calibration import is_improvement
 from ..compression.training.batch import Batch
 from ..compression.training.end_to_end import Training, TrainingOutput, check_launch, default_rate
@@ -26,6 +26,7 @@ from ..utils import processes
 from ..utils.batch_size import memory_errors
 from ..utils.precision import compute_dtype, computes_in_bfloat16, convert, dtype_name
 from ..utils.progress import progress_bar
+from ..utils.record import RecoveryRecord
 from ..utils.resume import Journal, fingerprint
 from ..utils.tracking import Tracker, check_trackers
 from .plan import make_recovery_plan
@@ -55,6 +56,8 @@ class FFPRecovery:
 
     Attributes:
         record: Record of the recovery, once finished.
+        losses: Losses of every test window of every text, in nats per token, by model: `dense` (the teacher), `pruned`
+            and `recovered`.
 
     Raises:
         FFPError: If the models have different vocabularies or the same weights, or an option can't be used.
@@ -86,6 +89,7 @@ class FFPRecovery:
         )
         check_launch(teacher.device, self.options.offload, work_folder is not None)
         self.record: RecoveryRecord | None = None
+        self.losses: dict[str, list[list[float]]] = {}
         self.journal, self.work_folder = Journal(), work_folder
         self.learning_rate = self.plan.learning_rate or default_rate(student, TRAINED_RATE)
         self.bf16 = computes_in_bfloat16(teacher.device, self.plan.bf16)
@@ -162,15 +166,17 @@ class FFPRecovery:
                 # There is nothing worth resuming.
                 self.journal.remove()
             raise
-        losses = {"dense": self._losses(self.teacher, data, "dense")}
-        losses["pruned"] = self._losses(self.student, data, "pruned")
+        self._measure(self.teacher, data, "dense")
+        self._measure(self.student, data, "pruned")
         # Before the training, which converts the dense model.
         dtypes = {"dense": self.teacher.dtype, "pruned": compute_dtype(self.teacher.device, self.stored_dtype)}
         trained = self._train(windows["tokens"], data.held_out.tokens)
         self.student = trained.model
-        losses["recovered"] = self._losses(self.student, data, "recovered")
+        self._measure(self.student, data, "recovered")
         # Measuring converted it to the compute dtype.
         convert(self.student, self.stored_dtype)
+        rows = zip(data.tests, perplexities_by_text(self.losses))
+        first, *rest = (perplexities | test.describe() for test, perplexities in rows)
         self.record = RecoveryRecord(
             options=self._options(),
             source=self.source,
@@ -182,8 +188,6 @@ class FFPRecovery:
             curve=trained.curve,
             kept=trained.best,
             held_out=data.held_out.describe(),
-            tests=[test.describe() for test in data.tests],
-            losses=losses,
             samples=processes.on_main(partial(write_samples, self.student, self.tokenizer)),
             compute_dtypes={name: dtype_name(dtype) for name, dtype in dtypes.items()},
             dtype=dtype_name(self.stored_dtype),
@@ -191,6 +195,9 @@ class FFPRecovery:
             seconds=trained.seconds,
             processes=processes.count(),
             versions=package_versions(),
+            tokens=trained.curve[-1]["tokens"],
+            perplexity=first,
+            other_texts=rest,
         )
         return self.record
 
@@ -254,8 +261,8 @@ class FFPRecovery:
         tokens, passes = training_windows(self.tokenizer, self.teacher, request, count)
         return {"tokens": tokens, "passes": torch.tensor([*passes.values()], dtype=torch.float64)}
 
-    def _losses(self, model: PreTrainedModel, data: DataSplits, name: str) -> list[list[float]]:
-        """Return the losses of a model on the test windows of each text, in nats per token."""
+    def _measure(self, model: PreTrainedModel, data: DataSplits, name: str) -> None:
+        """Measure the losses of a model on the test windows of each text."""
         device = self.teacher.device
         # Also if they are saved: what follows must not depend on that.
         convert(model, compute_dtype(device, model.dtype), device).eval()
@@ -266,7 +273,7 @@ class FFPRecovery:
                 losses = (window_losses(model, share, on_batch=bar.update) for share in shares)
                 return [processes.gather(rows).tolist() for rows in losses]
 
-        return self.journal.value(f"test-losses-{name}", measure)
+        self.losses[name] = self.journal.value(f"test-losses-{name}", measure)
 
     def _train(self, windows: torch.Tensor, held_out: torch.Tensor) -> TrainingOutput:
         """Train the student; the result keeps its dtype."""

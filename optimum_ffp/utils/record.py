@@ -110,8 +110,8 @@ class Provenance(Measured):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Recovery(Section):
-    """A recovery, without what was measured on test windows.
+class RecoveryRecord(Measured):
+    """The record of a recovery.
 
     Attributes:
         options: Options, from `RecoveryConfig.to_dict`.
@@ -134,6 +134,10 @@ class Recovery(Section):
         processes: Number of processes.
         versions: Versions of packages.
         request: Digest of the command, by which `--resume` recognizes its result.
+        tokens: Tokens that the model was trained on.
+        perplexity: Description of the test windows of the first text, with perplexities by model: `dense` (the
+            teacher), `pruned` (before this training) and `recovered`.
+        other_texts: The same for each further text.
     """
 
     options: Row
@@ -154,12 +158,6 @@ class Recovery(Section):
     processes: int
     versions: dict[str, str]
     request: str | None = None
-
-
-@dataclass(frozen=True, kw_only=True)
-class RecoveryStep(Recovery, Measured):
-    """A recovery, with the `tokens` that the model was trained on."""
-
     tokens: int
     perplexity: Row
     other_texts: list[Row]
@@ -204,7 +202,7 @@ class Record:
     ffp_version: str
     run: str | None = None
     files: tuple[str, ...] = ()
-    recovery: tuple[RecoveryStep, ...] = ()
+    recovery: tuple[RecoveryRecord, ...] = ()
     quantization: Row | None = None
 
     @property
@@ -226,7 +224,7 @@ class Record:
         values = {name: value for name, value in content.items() if name in names}
         values |= {name: kind.from_dict(content[name]) for name, kind in SECTIONS.items()}
         values["files"] = tuple(content.get("files", ()))
-        values["recovery"] = tuple(map(RecoveryStep.from_dict, content.get("recovery", ())))
+        values["recovery"] = tuple(map(RecoveryRecord.from_dict, content.get("recovery", ())))
         return cls(options=options, **values)
 
     def to_dict(self) -> Row:
