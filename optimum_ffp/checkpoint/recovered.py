@@ -35,10 +35,9 @@ def save_recovered(
     hub: Mapping[str, Any] | None = None,
     work_folder: Path | None = None,
 ) -> Path:
-    """Write the checkpoint of a recovered model as `write_checkpoint` does.
+    """Write the checkpoint of a recovered model as `write_checkpoint` does, with an extended record and card.
 
     All other files of the pruned checkpoint, which must still exist, are copied: policy, agent, log, plots and report.
-    `ffp_config.json` and the card are extended.
     """
     source = source_folder(record.source, hub or {})
     return write_checkpoint(partial(_write, record, model, tokenizer, source), directory, overwrite, work_folder)
@@ -47,14 +46,13 @@ def save_recovered(
 def source_folder(source: str, hub: Mapping[str, Any]) -> Path:
     """Return a folder with all files of a pruned checkpoint, except weights if it is on the Hub.
 
-    Raises:
-        FFPError: If they can't be read, or are links to files outside a folder.
+    Raises `FFPError` if they can't be read, or are links to files outside a folder.
     """
-    path = expand(source)
+    path, record = expand(source), require_record(source, **hub)
     if path.is_dir():
-        check_links(path, _copied_files(path, require_record(path)))
+        check_links(path, _copied_files(path, record))
         return path
-    patterns = [*map(escape, require_record(source, **hub).files)]
+    patterns = [*map(escape, record.files)]
     try:
         snapshot = snapshot_download(source, allow_patterns=patterns, ignore_patterns=f"{NOT_COPIED}*", **hub)
     except (OSError, ValueError) as error:

@@ -17,11 +17,7 @@ ADVICE = {
 
 
 def check_push(repo_id: str, token: str | None = None) -> None:
-    """Check offline that a repository name is valid and that there is a token.
-
-    Raises:
-        FFPError: If the name is not a valid repository name, or there is no token.
-    """
+    """Raise `FFPError`, offline, if a repository name is not valid, or there is no token."""
     try:
         validate_repo_id(repo_id)
     except HFValidationError as error:

@@ -2,6 +2,7 @@
 
 import os
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -84,14 +85,14 @@ class FFPRecovery:
         self.student, self.teacher, self.tokenizer = student, teacher, tokenizer
         self.source, self.teacher_id = os.fspath(source), os.fspath(teacher_id)
         self.options = options or LoadOptions()
-        self.plan = (
-            config if isinstance(config, RecoveryPlan) else make_recovery_plan(config, self.source, self.options)
-        )
+        is_planned = isinstance(config, RecoveryPlan)
+        self.plan = config if is_planned else make_recovery_plan(config, self.source, self.options)
         check_launch(teacher.device, self.options.offload, work_folder is not None)
         self.record: RecoveryRecord | None = None
         self.losses: dict[str, list[list[float]]] = {}
         self.journal, self.work_folder = Journal(), work_folder
         self.learning_rate = self.plan.learning_rate or default_rate(student, TRAINED_RATE)
+        self.plan = replace(self.plan, learning_rate=self.learning_rate)
         self.bf16 = computes_in_bfloat16(teacher.device, self.plan.bf16)
         self.batch = Batch.of_recovery(self.plan, student.config, processes.count())
         self.stored_dtype = student.dtype
@@ -114,8 +115,8 @@ class FFPRecovery:
             model_id: Folder or Hub id of the pruned model.
             config: Options of the recovery; the defaults if `None`.
             teacher: Hub id, folder or `.gguf` file of the dense model; by default the one in `ffp_config.json`.
-            work_folder: Folder for finished work, for `recover(resume=True)`.
-            report_to: Where to log the training.
+            work_folder: As for the class.
+            report_to: As for the class.
             options: Fields of `LoadOptions` except `offload`.
 
         Raises:
@@ -154,18 +155,7 @@ class FFPRecovery:
         if self.record:
             raise FFPError("recover() can be called once per FFPRecovery; create a new instance")
         self._open_journal(resume)
-        request = DataRequest.of(self.plan, self.batch.length, self.options.token)
-        load = partial(processes.on_main, lambda: load_windows(self.tokenizer, self.teacher, request).to_list())
-        load_more = partial(processes.tensors_on_main, lambda: self._load_training_windows(request))
-        is_measured = self.journal.has("test-losses-dense")
-        try:
-            data = DataSplits.from_list(self.journal.value("data", load))
-            windows = self.journal.tensors("windows", load_more)
-        except FFPError:
-            if not is_measured:
-                # There is nothing worth resuming.
-                self.journal.remove()
-            raise
+        data, windows = self._load_data()
         self._measure(self.teacher, data, "dense")
         self._measure(self.student, data, "pruned")
         # Before the training, which converts the dense model.
@@ -178,7 +168,7 @@ class FFPRecovery:
         rows = zip(data.tests, perplexities_by_text(self.losses))
         first, *rest = (perplexities | test.describe() for test, perplexities in rows)
         self.record = RecoveryRecord(
-            options=self._options(),
+            options=self.plan.to_dict(),
             source=self.source,
             teacher=self.teacher_id,
             dense_teacher=self.dense_teacher,
@@ -235,9 +225,6 @@ class FFPRecovery:
     def _saver(self) -> Callable[..., Path]:
         return partial(save_recovered, self.finished, self.student, self.tokenizer, hub=self.options.hub())
 
-    def _options(self) -> dict[str, Any]:
-        return self.plan.to_dict() | {"learning_rate": self.learning_rate}
-
     def _open_journal(self, resume: bool) -> None:
         if self.work_folder is None:
             if resume:
@@ -246,7 +233,7 @@ class FFPRecovery:
         identity = {
             "model": fingerprint(self.student),
             "teacher": fingerprint(self.teacher),
-            "config": self._options(),
+            "config": self.plan.to_dict(),
             **processes.on_main(self.plan.hash_files),
             "windows_per_step": self.batch.windows,
             # Sharded checkpoints have other files.
@@ -255,17 +242,30 @@ class FFPRecovery:
         }
         self.journal = Journal.open(self.work_folder, identity, resume, on_disk=True)
 
-    def _load_training_windows(self, request: DataRequest) -> dict[str, torch.Tensor]:
-        """Load training windows, and the number of passes over every text that isn't generated."""
-        count = self.batch.steps * self.batch.windows
-        tokens, passes = training_windows(self.tokenizer, self.teacher, request, count)
-        return {"tokens": tokens, "passes": torch.tensor([*passes.values()], dtype=torch.float64)}
+    def _load_data(self) -> tuple[DataSplits, dict[str, torch.Tensor]]:
+        """Load test and held-out windows, training windows, and the passes over every text that isn't generated."""
+        request = DataRequest.of(self.plan, self.batch.length, self.options.token)
+
+        def training_tensors() -> dict[str, torch.Tensor]:
+            count = self.batch.steps * self.batch.windows
+            tokens, passes = training_windows(self.tokenizer, self.teacher, request, count)
+            return {"tokens": tokens, "passes": torch.tensor([*passes.values()], dtype=torch.float64)}
+
+        load = partial(processes.on_main, lambda: load_windows(self.tokenizer, self.teacher, request).to_list())
+        is_measured = self.journal.has("test-losses-dense")
+        try:
+            data = DataSplits.from_list(self.journal.value("data", load))
+            return data, self.journal.tensors("windows", partial(processes.tensors_on_main, training_tensors))
+        except FFPError:
+            if not is_measured:
+                # There is nothing worth resuming.
+                self.journal.remove()
+            raise
 
     def _measure(self, model: PreTrainedModel, data: DataSplits, name: str) -> None:
         """Measure the losses of a model on the test windows of each text."""
-        device = self.teacher.device
         # Also if they are saved: what follows must not depend on that.
-        convert(model, compute_dtype(device, model.dtype), device).eval()
+        convert(model, compute_dtype(self.teacher.device, model.dtype), self.teacher.device).eval()
 
         def measure() -> list[list[float]]:
             with progress_bar(sum(map(len, data.tests)), f"Perplexity, {name}", "window") as bar:
@@ -279,7 +279,7 @@ class FFPRecovery:
         """Train the student; the result keeps its dtype."""
         if self.bf16:
             convert(self.teacher, torch.bfloat16)
-        with Tracker(self.report_to, f"{Path(self.source).name}-recovered", self._options()) as tracker:
+        with Tracker(self.report_to, f"{Path(self.source).name}-recovered", self.plan.to_dict()) as tracker:
             training = Training(
                 student=self.student,
                 teacher=self.teacher,
