@@ -13,7 +13,6 @@ from ..utils.record import Record, SearchRecord
 
 # Colors of Okabe and Ito, which color-blind readers can tell apart.
 BLUE, ORANGE, GREEN, RED, GRAY = "#0072B2", "#E69F00", "#009E73", "#D55E00", "#D9D9D9"
-# Line of each baseline of a search.
 BASELINES = {"uniform": {"color": ORANGE, "linestyle": ":"}, "no-search": {"color": GREEN, "linestyle": "-."}}
 # Label of the axis and its unit, by the option that a front is over, where that isn't the number of parameters.
 FRONT_AXES = {

@@ -30,11 +30,7 @@ MESSAGE = "Upload a model pruned by optimum-ffp"
 
 
 def check_saved(directory: str | os.PathLike) -> Path:
-    """Check that a folder is a checkpoint of a pruned model, and return its path.
-
-    Raises:
-        FFPError: If the folder does not exist, is not such a checkpoint, or its weights are missing.
-    """
+    """Return the path of a folder. Raises `FFPError` if it isn't a checkpoint of a pruned model with its weights."""
     path = expand(directory)
     if not path.is_dir():
         raise FFPError(f"there is no folder {directory}; choose one written by `ffp prune`")

@@ -37,7 +37,6 @@ from .result import PruningResult
 # In a subfolder, since vLLM loads every .safetensors file next to the weights as part of the model.
 AGENT_FILE = "search/agent.safetensors"
 LOG_FILE = "search_log.jsonl"
-# Maximum of a file with weights.
 FILE_SIZE = "2GB"
 # Entries of a tokenizer's config about its loading, and about a processor, which isn't saved.
 TRANSIENT_KEYS = ("is_local", "local_files_only", "processor_class")
@@ -58,16 +57,13 @@ def write_checkpoint(
     overwrite: bool,
     work_folder: Path | None = None,
 ) -> Path:
-    """Write a checkpoint atomically, and return its path.
+    """Write a checkpoint atomically, and return its path. Raises `FFPError` if it can't be written.
 
     Args:
         write: Writes all files except the record and the card to a folder, and returns the record.
         directory: Folder to write.
         overwrite: Whether to replace a folder, as in `check_output`.
         work_folder: Work folder of the run. A checkpoint written by the same run is always replaced.
-
-    Raises:
-        FFPError: If the folder exists and may not be replaced, or can't be written.
     """
     path = check_output(directory, overwrite or has_written(work_folder, directory))
     remedy = f"; finished work is in {work_folder}: free disk space, then resume with --resume" if work_folder else ""

@@ -21,7 +21,6 @@ FIGURES = ("dense", "searched", "calibrated", "pruned", "recovered")
 REMOVED = {"attention": "attention heads", "ffn": "FFN channels"}
 # Test tokens below which a perplexity is marked.
 SMALL_SAMPLE = 20 * 2048
-# Number of experts to name.
 NAMED = 4
 
 
@@ -34,7 +33,6 @@ def view_record(record: Record) -> dict[str, Any]:
     itemsize = getattr(torch, provenance.dtype).itemsize
     removed, experts = f"{100 * record.policy.sparsity:.0f} % of the blocks pruned", None
     if provenance.experts:
-        # Numbers per layer.
         experts = {"dense": units[0]["items"], "kept": units[0]["kept"]}
         experts["routing"] = describe_routing(provenance.experts)
         removed = f"{experts['dense'] - experts['kept']} of {experts['dense']} experts pruned"

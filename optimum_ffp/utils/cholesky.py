@@ -11,7 +11,6 @@ from .device_memory import free_device_memory
 # Peak of temporaries for ordering and factoring a unit, in bytes per entry of its Gram matrix: a float64 copy, a
 # float32 copy, and as much again for the output projection.
 ALGEBRA_BYTES = 20
-# Number of rows to copy at a time.
 ROWS = 1024
 # Rounding error of float32 sums, relative to the mean diagonal.
 ROUNDING = torch.finfo(torch.float32).eps
@@ -51,15 +50,12 @@ def ridge_damping(gram: torch.Tensor, ridge_lambda: float) -> float:
 
 
 def factorize(gram: torch.Tensor, damping: float, order: torch.Tensor | None = None) -> torch.Tensor:
-    """Return the Cholesky factor of `H + d I`.
+    """Return the Cholesky factor of `H + d I`, float64, column-major, shape `[features, features]`.
 
     Args:
-        gram: `H`, shape `[features, features]`. It is not changed.
+        gram: `H`. It is not changed.
         damping: `d`, multiplied by ten while rounding errors make `H + d I` indefinite.
         order: Order of rows and columns to factor `H` in, shape `[features]`; its own if `None`.
-
-    Returns:
-        The factor, float64, column-major, shape `[features, features]`.
 
     Raises:
         FFPError: If the matrix can't be factored because it is not finite.

@@ -16,7 +16,6 @@ from .record import Record
 
 # Suffixes of incomplete outputs, and of outputs about to be deleted.
 PARTIAL, REPLACED = ".partial", ".replaced"
-# Lock files held by this process.
 LOCKED: set[Path] = set()
 
 

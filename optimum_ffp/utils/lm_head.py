@@ -49,20 +49,13 @@ def chunked_losses(
     tokens: torch.Tensor,
     on_logits: Callable[[torch.Tensor], Any] | None = None,
 ) -> torch.Tensor:
-    """Return the mean negative log-likelihood of every window, in nats per predicted token.
+    """Return the mean negative log-likelihood of every window, in nats per predicted token, given what is decoded.
 
-    Args:
-        model: The causal LM.
-        decoded: Output of `decode`.
-        tokens: Token ids, shape `[windows, window length]`. The first token of a window is not predicted.
-        on_logits: Called with the logits of every chunk.
-
-    Returns:
-        Losses, float64, on the CPU, shape `[windows]`.
+    The first token of a window is not predicted. `on_logits` is called with the logits of every chunk. The shape of
+    `tokens` is `[windows, window length]`, that of the losses, float64 on the CPU, `[windows]`.
     """
     losses = []
     for start, logits in chunked_logits(model, decoded):
-        # The last position of a window has no target.
         targets = tokens[:, start + 1 : start + 1 + logits.shape[1]].to(logits.device)
         # The vocabulary must be the last dimension: softmax over a strided one loses four digits in float32.
         predicted = logits[:, : targets.shape[1]].float().flatten(0, 1)

@@ -27,9 +27,7 @@ from .record import Record
 RUN = "run.json"
 # Content of `run.json` that marks a work folder. Increment the number when entries change incompatibly.
 FORMAT = "optimum-ffp work folder, 2"
-# Suffixes of entries.
 VALUE, TENSORS = ".entry.json", ".entry.safetensors"
-# Folder of `Trainer` checkpoints.
 CHECKPOINTS = "checkpoints"
 # Entry with the calibration that was chosen by the free memory.
 DECISION = "calibration"
