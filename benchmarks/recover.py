@@ -71,7 +71,7 @@ def recover(args: argparse.Namespace, start: str, rank: int, tokens: str, seed: 
     if args.save and processes.is_main():
         # `recovery.save_pretrained` would remove the work folder.
         save_recovered(found, recovery.student, recovery.tokenizer, args.save / name, overwrite=True)
-    losses = {model: [[round(loss, 6) for loss in text] for text in texts] for model, texts in found.losses.items()}
+    losses = {model: [[round(loss, 6) for loss in text] for text in texts] for model, texts in recovery.losses.items()}
     return {"start": Path(start).name, "asked": tokens} | without_folders(found.to_dict()) | {"losses": losses}
 
 

@@ -4,12 +4,11 @@ import json
 import math
 import shlex
 from collections.abc import Mapping
-from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
 from huggingface_hub import EvalResult, ModelCardData
-from jinja2 import Environment
+from jinja2 import Environment, FileSystemLoader
 from markupsafe import Markup
 
 from ..config.texts import Text, TextMix
@@ -19,14 +18,10 @@ from .view import format_number, view_record
 
 
 CARD, TEMPLATE = "README.md", "model_card_template.md"
+# The template is in the installed package, or at the top of a checkout.
+PACKAGE = Path(__file__).parents[1]
 # Names and texts may contain HTML and Markdown.
 ESCAPES = str.maketrans({"&": "&amp;", "<": "&lt;", "\n": " "} | {mark: f"\\{mark}" for mark in "\\`*[]|"})
-
-
-def template_path() -> Path:
-    """Return the path of the template: in the installed package, or at the top of a checkout."""
-    packaged = Path(str(files("optimum_ffp"))) / TEMPLATE
-    return packaged if packaged.is_file() else packaged.parent.parent / TEMPLATE
 
 
 def render_card(record: Record, name: str) -> str:
@@ -37,7 +32,13 @@ def render_card(record: Record, name: str) -> str:
     view = view_record(record)
     quantized = f", {record.quantization['scheme']}" if record.quantization else ""
     title = escape(f"{view['title']}{', recovered' if view['recoveries'] else ''}{quantized}")
-    environment = Environment(autoescape=True, finalize=escape, trim_blocks=True, lstrip_blocks=True)
+    environment = Environment(
+        loader=FileSystemLoader([PACKAGE, PACKAGE.parent]),
+        autoescape=True,
+        finalize=escape,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
     environment.filters |= {
         "number": format_number,
         "text": lambda dataset: TextMix.parse(dataset).describe(),
@@ -47,7 +48,7 @@ def render_card(record: Record, name: str) -> str:
         "row": lambda cells: Markup(f"| {' | '.join(map(escape, cells))} |"),
         "rule": lambda cells: Markup("|---" * len(cells) + "|"),
     }
-    return environment.from_string(template_path().read_text(encoding="utf-8")).render(
+    return environment.get_template(TEMPLATE).render(
         view,
         card_data=Markup(_metadata(view, str(title)).to_yaml()),
         title=title,
@@ -63,13 +64,12 @@ def escape(value: Any) -> Markup:
 
 
 def _metadata(view: Mapping[str, Any], title: str) -> ModelCardData:
-    record, provenance, recoveries = view["record"], view["provenance"], view["recoveries"]
-    steps = [*([] if provenance.given_data else [record.options]), *(step["record"].options for step in recoveries)]
+    provenance, recoveries = view["provenance"], view["recoveries"]
+    steps = [*([] if provenance.given_data else [view["options"]]), *(step.options for step in view["recovery"])]
     mixes = [TextMix.parse(mix) for step in steps for mix in (step["dataset"], step["eval_dataset"]) if mix]
     sources = [text.hub_dataset for mix in mixes for text in mix]
-    tests = recoveries[-1]["tests"] if recoveries else view["tests"]
     # A quantized model has not been measured.
-    tests = [] if record.quantization else tests
+    tests = [] if view["quantization"] else (recoveries or [view])[-1]["tests"]
     return ModelCardData(
         base_model=view["base"] if view["base_url"] else None,
         library_name="transformers",

@@ -1,7 +1,6 @@
 """HTML report of a prune, a single self-contained file."""
 
-import base64
-from collections.abc import Mapping
+from base64 import b64encode
 from pathlib import Path
 from typing import Any
 
@@ -27,43 +26,14 @@ def write_report(record: Record, folder: Path) -> None:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters |= {"number": format_number, "windows": describe_windows}
+    environment.filters |= {"number": format_number, "windows": describe_windows, "show": _show}
     view = view_record(record)
     fields = view | {
-        "pictures": {name: _embed(folder / file) for name, file in view["plots"].items()},
+        "pictures": {name: b64encode((folder / file).read_bytes()).decode() for name, file in view["plots"].items()},
         "group_names": GROUP_NAMES,
-        "perplexities": _perplexities(view),
-        "layers": _layers(record.policy.units),
-        "total": sum(record.provenance.seconds.values()),
-        "settings": {name: _show(value) for name, value in record.options.items() if not isinstance(value, dict)},
+        "models": MODELS,
     }
     (folder / REPORT_FILE).write_text(environment.get_template(TEMPLATE).render(fields), encoding="utf-8")
-
-
-def _embed(picture: Path) -> str:
-    return f"data:image/png;base64,{base64.b64encode(picture.read_bytes()).decode('ascii')}"
-
-
-def _perplexities(view: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """Return all perplexities of the prune and the dense model, on test windows and, of a search, on its windows."""
-    search = view["search"]
-    tests = [
-        ("test windows", test, {MODELS[name]: value for name, value in test["figures"].items()})
-        for test in view["tests"]
-    ]
-    if search.perplexity:
-        stage = view["search_stage"]
-        figures = {"dense": search.perplexity["dense"], f"final policy, {stage}": search.perplexity["best"]}
-        figures |= {f"policy “{name}”, {stage}": value for name, value in search.baselines.items()}
-        tests.append(("search windows", search.perplexity, figures))
-    return [{"role": role, "windows": windows, "figures": [*figures.items()]} for role, windows, figures in tests]
-
-
-def _layers(units: list[dict[str, Any]]) -> dict[int, dict[str, Any]]:
-    layers: dict[int, dict[str, Any]] = {}
-    for unit in units:
-        layers.setdefault(unit["layer"], {})[unit["unit"]] = unit
-    return layers
 
 
 def _show(value: Any) -> str:

@@ -13,7 +13,6 @@ from ..utils.record import Record, SearchRecord
 
 # Colors of Okabe and Ito, which color-blind readers can tell apart.
 BLUE, ORANGE, GREEN, RED, GRAY = "#0072B2", "#E69F00", "#009E73", "#D55E00", "#D9D9D9"
-# Line of each baseline of a search.
 BASELINES = {"uniform": {"color": ORANGE, "linestyle": ":"}, "no-search": {"color": GREEN, "linestyle": "-."}}
 # Label of the axis and its unit, by the option that a front is over, where that isn't the number of parameters.
 FRONT_AXES = {
@@ -40,7 +39,7 @@ def write_front(records: Sequence[Mapping[str, Any]], swept: str, windows: Mappi
     Args:
         records: Flat records of the pruned models, and of the dense model as the last one.
         swept: Option of the budget that differs. Other limits than `FRONT_AXES` are plotted as parameters.
-        windows: Description of the test windows of the first text (`Windows.describe`).
+        windows: Description of the test windows of the first text.
         path: File to write.
     """
     figure, (axes,) = _new_figure(3.8)
@@ -48,10 +47,10 @@ def write_front(records: Sequence[Mapping[str, Any]], swept: str, windows: Mappi
     text = next(name for name in dense if name.startswith("perplexity/"))
     pruned = [record for record in pruned if math.isfinite(record[text])]
     label, unit = FRONT_AXES.get(swept, ("parameters of the model [million]", 1e6))
-    sizes = [record["parameters"] / unit for record in (dense, *pruned)]
+    sizes = _column([dense, *pruned], "parameters")
     if swept in FRONT_AXES:
-        limits = (records[0][f"dense/{swept}"], *_column(pruned, f"reached/{swept}"))
-        sizes = [value / unit for value in limits]
+        sizes = [records[0][f"dense/{swept}"], *_column(pruned, f"reached/{swept}")]
+    sizes = [size / unit for size in sizes]
     perplexities = _column([dense, *pruned], text)
     axes.plot(sizes, perplexities, color=BLUE, marker="o", label="pruned, with the limit that was asked for")
     for asked, *here in zip(_column(pruned, f"asked/{swept}"), sizes[1:], perplexities[1:]):
@@ -90,10 +89,11 @@ def write_recovery(curve: Sequence[dict[str, Any]], kept: dict[str, Any], window
     figure.savefig(path, dpi=DPI)
 
 
-def _new_figure(height: float, panels: int = 1):
-    """Return a figure and its panels, one below the other."""
+def _new_figure(height: float, panels: int = 1, counts: bool = False):
+    """Return a figure and its panels, one below the other, with integers on the axis below them if it `counts`."""
     # Imported here because it is slow and rarely needed.
     from matplotlib.figure import Figure
+    from matplotlib.ticker import MaxNLocator
 
     figure = Figure(figsize=(WIDTH, height), layout="constrained")
     axes = figure.subplots(panels, sharex=True, squeeze=False)[:, 0]
@@ -101,6 +101,8 @@ def _new_figure(height: float, panels: int = 1):
         panel.spines[["top", "right"]].set_visible(False)
         panel.grid(axis="y", alpha=0.3)
         panel.set_axisbelow(True)
+    if counts:
+        axes[-1].xaxis.set_major_locator(MaxNLocator(nbins=16, integer=True, min_n_ticks=1, steps=(1, 2, 5, 10)))
     return figure, axes
 
 
@@ -112,7 +114,7 @@ def _kinds(units: Sequence[dict[str, Any]]) -> list[list[dict[str, Any]]]:
 
 def _draw_policy(kinds: Sequence[Sequence[dict[str, Any]]], sparsity: float):
     """Draw what every layer keeps, with a panel for attention and one for FFNs."""
-    figure, panels = _new_figure(0.9 + 1.6 * len(kinds), panels=len(kinds))
+    figure, panels = _new_figure(0.9 + 1.6 * len(kinds), panels=len(kinds), counts=True)
     for axes, rows in zip(panels, kinds):
         counts = {row["group"]: row["items"] for row in rows}
         # Layers of both kinds are counted in query heads.
@@ -138,7 +140,6 @@ def _draw_policy(kinds: Sequence[Sequence[dict[str, Any]]], sparsity: float):
         axes.set(ylabel=label, yticks=range(0, heads + 1, heads // intervals))
     panels[-1].set(xlabel="layer")
     panels[-1].margins(x=0.01)
-    _use_integer_ticks(panels[-1].xaxis)
     figure.align_ylabels(panels)
     figure.suptitle(f"Heads and channels kept per layer, {100 * sparsity:.3g} % of the blocks removed")
     handles = {label: bars for axes in panels for bars, label in zip(*axes.get_legend_handles_labels())}
@@ -148,7 +149,7 @@ def _draw_policy(kinds: Sequence[Sequence[dict[str, Any]]], sparsity: float):
 
 def _draw_search(log: Sequence[dict[str, Any]], search: SearchRecord):
     """Draw perplexities relative to dense on the same windows, since candidates differ in their windows."""
-    figure, (axes,) = _new_figure(4.2)
+    figure, (axes,) = _new_figure(4.2, counts=True)
     found = search.perplexity or {}
     dense, best = found["dense"], found["best"]
     baselines = {name: value / dense for name, value in search.baselines.items() if value is not None}
@@ -186,7 +187,6 @@ def _draw_search(log: Sequence[dict[str, Any]], search: SearchRecord):
         figure.colorbar(dots, label="target sparsity of the candidate [%]")
     axes.set(xlabel="candidate evaluation", ylabel="perplexity relative to dense")
     _scale_perplexity_axis(axes, [1, *(1 / entry["reward"] for entry in rows), *baselines.values()])
-    _use_integer_ticks(axes.xaxis)
     figure.suptitle(f"Candidates of the search, {100 * target:.3g} % of the blocks removed")
     figure.legend(loc="outside lower center", ncols=3, frameon=False)
     return figure
@@ -204,9 +204,3 @@ def _scale_perplexity_axis(axes, perplexities: Sequence[float]) -> None:
 
 def _column(rows: Sequence[Mapping[str, Any]], name: str) -> list[Any]:
     return [row[name] for row in rows]
-
-
-def _use_integer_ticks(axis) -> None:
-    from matplotlib.ticker import MaxNLocator
-
-    axis.set_major_locator(MaxNLocator(nbins=16, integer=True, min_n_ticks=1, steps=(1, 2, 5, 10)))

@@ -64,9 +64,8 @@ def save_quantized(
 ) -> Path:
     """Quantize all projections of a pruned model but the head, in place, and write it as `write_checkpoint` does.
 
-    All other files of `source`, the folder of its checkpoint, are copied. The group size is that of `find_group_size`.
-    Weights are rounded by GPTQ on calibration windows, or to the nearest without any. Raises `FFPError` if
-    llm-compressor fails, or the folder can't be written.
+    All other files of `source`, the folder of its checkpoint, are copied. Weights are rounded by GPTQ on calibration
+    windows, or to the nearest without any. Raises `FFPError` if llm-compressor fails, or the folder can't be written.
     """
     from compressed_tensors.quantization import preset_name_to_scheme
     from datasets import Dataset

@@ -3,7 +3,7 @@
 import os
 import shutil
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, replace
+from dataclasses import replace
 from functools import partial
 from glob import escape
 from pathlib import Path
@@ -12,59 +12,18 @@ from typing import Any
 from huggingface_hub import snapshot_download
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from ..config.prune import GRADIENT_COST
 from ..config.texts import Text
 from ..errors import FFPError, one_line
 from ..hub.naming import short_name, without_folders
 from ..hub.record import require_record
 from ..utils.folders import check_links, expand, list_files
-from ..utils.record import Record, Recovery, RecoveryStep
+from ..utils.record import Record, RecoveryRecord
 from .plots import write_recovery
-from .result import perplexities_by_text
 from .saving import save_model, save_tokenizer, write_checkpoint
 
 
 # Prefix of files of the pruned model that are not copied: weights and code.
 NOT_COPIED = "model"
-
-
-@dataclass(frozen=True, kw_only=True)
-class RecoveryRecord(Recovery):
-    """Result of a recovery.
-
-    Attributes:
-        tests: Description of the test windows of each text.
-        losses: Losses of every test window of every text, in nats per token, by model: `dense` (the teacher), `pruned`
-            (before this training) and `recovered`.
-    """
-
-    tests: list[dict[str, Any]]
-    losses: dict[str, list[list[float]]]
-
-    @property
-    def tokens(self) -> int:
-        """Tokens that the model was trained on."""
-        return self.curve[-1]["tokens"]
-
-    @property
-    def all_tokens(self) -> int:
-        """Tokens in forward passes: one of the dense model, and three for training the pruned one."""
-        return self.tokens * (1 + GRADIENT_COST)
-
-    @property
-    def figures(self) -> list[tuple[dict[str, Any], dict[str, float]]]:
-        """Description of the test windows of each text, with perplexities by model, as in `losses`."""
-        return [*zip(self.tests, perplexities_by_text(self.losses))]
-
-    def to_dict(self) -> dict[str, Any]:
-        """Return the JSON-ready record for `ffp_config.json`."""
-        record = asdict(self)
-        for name in ("losses", "tests"):
-            del record[name]
-        first, *rest = (figures | test for test, figures in self.figures)
-        record["source"] = short_name(self.source)
-        record["passes"] = {Text(name).published: count for name, count in self.passes.items()}
-        return record | {"tokens": self.tokens, "perplexity": first, "other_texts": rest}
 
 
 def save_recovered(
@@ -76,10 +35,9 @@ def save_recovered(
     hub: Mapping[str, Any] | None = None,
     work_folder: Path | None = None,
 ) -> Path:
-    """Write the checkpoint of a recovered model as `write_checkpoint` does.
+    """Write the checkpoint of a recovered model as `write_checkpoint` does, with an extended record and card.
 
     All other files of the pruned checkpoint, which must still exist, are copied: policy, agent, log, plots and report.
-    `ffp_config.json` and the card are extended.
     """
     source = source_folder(record.source, hub or {})
     return write_checkpoint(partial(_write, record, model, tokenizer, source), directory, overwrite, work_folder)
@@ -88,14 +46,13 @@ def save_recovered(
 def source_folder(source: str, hub: Mapping[str, Any]) -> Path:
     """Return a folder with all files of a pruned checkpoint, except weights if it is on the Hub.
 
-    Raises:
-        FFPError: If they can't be read, or are links to files outside a folder.
+    Raises `FFPError` if they can't be read, or are links to files outside a folder.
     """
-    path = expand(source)
+    path, record = expand(source), require_record(source, **hub)
     if path.is_dir():
-        check_links(path, _copied_files(path, require_record(path)))
+        check_links(path, _copied_files(path, record))
         return path
-    patterns = [*map(escape, require_record(source, **hub).files)]
+    patterns = [*map(escape, record.files)]
     try:
         snapshot = snapshot_download(source, allow_patterns=patterns, ignore_patterns=f"{NOT_COPIED}*", **hub)
     except (OSError, ValueError) as error:
@@ -122,7 +79,9 @@ def _write(
     save_model(model, folder)
     record = require_record(source)
     copy_files(source, record, folder, list_files(folder))
-    step = RecoveryStep.from_dict(without_folders(recovery.to_dict()))
+    passes = {Text(name).published: count for name, count in recovery.passes.items()}
+    named = replace(recovery, source=short_name(recovery.source), passes=passes)
+    step = RecoveryRecord.from_dict(without_folders(named.to_dict()))
     recoveries = *record.recovery, step
-    write_recovery(recovery.curve, recovery.kept, step.held_out, folder / f"recovery-{len(recoveries)}.png")
+    write_recovery(step.curve, step.kept, step.held_out, folder / f"recovery-{len(recoveries)}.png")
     return replace(record, recovery=recoveries)

@@ -2,7 +2,7 @@
 
 import platform
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from importlib.metadata import version
 from typing import Any
 
@@ -205,28 +205,20 @@ class PruningResult:
     def provenance(self) -> Provenance:
         """Return what `ffp_config.json` says about the models and what was measured."""
         first, *rest = (figures | windows.describe() for windows, figures in self.tests)
-        return Provenance(
-            base_model=self.base_model,
-            revision=self.revision,
-            pruned_from=self.pruned_from,
-            dtype=self.dtype,
-            compute_dtype=self.compute_dtype,
-            trust_remote_code=self.trust_remote_code,
-            given_data=self.given_data,
-            license=dict(self.license),
-            versions=package_versions(*(["stable-baselines3"] if self.plan.uses_ppo else [])),
-            parameters={"dense": self.dense_parameters, "pruned": self.parameters},
-            model_sparsity=self.model_sparsity,
-            perplexity=first,
-            other_texts=rest,
-            samples=self.samples,
-            held_out=self.calibration,
-            experts=self.experts,
-            tokens=self.cost.tokens,
-            processes=processes.count(),
-            seconds={name: round(value, 2) for name, value in self.cost.seconds.items()},
-            peak_gib={name: round(value / 2**30, 3) for name, value in self.cost.peak_bytes.items()},
-        )
+        measured = {
+            "versions": package_versions(*(["stable-baselines3"] if self.plan.uses_ppo else [])),
+            "parameters": {"dense": self.dense_parameters, "pruned": self.parameters},
+            "perplexity": first,
+            "other_texts": rest,
+            "held_out": self.calibration,
+            "tokens": self.cost.tokens,
+            "processes": processes.count(),
+            "seconds": {name: round(value, 2) for name, value in self.cost.seconds.items()},
+            "peak_gib": {name: round(value / 2**30, 3) for name, value in self.cost.peak_bytes.items()},
+        }
+        # The other entries are attributes of the result.
+        names = (one.name for one in fields(Provenance) if one.name not in measured)
+        return Provenance(**{name: getattr(self, name) for name in names}, **measured)
 
 
 def perplexities_by_text(losses: Mapping[str, Sequence[Sequence[float]]]) -> list[dict[str, float]]:

@@ -37,7 +37,6 @@ from .result import PruningResult
 # In a subfolder, since vLLM loads every .safetensors file next to the weights as part of the model.
 AGENT_FILE = "search/agent.safetensors"
 LOG_FILE = "search_log.jsonl"
-# Maximum of a file with weights.
 FILE_SIZE = "2GB"
 # Entries of a tokenizer's config about its loading, and about a processor, which isn't saved.
 TRANSIENT_KEYS = ("is_local", "local_files_only", "processor_class")
@@ -58,16 +57,13 @@ def write_checkpoint(
     overwrite: bool,
     work_folder: Path | None = None,
 ) -> Path:
-    """Write a checkpoint atomically, and return its path.
+    """Write a checkpoint atomically, and return its path. Raises `FFPError` if it can't be written.
 
     Args:
         write: Writes all files except the record and the card to a folder, and returns the record.
         directory: Folder to write.
-        overwrite: Whether to replace an empty folder, or a checkpoint of optimum-ffp without other files.
+        overwrite: Whether to replace a folder, as in `check_output`.
         work_folder: Work folder of the run. A checkpoint written by the same run is always replaced.
-
-    Raises:
-        FFPError: If the folder exists and may not be replaced, or can't be written.
     """
     path = check_output(directory, overwrite or has_written(work_folder, directory))
     remedy = f"; finished work is in {work_folder}: free disk space, then resume with --resume" if work_folder else ""
@@ -81,7 +77,7 @@ def write_checkpoint(
     ):
         record = replace(
             write(folder),
-            run=run_id(work_folder) if work_folder else None,
+            run=run_id(work_folder),
             files=tuple(sorted(list_files(folder) | {RECORD, CARD})),
         )
         record.write(folder)
@@ -138,11 +134,8 @@ def _gguf_options(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) ->
 
 
 def save_model(model: PreTrainedModel, folder: Path) -> None:
-    """Save the weights, config and code of a model, and its unmodified generation config.
-
-    Many dense models have settings that transformers loads but refuses to save, such as a temperature without
-    sampling.
-    """
+    """Save the weights, config and code of a model, and its unmodified generation config."""
+    # Many dense models have settings that transformers loads but refuses to save: a temperature without sampling.
     generation_config, model.generation_config = model.generation_config, GenerationConfig()
     # To save a tensor per expert, transformers copies most weights of a mixture: those of one file at a time if the
     # model is offloaded, otherwise all at once.
@@ -160,10 +153,8 @@ def save_model(model: PreTrainedModel, folder: Path) -> None:
 def save_tokenizer(tokenizer: PreTrainedTokenizerBase, folder: Path) -> None:
     """Save a tokenizer so that transformers 4 can load it too.
 
-    Generic tokenizers are `TokenizersBackend` in transformers 5, which version 4 lacks. Both support
-    `PreTrainedTokenizerFast`, for which version 4 needs `model_input_names` to omit `token_type_ids`. Both read extra
-    special tokens under their earlier name. For Llama and Gemma tokenizers, version 4 needs explicit settings for the
-    tokens that they add.
+    Version 4 lacks `TokenizersBackend`, and needs `model_input_names` to omit `token_type_ids`. Both versions read
+    extra special tokens under their earlier name. Version 4 needs to know which tokens Llama and Gemma tokenizers add.
     """
     tokenizer.save_pretrained(folder)
     path = folder / "tokenizer_config.json"
@@ -192,14 +183,9 @@ class SavedAgent(dict[str, np.ndarray]):
 def load_agent(
     warm_start: str | os.PathLike | Mapping[str, np.ndarray] | None, token: str | None = None
 ) -> SavedAgent | None:
-    """Load the agent to start a search from.
+    """Load the agent to start a search from: weights, or those of a checkpoint's folder or Hub id, or `id@revision`.
 
-    Args:
-        warm_start: Folder or Hub id of a checkpoint, where `id@revision` names a branch, tag or commit; or weights.
-        token: Access token for the Hub.
-
-    Raises:
-        FFPError: If the checkpoint has no agent, or the file is corrupt.
+    Raises `FFPError` if the checkpoint has no agent, or the file is corrupt.
     """
     if warm_start is None or isinstance(warm_start, SavedAgent):
         return warm_start
@@ -209,11 +195,8 @@ def load_agent(
     path = folder / AGENT_FILE
     if not folder.is_dir():
         repo_id, _, revision = source.partition("@")
-        with convert_errors(
-            lambda error: (
-                f"there is no folder {source}, and no such agent on the Hub: {describe_failure(error, token)}"
-            )
-        ):
+        missing = f"there is no folder {source}, and no such agent on the Hub"
+        with convert_errors(lambda error: f"{missing}: {describe_failure(error, token)}"):
             path = hf_hub_download(repo_id, AGENT_FILE, revision=revision or None, token=token)
         source = f"{repo_id}@{extract_commit_hash(path, None) or revision}"
     elif not path.is_file():

@@ -12,7 +12,7 @@ from ..config.choices import KINDS
 from ..config.texts import TextMix
 from ..data.samples import NEW_TOKENS
 from ..hub.naming import model_name
-from ..utils.record import Record, RecoveryStep
+from ..utils.record import Record, RecoveryRecord
 
 
 # Names of models in records of perplexities, from dense to final.
@@ -21,7 +21,6 @@ FIGURES = ("dense", "searched", "calibrated", "pruned", "recovered")
 REMOVED = {"attention": "attention heads", "ffn": "FFN channels"}
 # Test tokens below which a perplexity is marked.
 SMALL_SAMPLE = 20 * 2048
-# Number of experts to name.
 NAMED = 4
 
 
@@ -32,25 +31,15 @@ def view_record(record: Record) -> dict[str, Any]:
     base = record.options["base_model"] or source
     on_hub = base != source or provenance.is_on_hub
     itemsize = getattr(torch, provenance.dtype).itemsize
-    removed, experts = (
-        f"{100 * record.policy.sparsity:.0f} % of the blocks pruned",
-        view_experts(units, provenance.experts),
-    )
+    removed = f"{100 * record.policy.sparsity:.0f} % of the blocks pruned"
+    experts = view_experts(units, provenance.experts)
     if experts:
         removed = f"{experts['dense'] - experts['kept']} of {experts['dense']} experts pruned"
     dataset = record.search.calibrated_on["dataset"] if provenance.given_data else record.options["dataset"]
     smaller = {unit["unit"] for unit in units if 0 < unit["kept"] < unit["items"]}
-    return {
-        "record": record,
-        "options": record.options,
-        "policy": record.policy,
-        "search": record.search,
+    return vars(record) | {
         # When candidates are evaluated.
         "search_stage": "before calibration" if record.options["reward"] == "pruned" else "after ridge regression",
-        "calibration": provenance.held_out,
-        "provenance": provenance,
-        "model": record.model,
-        "quantization": record.quantization,
         "title": f"{model_name(base)}, {removed} ({100 * provenance.model_sparsity:.1f} % of the model)",
         "base": base,
         "source": source,
@@ -63,14 +52,12 @@ def view_record(record: Record) -> dict[str, Any]:
         "removed_whole": removed_whole(units),
         "prunes_attention": any(unit["unit"] == "attention" and unit["group"] != "all_heads" for unit in units),
         "tests": [_view_test(test) for test in provenance.tests],
-        "samples": provenance.samples,
         "sample_tokens": NEW_TOKENS,
         "data": dataset,
         "tokens": sum(count for stage, count in provenance.tokens.items() if stage != "evaluation"),
         "plots": {name.removesuffix(".png"): name for name in record.files if name.endswith(".png")},
         "command": " ".join(_command(record)),
-        "revision": provenance.revision,
-        "recoveries": [_view_recovery(step, number, record) for number, step in enumerate(record.recovery, 1)],
+        "recoveries": [_view_recovery(step, record) for step in record.recovery],
     }
 
 
@@ -91,19 +78,16 @@ def format_number(value: float | None, digits: int = 3) -> str:
     return f"{value:,.{digits}f}" if value is not None and math.isfinite(value) else "not finite"
 
 
-def _view_recovery(step: RecoveryStep, number: int, record: Record) -> dict[str, Any]:
+def _view_recovery(step: RecoveryRecord, record: Record) -> dict[str, Any]:
     command = f"optimum-cli ffp recover -m {shlex.quote(step.source)} OUT"
     provenance, samples = record.provenance, step.samples
     if step.teacher != provenance.base_model or not provenance.is_on_hub:
         command += f" --teacher {shlex.quote(step.teacher)}"
     return {
         "record": step,
-        "number": number,
         "samples": [
             row | {"recovered": samples[row["prompt"]]} for row in provenance.samples if row["prompt"] in samples
         ],
-        "teacher_role": "dense model" if step.dense_teacher else "teacher",
-        "plot": f"recovery-{number}.png",
         "tests": [_view_test(test) for test in step.tests],
         "command": " ".join([command, "--config ffp_config.json", *_local_texts(step.options)]),
     }

@@ -14,6 +14,7 @@ import torch
 from ..checkpoint.result import PruningResult, final, package_versions
 from ..checkpoint.view import removed_whole, view_experts
 from ..config.budgets import describe_limits
+from ..config.prune import GRADIENT_COST
 from ..config.texts import Text, TextMix
 from ..errors import convert_errors, one_line
 from ..evaluation import Evaluation
@@ -91,8 +92,9 @@ def recovery_records(recovery: FFPRecovery, folder: str, meter: StageMeter) -> l
     `meter` has the time and peak memory of the recovery.
     """
     result, student, teacher = recovery.finished, recovery.student, recovery.teacher
+    tests = [(test, test) for test in result.tests]
     records = [
-        _model("recover", role, name, model.num_parameters(), student.dtype) | _perplexities(result.figures, role)
+        _model("recover", role, name, model.num_parameters(), student.dtype) | _perplexities(tests, role)
         for role, name, model in (
             ("recovered", folder, student),
             ("pruned", result.source, student),
@@ -105,7 +107,7 @@ def recovery_records(recovery: FFPRecovery, folder: str, meter: StageMeter) -> l
         record |= {f"held_out_{name}": held_out[key] for name, key in HELD_OUT.items()}
     if experts := view_experts(prune.policy.units, prune.provenance.experts):
         records[0]["experts"] = experts["summary"]
-    records[0] |= {"tokens": result.all_tokens, "trained_tokens": result.tokens} | _cost(meter)
+    records[0] |= {"tokens": (1 + GRADIENT_COST) * result.tokens, "trained_tokens": result.tokens} | _cost(meter)
     records[-1]["role"] = "dense" if result.dense_teacher else "teacher"
     return records
 

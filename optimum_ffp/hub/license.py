@@ -12,12 +12,7 @@ from .validate_checkpoint import LENIENT
 
 
 def read_license(model_id: str | os.PathLike, **hub: Any) -> dict[str, str]:
-    """Read the license fields of a model's card; empty if it has no readable card.
-
-    Args:
-        model_id: Hub id, folder or file of the model.
-        hub: `revision`, `token`.
-    """
+    """Read the license fields of the card of a model in a folder, a file or on the Hub; empty if it can't be read."""
     published = is_hub_id(os.fspath(model_id))
     try:
         path = cached_file(model_id, "README.md", **hub, **LENIENT) if published else expand(model_id) / "README.md"

@@ -31,7 +31,6 @@ def short_name(source: str) -> str:
     repo_id = re.sub(r"@[\w.-]+$", "", source)
     if not source or is_hub_id(repo_id) and not Path(source).exists():
         return source
-    # Resolve "." and "..".
     return Path(os.path.abspath(source)).name or source
 
 

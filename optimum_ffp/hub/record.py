@@ -15,12 +15,7 @@ from ..utils.record import RECORD, Record
 
 
 def prune_record(model_id: str | os.PathLike, **hub: Any) -> Record | None:
-    """Read the `ffp_config.json` of a pruned model; `None` for other models.
-
-    Args:
-        model_id: Hub id, folder, or `.gguf` file, which has none.
-        hub: `revision`, `token`, `subfolder`.
-    """
+    """Read the `ffp_config.json` of a pruned model in a folder or on the Hub; `None` for other models."""
     path = expand(model_id)
     if path.is_dir():
         return Record.read(path / (hub.get("subfolder") or ""))
@@ -31,6 +26,10 @@ def prune_record(model_id: str | os.PathLike, **hub: Any) -> Record | None:
     except (OSError, ValueError):
         return None
     return Record.read(file) if file else None
+
+
+# A prune reads a policy several times, and must get the same one each time.
+_record_on_hub = cache(prune_record)
 
 
 def require_record(model_id: str | os.PathLike, **hub: Any) -> Record:
@@ -45,11 +44,8 @@ def require_record(model_id: str | os.PathLike, **hub: Any) -> Record:
 def policy_rows(source: str) -> list[dict[str, Any]]:
     """Return the rows of a policy, one per unit, as in `ffp_config.json`.
 
-    Args:
-        source: Pruned model in a folder or on the Hub, its `ffp_config.json`, or a JSON file with a list of rows.
-
-    Raises:
-        FFPError: If there is no policy, or it is malformed.
+    The source is a pruned model in a folder or on the Hub, its `ffp_config.json`, or a JSON file with a list of rows.
+    Raises `FFPError` if there is no policy, or it is malformed.
     """
     path, rows = expand(source), None
     if record := Record.read(path) if path.exists() else _record_on_hub(source):
@@ -67,12 +63,6 @@ def policy_rows(source: str) -> list[dict[str, Any]]:
             f"policy as in {RECORD}"
         )
     return rows
-
-
-@cache
-def _record_on_hub(model_id: str) -> Record | None:
-    """Return `prune_record`, cached, since a prune reads it several times and must get the same policy each time."""
-    return prune_record(model_id)
 
 
 def read_policy(source: str, units: Sequence[Unit]) -> PruningPolicy:

@@ -21,21 +21,13 @@ LENIENT = {
 }
 
 
-def check_reachable(
-    source: str | os.PathLike,
-    revision: str | None = None,
-    token: str | None = None,
-    cache_dir: str | None = None,
-    subfolder: str | None = None,
-    **_: Any,
-) -> None:
-    """Raise `FFPError` if a model is neither a folder, nor in the cache, nor on a Hub that answers.
-
-    `cached_file` tries for 20 seconds to reach the Hub, for every file.
-    """
-    name, config = os.fspath(source), str(PurePosixPath(subfolder or "", "config.json"))
+def check_reachable(source: str | os.PathLike, **hub: Any) -> None:
+    """Raise `FFPError` if a model is neither a folder, nor in the cache, nor on a Hub that answers."""
+    # For every file, `cached_file` would try for 20 seconds to reach the Hub.
+    name, config = os.fspath(source), str(PurePosixPath(hub.get("subfolder") or "", "config.json"))
+    revision, token = hub.get("revision"), hub.get("token")
     try:
-        if not os.path.isdir(name) and try_to_load_from_cache(name, config, cache_dir, revision) is None:
+        if not os.path.isdir(name) and try_to_load_from_cache(name, config, hub.get("cache_dir"), revision) is None:
             HfApi(token=token).file_exists(name, config, revision=revision)
     except HfHubHTTPError:
         # The Hub answers. Its refusal is reported when the config is read.
@@ -48,11 +40,7 @@ def check_reachable(
 
 
 def check_checkpoint(source: str | os.PathLike, **hub: Any) -> None:
-    """Check the files and code that a checkpoint's JSON files reference.
-
-    Args:
-        source: Hub id or folder.
-        hub: Hub options such as `revision` and `token`.
+    """Check the files and code that the JSON files of a checkpoint, in a folder or on the Hub, reference.
 
     Raises:
         FFPError: If the checkpoint references a file outside its folder, weights that aren't safetensors, or an

@@ -17,14 +17,9 @@ RECOVERY_TEXT, SHORT_TEXT = "c4", "wikitext2"
 
 
 def make_recovery_plan(config: RecoveryConfig, student_id: str, options: LoadOptions) -> RecoveryPlan:
-    """Plan a recovery, on the text of the prune by default if it is a large dataset on the Hub.
+    """Plan the recovery of a pruned model, on the text of the prune by default if it is a large dataset on the Hub.
 
     The column and start token of the prune are then defaults too.
-
-    Args:
-        config: Options.
-        student_id: Hub id or folder of the pruned model.
-        options: How it is loaded.
     """
     values = vars(config)
     defaults: dict[str, Any] = {

@@ -2,6 +2,7 @@
 
 import os
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -10,8 +11,8 @@ import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from ..checkpoint.pushing import push_result
-from ..checkpoint.recovered import RecoveryRecord, save_recovered, source_folder
-from ..checkpoint.result import package_versions
+from ..checkpoint.recovered import save_recovered, source_folder
+from ..checkpoint.result import package_versions, perplexities_by_text
 from ..compression.calibration import is_improvement
 from ..compression.training.batch import Batch
 from ..compression.training.end_to_end import Training, TrainingOutput, check_launch, default_rate
@@ -26,6 +27,7 @@ from ..utils import processes
 from ..utils.batch_size import memory_errors
 from ..utils.precision import compute_dtype, computes_in_bfloat16, convert, dtype_name
 from ..utils.progress import progress_bar
+from ..utils.record import RecoveryRecord
 from ..utils.resume import Journal, fingerprint
 from ..utils.tracking import Tracker, check_trackers
 from .plan import make_recovery_plan
@@ -55,6 +57,8 @@ class FFPRecovery:
 
     Attributes:
         record: Record of the recovery, once finished.
+        losses: Losses of every test window of every text, in nats per token, by model: `dense` (the teacher), `pruned`
+            and `recovered`.
 
     Raises:
         FFPError: If the models have different vocabularies or the same weights, or an option can't be used.
@@ -81,13 +85,14 @@ class FFPRecovery:
         self.student, self.teacher, self.tokenizer = student, teacher, tokenizer
         self.source, self.teacher_id = os.fspath(source), os.fspath(teacher_id)
         self.options = options or LoadOptions()
-        self.plan = (
-            config if isinstance(config, RecoveryPlan) else make_recovery_plan(config, self.source, self.options)
-        )
+        is_planned = isinstance(config, RecoveryPlan)
+        self.plan = config if is_planned else make_recovery_plan(config, self.source, self.options)
         check_launch(teacher.device, self.options.offload, work_folder is not None)
         self.record: RecoveryRecord | None = None
+        self.losses: dict[str, list[list[float]]] = {}
         self.journal, self.work_folder = Journal(), work_folder
         self.learning_rate = self.plan.learning_rate or default_rate(student, TRAINED_RATE)
+        self.plan = replace(self.plan, learning_rate=self.learning_rate)
         self.bf16 = computes_in_bfloat16(teacher.device, self.plan.bf16)
         self.batch = Batch.of_recovery(self.plan, student.config, processes.count())
         self.stored_dtype = student.dtype
@@ -110,8 +115,8 @@ class FFPRecovery:
             model_id: Folder or Hub id of the pruned model.
             config: Options of the recovery; the defaults if `None`.
             teacher: Hub id, folder or `.gguf` file of the dense model; by default the one in `ffp_config.json`.
-            work_folder: Folder for finished work, for `recover(resume=True)`.
-            report_to: Where to log the training.
+            work_folder: As for the class.
+            report_to: As for the class.
             options: Fields of `LoadOptions` except `offload`.
 
         Raises:
@@ -150,29 +155,20 @@ class FFPRecovery:
         if self.record:
             raise FFPError("recover() can be called once per FFPRecovery; create a new instance")
         self._open_journal(resume)
-        request = DataRequest.of(self.plan, self.batch.length, self.options.token)
-        load = partial(processes.on_main, lambda: load_windows(self.tokenizer, self.teacher, request).to_list())
-        load_more = partial(processes.tensors_on_main, lambda: self._load_training_windows(request))
-        is_measured = self.journal.has("test-losses-dense")
-        try:
-            data = DataSplits.from_list(self.journal.value("data", load))
-            windows = self.journal.tensors("windows", load_more)
-        except FFPError:
-            if not is_measured:
-                # There is nothing worth resuming.
-                self.journal.remove()
-            raise
-        losses = {"dense": self._losses(self.teacher, data, "dense")}
-        losses["pruned"] = self._losses(self.student, data, "pruned")
+        data, windows = self._load_data()
+        self._measure(self.teacher, data, "dense")
+        self._measure(self.student, data, "pruned")
         # Before the training, which converts the dense model.
         dtypes = {"dense": self.teacher.dtype, "pruned": compute_dtype(self.teacher.device, self.stored_dtype)}
         trained = self._train(windows["tokens"], data.held_out.tokens)
         self.student = trained.model
-        losses["recovered"] = self._losses(self.student, data, "recovered")
+        self._measure(self.student, data, "recovered")
         # Measuring converted it to the compute dtype.
         convert(self.student, self.stored_dtype)
+        rows = zip(data.tests, perplexities_by_text(self.losses))
+        first, *rest = (perplexities | test.describe() for test, perplexities in rows)
         self.record = RecoveryRecord(
-            options=self._options(),
+            options=self.plan.to_dict(),
             source=self.source,
             teacher=self.teacher_id,
             dense_teacher=self.dense_teacher,
@@ -182,8 +178,6 @@ class FFPRecovery:
             curve=trained.curve,
             kept=trained.best,
             held_out=data.held_out.describe(),
-            tests=[test.describe() for test in data.tests],
-            losses=losses,
             samples=processes.on_main(partial(write_samples, self.student, self.tokenizer)),
             compute_dtypes={name: dtype_name(dtype) for name, dtype in dtypes.items()},
             dtype=dtype_name(self.stored_dtype),
@@ -191,6 +185,9 @@ class FFPRecovery:
             seconds=trained.seconds,
             processes=processes.count(),
             versions=package_versions(),
+            tokens=trained.curve[-1]["tokens"],
+            perplexity=first,
+            other_texts=rest,
         )
         return self.record
 
@@ -228,9 +225,6 @@ class FFPRecovery:
     def _saver(self) -> Callable[..., Path]:
         return partial(save_recovered, self.finished, self.student, self.tokenizer, hub=self.options.hub())
 
-    def _options(self) -> dict[str, Any]:
-        return self.plan.to_dict() | {"learning_rate": self.learning_rate}
-
     def _open_journal(self, resume: bool) -> None:
         if self.work_folder is None:
             if resume:
@@ -239,7 +233,7 @@ class FFPRecovery:
         identity = {
             "model": fingerprint(self.student),
             "teacher": fingerprint(self.teacher),
-            "config": self._options(),
+            "config": self.plan.to_dict(),
             **processes.on_main(self.plan.hash_files),
             "windows_per_step": self.batch.windows,
             # Sharded checkpoints have other files.
@@ -248,17 +242,30 @@ class FFPRecovery:
         }
         self.journal = Journal.open(self.work_folder, identity, resume, on_disk=True)
 
-    def _load_training_windows(self, request: DataRequest) -> dict[str, torch.Tensor]:
-        """Load training windows, and the number of passes over every text that isn't generated."""
-        count = self.batch.steps * self.batch.windows
-        tokens, passes = training_windows(self.tokenizer, self.teacher, request, count)
-        return {"tokens": tokens, "passes": torch.tensor([*passes.values()], dtype=torch.float64)}
+    def _load_data(self) -> tuple[DataSplits, dict[str, torch.Tensor]]:
+        """Load test and held-out windows, training windows, and the passes over every text that isn't generated."""
+        request = DataRequest.of(self.plan, self.batch.length, self.options.token)
 
-    def _losses(self, model: PreTrainedModel, data: DataSplits, name: str) -> list[list[float]]:
-        """Return the losses of a model on the test windows of each text, in nats per token."""
-        device = self.teacher.device
+        def training_tensors() -> dict[str, torch.Tensor]:
+            count = self.batch.steps * self.batch.windows
+            tokens, passes = training_windows(self.tokenizer, self.teacher, request, count)
+            return {"tokens": tokens, "passes": torch.tensor([*passes.values()], dtype=torch.float64)}
+
+        load = partial(processes.on_main, lambda: load_windows(self.tokenizer, self.teacher, request).to_list())
+        is_measured = self.journal.has("test-losses-dense")
+        try:
+            data = DataSplits.from_list(self.journal.value("data", load))
+            return data, self.journal.tensors("windows", partial(processes.tensors_on_main, training_tensors))
+        except FFPError:
+            if not is_measured:
+                # There is nothing worth resuming.
+                self.journal.remove()
+            raise
+
+    def _measure(self, model: PreTrainedModel, data: DataSplits, name: str) -> None:
+        """Measure the losses of a model on the test windows of each text."""
         # Also if they are saved: what follows must not depend on that.
-        convert(model, compute_dtype(device, model.dtype), device).eval()
+        convert(model, compute_dtype(self.teacher.device, model.dtype), self.teacher.device).eval()
 
         def measure() -> list[list[float]]:
             with progress_bar(sum(map(len, data.tests)), f"Perplexity, {name}", "window") as bar:
@@ -266,13 +273,13 @@ class FFPRecovery:
                 losses = (window_losses(model, share, on_batch=bar.update) for share in shares)
                 return [processes.gather(rows).tolist() for rows in losses]
 
-        return self.journal.value(f"test-losses-{name}", measure)
+        self.losses[name] = self.journal.value(f"test-losses-{name}", measure)
 
     def _train(self, windows: torch.Tensor, held_out: torch.Tensor) -> TrainingOutput:
         """Train the student; the result keeps its dtype."""
         if self.bf16:
             convert(self.teacher, torch.bfloat16)
-        with Tracker(self.report_to, f"{Path(self.source).name}-recovered", self._options()) as tracker:
+        with Tracker(self.report_to, f"{Path(self.source).name}-recovered", self.plan.to_dict()) as tracker:
             training = Training(
                 student=self.student,
                 teacher=self.teacher,

@@ -17,15 +17,10 @@ logger = logging.getLogger(__name__)
 
 
 def find_teacher(student_id: str, teacher_id: str | None, options: LoadOptions) -> tuple[str, LoadOptions]:
-    """Return the dense model of a pruned model, and the options to load it with.
+    """Return the dense model of a pruned model, by default the one in `ffp_config.json`, and the options to load it.
 
-    Args:
-        student_id: Folder or Hub id of the pruned model.
-        teacher_id: Hub id, folder or `.gguf` file of the dense model; by default the one in `ffp_config.json`.
-        options: Options to load the pruned model with.
-
-    Raises:
-        FFPError: If the pruned model has no record, or that names no model on the Hub.
+    The given options are those of the pruned model. Raises `FFPError` if it has no record, or that names no model on
+    the Hub.
     """
     require_record(student_id, **options.hub())
     dense_id, dense_options, _ = find_dense(student_id, replace(options, base_model=teacher_id))

@@ -28,10 +28,7 @@ REMEDIES = (
 
 @contextmanager
 def memory_errors(remedies: str = REMEDIES, stage: str = "loading") -> Iterator[None]:
-    """Convert an out-of-memory error to an `FFPError` with one line and advice, which names the stage.
-
-    That is the one that a `StageMeter` has measured, or else `stage`.
-    """
+    """Convert an out-of-memory error to an `FFPError`, which names the stage of a `StageMeter`, or else `stage`."""
     try:
         yield
     except RuntimeError as error:
@@ -49,10 +46,8 @@ def out_of_memory(error: Exception) -> bool:
 
 
 def with_halving_batches(run: Callable[[int], Result], batch_size: int) -> Result:
-    """Return the result of `run`, which starts from the beginning, halving the batch size while memory runs out.
-
-    Unlike `find_executable_batch_size` of accelerate, it doesn't clear caches before every call.
-    """
+    """Return the result of `run`, which starts from the beginning, halving the batch size while memory runs out."""
+    # accelerate's find_executable_batch_size would clear caches before every call.
     while True:
         try:
             return run(batch_size)

@@ -11,7 +11,6 @@ from .device_memory import free_device_memory
 # Peak of temporaries for ordering and factoring a unit, in bytes per entry of its Gram matrix: a float64 copy, a
 # float32 copy, and as much again for the output projection.
 ALGEBRA_BYTES = 20
-# Number of rows to copy at a time.
 ROWS = 1024
 # Rounding error of float32 sums, relative to the mean diagonal.
 ROUNDING = torch.finfo(torch.float32).eps
@@ -22,16 +21,13 @@ ATTEMPTS = 16
 
 
 def algebra_device(device: torch.device, features: int) -> torch.device:
-    """Return the device for ordering, factoring and fitting a unit: that of its layer, or the CPU.
+    """Return the device for ordering, factoring and fitting a unit, whose output projection has `features` columns.
 
-    Args:
-        device: Device of the layer. Its memory may be too small for a large unit, or it lacks float64 (MPS).
-        features: Number of columns of the unit's output projection.
+    It is that of its layer, or the CPU if that lacks memory or float64 (MPS).
     """
-    host, free = torch.device("cpu"), free_device_memory(device)
-    if free is not None and free < ALGEBRA_BYTES * features**2:
-        return host
-    return device if _has_float64(device) else host
+    free = free_device_memory(device)
+    fits = free is None or free >= ALGEBRA_BYTES * features**2
+    return device if fits and _has_float64(device) else torch.device("cpu")
 
 
 @cache
@@ -44,38 +40,29 @@ def _has_float64(device: torch.device) -> bool:
 
 
 def ridge_damping(gram: torch.Tensor, ridge_lambda: float) -> float:
-    """Return the damping that a ridge regression adds to the diagonal of its Gram matrix.
+    """Return the damping that a ridge regression adds to the diagonal of its Gram matrix `H`.
 
-    Args:
-        gram: `H`, shape `[features, features]`.
-        ridge_lambda: λ.
-
-    Returns:
-        λ times the mean diagonal, at least the rounding error of `H`, and positive if `H` is zero.
+    It is λ times the mean diagonal, at least the rounding error of `H`, and positive if `H` is zero. The shape of `H`
+    is `[features, features]`.
     """
     mean = float(gram.diagonal().cpu().double().mean())
     return max(ridge_lambda * mean, ROUNDING * (mean if mean > NO_INPUT else 1.0))
 
 
 def factorize(gram: torch.Tensor, damping: float, order: torch.Tensor | None = None) -> torch.Tensor:
-    """Return the Cholesky factor of `H + d I`.
-
-    The factorization is in place on a copy, since a float64 matrix takes 1 GB for the largest unit of a 7B model.
+    """Return the Cholesky factor of `H + d I`, float64, column-major, shape `[features, features]`.
 
     Args:
-        gram: `H`, shape `[features, features]`. It is not changed.
+        gram: `H`. It is not changed.
         damping: `d`, multiplied by ten while rounding errors make `H + d I` indefinite.
         order: Order of rows and columns to factor `H` in, shape `[features]`; its own if `None`.
-
-    Returns:
-        The factor, float64, column-major, shape `[features, features]`.
 
     Raises:
         FFPError: If the matrix can't be factored because it is not finite.
     """
     failed = torch.empty((), dtype=torch.int32, device=gram.device)
     for attempt in range(ATTEMPTS):
-        # LAPACK is column-major: only then is the factor computed in place.
+        # In place, since a float64 matrix takes 1 GB for the largest unit of a 7B model. LAPACK is column-major.
         factor = _ordered(gram, order).mT
         factor.diagonal().add_(damping * 10**attempt)
         torch.linalg.cholesky_ex(factor, out=(factor, failed))
@@ -96,14 +83,9 @@ def _ordered(gram: torch.Tensor, order: torch.Tensor | None) -> torch.Tensor:
 
 
 def check_finite(squares: torch.Tensor, label: str) -> None:
-    """Check that measured values are finite before they are used in a solve.
+    """Raise `FFPError` if measured sums of squares, which the `label` describes, are not all finite.
 
-    Args:
-        squares: Sums of squares. The diagonal suffices for a Gram matrix, since no other entry is larger.
-        label: Description of the values for the error message.
-
-    Raises:
-        FFPError: If any value is NaN or infinite.
+    The diagonal suffices for a Gram matrix, since no other entry is larger.
     """
     if not torch.isfinite(squares).all():
         raise FFPError(

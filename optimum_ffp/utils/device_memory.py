@@ -4,11 +4,9 @@ import torch
 
 
 def free_device_memory(device: torch.device, used: bool = False) -> int | None:
-    """Return the free memory of an accelerator in bytes; `None` for the CPU, devices that share its memory, and
-    backends that don't report it.
+    """Return the free bytes of an accelerator; `None` for the CPU, and for devices that share its memory.
 
-    Cached blocks of torch's allocator count as free, since they are reused, or released when memory runs out. With
-    `used`, the tensors of this process count too.
+    Cached blocks of torch's allocator count as free. With `used`, the tensors of this process count too.
     """
     backend = getattr(torch, device.type, None)
     if backend is None or not hasattr(backend, "mem_get_info"):

@@ -16,7 +16,6 @@ from .record import Record
 
 # Suffixes of incomplete outputs, and of outputs about to be deleted.
 PARTIAL, REPLACED = ".partial", ".replaced"
-# Lock files held by this process.
 LOCKED: set[Path] = set()
 
 
@@ -58,13 +57,9 @@ def check_output_is_not_input(output: str | os.PathLike, sources: Iterable[str |
 
 
 def check_output(directory: str | os.PathLike, overwrite: bool = False) -> Path:
-    """Check that an output folder can be written, and return its resolved path.
+    """Return the resolved path of an output folder. Raises `FFPError` if it can't be written.
 
-    An existing folder may only be replaced with `overwrite`, and only if it is empty or a checkpoint of optimum-ffp
-    without other files.
-
-    Raises:
-        FFPError: If it exists and may not be replaced, or its parent can't be written to.
+    With `overwrite`, it is replaced if it is empty or a checkpoint of optimum-ffp without other files.
     """
     path = resolve(directory)
     if path.is_dir():
@@ -86,12 +81,9 @@ def check_output(directory: str | os.PathLike, overwrite: bool = False) -> Path:
 
 
 def check_file(file: str | os.PathLike, signature: bytes, overwrite: bool = False) -> Path:
-    """Check that an output file can be written, and return its absolute path.
+    """Return the absolute path of an output file. Raises `FFPError` if it can't be written.
 
-    Files of other types, which don't begin with `signature` (without whitespace), are never replaced.
-
-    Raises:
-        FFPError: If it exists and may not be replaced, or it or its folder can't be written to.
+    With `overwrite`, it is replaced unless it is of another type: it must begin with `signature`, without whitespace.
     """
     # Links are not resolved: /dev/stdout is a link without a target path.
     path = Path(os.path.abspath(expand(file)))
@@ -117,9 +109,7 @@ def check_file(file: str | os.PathLike, signature: bytes, overwrite: bool = Fals
 
 def first_existing(path: Path) -> Path:
     """Return the path, or the first of its parents that exists."""
-    while not path.exists():
-        path = path.parent
-    return path
+    return next(one for one in (path, *path.parents) if one.exists())
 
 
 def check_writable(path: Path, label: str | os.PathLike) -> None:
@@ -135,11 +125,7 @@ def check_writable(path: Path, label: str | os.PathLike) -> None:
 
 @contextmanager
 def locked(path: Path) -> Iterator[None]:
-    """Lock a path against other processes with a lock file next to it; reentrant within this process.
-
-    Raises:
-        FFPError: If another process holds the lock, or the file can't be created.
-    """
+    """Lock a path against other processes with a file next to it; reentrant. Raises `FFPError` if that fails."""
     file = path.with_name(f".{path.name}.lock")
     if file in LOCKED:
         yield
@@ -186,7 +172,6 @@ def atomic_folder(path: Path) -> Iterator[Path]:
 @contextmanager
 def atomic_file(file: Path) -> Iterator[Path]:
     """Yield a temporary file, flushed to disk and renamed to `file` if the context succeeds, and deleted otherwise."""
-    # Links are followed.
     path = resolve(file)
     staging = path.with_name(f".{path.name}{PARTIAL}")
     path.parent.mkdir(parents=True, exist_ok=True)

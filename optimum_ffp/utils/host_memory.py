@@ -5,6 +5,7 @@ import math
 import os
 import sys
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path, PurePosixPath
 
 import psutil
@@ -31,21 +32,17 @@ def free_host_memory() -> int:
 
 
 def return_free_memory() -> None:
-    """Return freed host memory to the operating system.
-
-    Freed tensors fragment glibc's heap, by up to the size of the model. No-op with other C libraries.
-    """
-    trim = getattr(ctypes.CDLL(None), "malloc_trim", None) if sys.platform == "linux" else None
-    if trim is not None:
-        trim(0)
+    """Return freed host memory to the operating system; no-op with other C libraries than glibc."""
+    # Freed tensors fragment its heap, by up to the size of the model.
+    if sys.platform == "linux":
+        with suppress(AttributeError):
+            ctypes.CDLL(None).malloc_trim(0)
 
 
 def limit_threads() -> None:
-    """Set `OMP_NUM_THREADS`, if it isn't set, to the CPU quota of cgroup version 2.
-
-    Torch reads it when it is imported. Afterwards, `torch.set_num_threads` would make batched solves of MKL fail.
-    """
-    quotas = [path.read_text().split() for path in _group_files("", CPU_QUOTA) if path.is_file()]
+    """Set `OMP_NUM_THREADS`, if it isn't set, to the CPU quota of cgroup version 2, before torch is imported."""
+    # Afterwards, `torch.set_num_threads` would make batched solves of MKL fail.
+    quotas = [text.split() for path in _group_files("", CPU_QUOTA) if (text := _read(path))]
     if cpus := [math.ceil(int(quota) / int(period)) for quota, period in quotas if quota != "max"]:
         os.environ.setdefault("OMP_NUM_THREADS", str(min(*cpus, len(os.sched_getaffinity(0)))))
 
@@ -53,22 +50,22 @@ def limit_threads() -> None:
 def _available(used: int) -> Iterator[int]:
     """Yield the memory that each group's limit leaves to this process."""
     for path in (path for controller, file in MEMORY_LIMITS.items() for path in _group_files(controller, file)):
-        limit = path.read_text().strip() if path.is_file() else ""
+        limit = _read(path).strip()
         if limit.isdecimal():
-            yield int(limit) - max(0, _anonymous(path.with_name("memory.stat")) - used)
-
-
-def _anonymous(path: Path) -> int:
-    lines = path.read_text().splitlines() if path.is_file() else []
-    counts = dict(line.split() for line in lines)
-    return next((int(counts[name]) for name in ANONYMOUS if name in counts), 0)
+            counts = dict(line.split() for line in _read(path.with_name("memory.stat")).splitlines())
+            anonymous = next((int(counts[name]) for name in ANONYMOUS if name in counts), 0)
+            yield int(limit) - max(0, anonymous - used)
 
 
 def _group_files(controller: str, file: str) -> Iterator[Path]:
     """Yield the paths of a file in this process's group and its parents; version 2 has no `controller`."""
-    lines = GROUP.read_text().splitlines() if GROUP.is_file() else []
-    groups = {name: group for _, names, group in (line.split(":", 2) for line in lines) for name in names.split(",")}
+    lines = (line.split(":", 2) for line in _read(GROUP).splitlines())
+    groups = {name: group for _, names, group in lines for name in names.split(",")}
     # A container sees its own group as the root, whatever the path of the group is.
     group = PurePosixPath(groups.get(controller, "/"))
     for parent in (group, *group.parents):
         yield Path(ROOT, controller, *parent.parts[1:], file)
+
+
+def _read(path: Path) -> str:
+    return path.read_text() if path.is_file() else ""

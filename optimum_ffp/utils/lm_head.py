@@ -16,36 +16,24 @@ POSITIONS = 256
 
 
 class DecoderOutput(Protocol):
-    """What every decoder returns: a dataclass of transformers with the states after the last norm.
-
-    Attributes:
-        last_hidden_state: Shape `[windows, window length, hidden size]`.
-    """
+    """What every decoder returns: states after the last norm, shape `[windows, window length, hidden size]`."""
 
     __dataclass_fields__: ClassVar[dict[str, Any]]
     last_hidden_state: torch.Tensor
 
 
 def decode(model: PreTrainedModel, tokens: torch.Tensor, device: torch.device | None = None) -> DecoderOutput:
-    """Run a causal LM without its head.
+    """Run a causal LM without its head on token ids, shape `[windows, window length]`.
 
-    Args:
-        model: A causal LM.
-        tokens: Token ids, shape `[windows, window length]`.
-        device: Device to run on, if the weights are elsewhere.
+    The `device` to run on is needed if the weights are elsewhere.
     """
     return decoder_of(model)(tokens.to(device or model.device), use_cache=False)
 
 
 def chunked_logits(model: PreTrainedModel, decoded: DecoderOutput) -> Iterator[tuple[int, torch.Tensor]]:
-    """Run the head on an output of `decode`, including the model's processing of logits (soft caps, scales).
+    """Yield the first position of every chunk of an output of `decode`, and what `head_logits` returns for the chunk.
 
-    Args:
-        model: The causal LM.
-        decoded: Output of `decode`.
-
-    Yields:
-        The first position of a chunk and its logits, shape `[windows, at most POSITIONS, vocabulary]`.
+    Logits have the shape `[windows, at most POSITIONS, vocabulary]`.
     """
     hidden = decoded.last_hidden_state
     with head_in_autocast_dtype(model, hidden.device):
@@ -61,20 +49,13 @@ def chunked_losses(
     tokens: torch.Tensor,
     on_logits: Callable[[torch.Tensor], Any] | None = None,
 ) -> torch.Tensor:
-    """Return the mean negative log-likelihood of every window, in nats per predicted token.
+    """Return the mean negative log-likelihood of every window, in nats per predicted token, given what is decoded.
 
-    Args:
-        model: The causal LM.
-        decoded: Output of `decode`.
-        tokens: Token ids, shape `[windows, window length]`. The first token of a window is not predicted.
-        on_logits: Called with the logits of every chunk.
-
-    Returns:
-        Losses, float64, in host memory, shape `[windows]`.
+    The first token of a window is not predicted. `on_logits` is called with the logits of every chunk. The shape of
+    `tokens` is `[windows, window length]`, that of the losses, float64 on the CPU, `[windows]`.
     """
     losses = []
     for start, logits in chunked_logits(model, decoded):
-        # The last position of a window has no target.
         targets = tokens[:, start + 1 : start + 1 + logits.shape[1]].to(logits.device)
         # The vocabulary must be the last dimension: softmax over a strided one loses four digits in float32.
         predicted = logits[:, : targets.shape[1]].float().flatten(0, 1)
@@ -89,10 +70,8 @@ def chunked_losses(
 
 @contextmanager
 def replaced_forward(module: nn.Module, forward: Callable[..., Any]) -> Iterator[None]:
-    """Replace a module's `forward` for the duration of the context.
-
-    Restore a `forward` that was already replaced, as accelerate does for models on several devices.
-    """
+    """Replace a module's `forward` for the duration of the context."""
+    # Accelerate replaces it too for models on several devices.
     original = vars(module).get("forward")
     module.forward = forward
     try:
@@ -104,7 +83,7 @@ def replaced_forward(module: nn.Module, forward: Callable[..., Any]) -> Iterator
 
 
 def decoder_of(model: PreTrainedModel) -> nn.Module:
-    """Return the decoder of a causal LM, without the head."""
+    """Return a causal LM without its head."""
     decoder = model.get_decoder()
     # Llama4ForCausalLM and MllamaForCausalLM lack the attribute that their base_model_prefix names.
     return model.get_submodule("model") if decoder is model else decoder

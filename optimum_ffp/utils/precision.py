@@ -1,9 +1,9 @@
 """Compute dtype and autocast."""
 
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from functools import cache
+from functools import cache, partial
+from timeit import timeit
 from typing import TypeVar
 
 import torch
@@ -28,9 +28,8 @@ def autocast_dtype(model: PreTrainedModel, choice: str) -> torch.dtype | None:
 
     With `"auto"`, that is bfloat16 for a float32 model if the hardware multiplies bfloat16 faster.
     """
-    if choice != "auto" or model.dtype != torch.float32:
-        return None
-    return torch.bfloat16 if has_fast_matmul(model.device, torch.bfloat16) else None
+    is_auto = choice == "auto" and model.dtype == torch.float32
+    return torch.bfloat16 if is_auto and has_fast_matmul(model.device, torch.bfloat16) else None
 
 
 def has_fast_matmul(device: torch.device, dtype: torch.dtype) -> bool:
@@ -46,26 +45,21 @@ def computes_in_bfloat16(device: torch.device, choice: bool | None) -> bool:
 
 
 def compute_dtype(device: torch.device, dtype: torch.dtype) -> torch.dtype:
-    """Return the dtype to compute in with weights of a dtype.
-
-    CPUs without 16-bit instructions are up to fifty times slower in 16 bits than in float32. GPUs older than Ampere
-    emulate bfloat16, and their only attention kernel for it materializes all scores.
-    """
+    """Return the dtype to compute in with weights of a dtype."""
+    # CPUs without 16-bit instructions are up to fifty times slower in 16 bits than in float32. GPUs older than Ampere
+    # emulate bfloat16, and their only attention kernel for it materializes all scores.
     emulated = device.type in ("cpu", "cuda") and dtype in SHORT_DTYPES and not has_fast_matmul(device, dtype)
     return torch.float32 if emulated else dtype
 
 
 def frozen_dtype(device: torch.device, dtype: torch.dtype, bf16: bool) -> torch.dtype:
-    """Return the dtype for frozen weights of a dtype while adapters are trained.
-
-    Gradients would underflow in float16 without loss scaling.
-    """
+    """Return the dtype for frozen weights of a dtype while adapters are trained."""
+    # Gradients would underflow in float16 without loss scaling.
     return torch.float32 if dtype == torch.float16 and not bf16 else compute_dtype(device, dtype)
 
 
 def move(model: Model, to: torch.device | torch.dtype) -> Model:
-    """Move a model to a device or dtype in place, and return it."""
-    # As any module: transformers' own declaration of `to` takes no argument.
+    """Call `model.to`, as which transformers declares a method without arguments."""
     return model.to(to)
 
 
@@ -92,24 +86,23 @@ def in_compute_dtype(model: PreTrainedModel) -> Iterator[None]:
 
     Quantized models and models on several devices are left unchanged.
     """
-    dtype, parameters = compute_dtype(model.device, model.dtype), [*model.parameters()]
-    is_fixed = hasattr(model, "hf_device_map") or is_quantized(model.config)
-    if is_fixed or dtype == model.dtype:
+    dtype = compute_dtype(model.device, model.dtype)
+    if dtype == model.dtype or hasattr(model, "hf_device_map") or is_quantized(model.config):
         yield
         return
-    original_dtypes = [parameter.dtype for parameter in parameters]
+    original_dtypes = [parameter.dtype for parameter in model.parameters()]
     convert(model, dtype)
     try:
         yield
     finally:
-        for parameter, original_dtype in zip(parameters, original_dtypes):
+        for parameter, original_dtype in zip(model.parameters(), original_dtypes):
             parameter.data = parameter.data.to(original_dtype)
 
 
 @cache
 @torch.no_grad()
 def _cpu_has_fast_matmul(dtype: torch.dtype) -> bool:
-    """Measure it, which takes a few milliseconds, since the instruction set doesn't tell.
+    """Measure it in a few milliseconds, since the instruction set doesn't tell.
 
     With AVX-512 for bfloat16, products take a quarter of the time of float32 on a Zen 5, but twice the time on an
     Emerald Rapids without AMX.
@@ -118,14 +111,9 @@ def _cpu_has_fast_matmul(dtype: torch.dtype) -> bool:
     factors = torch.ones(64 * torch.get_num_threads(), 512), torch.ones(512, 512)
     pairs = [[factor.to(kind) for factor in factors] for kind in (torch.float32, dtype)]
     # The fastest of a few is the same in every run, also while other processes compute.
-    float32, short = map(min, zip(*([_seconds(*pair) for pair in pairs] for _ in range(6))))
+    seconds = ([timeit(partial(linear, *pair), number=1) for pair in pairs] for _ in range(6))
+    float32, short = map(min, zip(*seconds))
     return short < FAST_SHARE * float32
-
-
-def _seconds(rows: torch.Tensor, weight: torch.Tensor) -> float:
-    start = time.perf_counter()
-    linear(rows, weight)
-    return time.perf_counter() - start
 
 
 def computing_in(device: torch.device, dtype: torch.dtype | None) -> torch.autocast:
@@ -138,7 +126,7 @@ def float32_products(factor: torch.Tensor) -> Iterator[torch.Tensor]:
     """Yield a factor of matrix products in float32, with autocast disabled.
 
     Hardware that is faster at it may multiply a bfloat16 factor in bfloat16, and a float16 one in TF32, which has as
-    many digits: accumulation is in float32, so nothing is lost, at a fraction of the cost.
+    many digits. Since accumulation is in float32, nothing is lost.
     """
     on_cuda = on_cpu = "tf32" if factor.dtype in SHORT_DTYPES else "ieee"
     if factor.dtype == torch.bfloat16 and has_fast_matmul(factor.device, torch.bfloat16):

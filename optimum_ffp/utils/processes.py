@@ -21,11 +21,7 @@ TIMEOUT = timedelta(days=1)
 
 
 def join(device: str | None = None) -> None:
-    """Initialize the process group; no-op in a single process.
-
-    Raises:
-        FFPError: If `device` has an index, so that all processes would share it.
-    """
+    """Initialize the process group; no-op in a single process. Raises `FFPError` if `device` has an index."""
     if int(os.environ.get("WORLD_SIZE", "1")) == 1:
         return
     if ":" in str(device):

@@ -43,7 +43,7 @@ class StageMeter:
     @contextmanager
     def stage(self, name: str) -> Iterator[None]:
         """Measure the context. Exceptions get the name of the innermost stage as attribute `stage`."""
-        start, tokens_before = time.perf_counter(), self.counter.tokens if self.counter else 0
+        start, tokens_before = time.perf_counter(), self.counter and self.counter.tokens
         try:
             with _peak_memory() as peak:
                 yield

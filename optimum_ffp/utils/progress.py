@@ -19,8 +19,7 @@ logger = logging.getLogger(__name__)
 def progress_bar(total: int | None, description: str | None, unit: str) -> Iterator[tqdm]:
     """Show a bar for a stage on a terminal or in a notebook; elsewhere, log a line with its time at the end.
 
-    Show neither without a description.
-    `TQDM_DISABLE` and `transformers.utils.logging.disable_progress_bar` replace the bar by that line too.
+    Show neither without a description. Transformers' `disable_progress_bar` and `TQDM_DISABLE` disable the bar.
     """
     shown = description is not None and is_main()
     enabled = shown and is_progress_bar_enabled() and not os.environ.get("TQDM_DISABLE")

@@ -3,7 +3,7 @@
 import json
 import os
 from collections.abc import Mapping
-from dataclasses import MISSING, dataclass, field, fields
+from dataclasses import MISSING, Field, dataclass, field, fields
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -36,7 +36,7 @@ class Section:
         }
 
 
-def _key(one) -> str:
+def _key(one: Field) -> str:
     return one.name.rstrip("_")
 
 
@@ -110,15 +110,14 @@ class Provenance(Measured):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Recovery(Section):
-    """A recovery, without what was measured on test windows.
+class RecoveryRecord(Measured):
+    """The record of a recovery.
 
     Attributes:
         options: Options, from `RecoveryConfig.to_dict`.
         source: Folder or Hub id of the pruned model.
         teacher: Hub id, folder or file of the teacher.
         dense_teacher: Whether that is the dense model that the pruned model was created from.
-        window_length: Tokens per window.
         windows_per_step: Windows per optimizer step over all processes.
         passes: Number of passes over each text.
         curve: One record per evaluation, the first before training: `step`, `tokens`, and on held-out windows `kl`
@@ -131,9 +130,11 @@ class Recovery(Section):
         dtype: Dtype of the saved weights.
         bf16: Whether training used bfloat16.
         seconds: Time of the training.
-        processes: Number of processes.
-        versions: Versions of packages.
         request: Digest of the command, by which `--resume` recognizes its result.
+        tokens: Tokens that the model was trained on.
+        perplexity: Description of the test windows of the first text, with perplexities by model: `dense` (the
+            teacher), `pruned` (before this training) and `recovered`.
+        other_texts: The same for each further text.
     """
 
     options: Row
@@ -154,12 +155,6 @@ class Recovery(Section):
     processes: int
     versions: dict[str, str]
     request: str | None = None
-
-
-@dataclass(frozen=True, kw_only=True)
-class RecoveryStep(Recovery, Measured):
-    """A recovery, with the `tokens` that the model was trained on."""
-
     tokens: int
     perplexity: Row
     other_texts: list[Row]
@@ -204,7 +199,7 @@ class Record:
     ffp_version: str
     run: str | None = None
     files: tuple[str, ...] = ()
-    recovery: tuple[RecoveryStep, ...] = ()
+    recovery: tuple[RecoveryRecord, ...] = ()
     quantization: Row | None = None
 
     @property
@@ -222,12 +217,12 @@ class Record:
     def from_dict(cls, content: Mapping[str, Any]) -> "Record":
         """Restore the result of `to_dict`. Raises `KeyError` or `TypeError` if it isn't one."""
         names = {one.name for one in fields(cls)} - {"options"}
-        options = {name: value for name, value in content.items() if name not in names | {"schema_version"}}
         values = {name: value for name, value in content.items() if name in names}
         values |= {name: kind.from_dict(content[name]) for name, kind in SECTIONS.items()}
         values["files"] = tuple(content.get("files", ()))
-        values["recovery"] = tuple(map(RecoveryStep.from_dict, content.get("recovery", ())))
-        return cls(options=options, **values)
+        values["recovery"] = tuple(map(RecoveryRecord.from_dict, content.get("recovery", ())))
+        options = content.keys() - names - {"schema_version"}
+        return cls(options={name: content[name] for name in content if name in options}, **values)
 
     def to_dict(self) -> Row:
         """Return the JSON-ready form, with the options at its top level."""

@@ -6,7 +6,7 @@ import os
 import shutil
 import sys
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import AbstractContextManager, ExitStack, suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -17,7 +17,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from transformers import PreTrainedModel
 
-from ..errors import FFPError
+from ..errors import FFPError, convert_errors
 from . import processes
 from .folders import PARTIAL, abbreviate, atomic_file, check_writable, locked, resolve
 from .json import to_json
@@ -27,9 +27,7 @@ from .record import Record
 RUN = "run.json"
 # Content of `run.json` that marks a work folder. Increment the number when entries change incompatibly.
 FORMAT = "optimum-ffp work folder, 2"
-# Suffixes of entries.
 VALUE, TENSORS = ".entry.json", ".entry.safetensors"
-# Folder of `Trainer` checkpoints.
 CHECKPOINTS = "checkpoints"
 # Entry with the calibration that was chosen by the free memory.
 DECISION = "calibration"
@@ -43,9 +41,9 @@ SAMPLED_ENTRIES = 1024
 class Journal:
     """Store of expensive results by name, each saved once computed.
 
-    Pruning is deterministic: a run that reads saved results instead of computing them ends with the same weights.
-    Every entry is a file that is written, flushed to disk and then renamed, so that no entry is ever incomplete.
-    In distributed runs all processes make the same calls and compute the same results, and the main process writes.
+    Pruning is deterministic: a run that reads saved results instead of computing them ends with the same weights. No
+    entry is ever incomplete. In distributed runs all processes make the same calls and compute the same results, and
+    the main process writes.
 
     Attributes:
         folder: Folder of the entries, created with the first entry; nothing is saved if `None`.
@@ -67,9 +65,8 @@ class Journal:
     ) -> "Journal":
         """Open the journal of a run in a folder, which need not exist, and lock that folder.
 
-        Raises:
-            FFPError: If there are entries and `resume` is off, they belong to another run or are in use by another
-                process, or the folder contains other files.
+        Raises `FFPError` if there are entries and `resume` is off, they belong to another run or are in use by another
+        process, or the folder contains other files.
         """
         path = resolve(folder)
         journal = cls(path, json.loads(to_json(identity)), on_disk)
@@ -96,20 +93,20 @@ class Journal:
         """Return the saved value of an entry, or compute and save it. It must be JSON-serializable."""
         if self.folder is None:
             return compute()
-        path = self.folder / self._file(name, VALUE)
+        path = self._path(self.folder, name, VALUE)
         if self.has(name):
             with _reading(path):
                 return json.loads(path.read_text(encoding="utf-8"))
         text = json.dumps(compute())
         self._write(path, lambda partial: partial.write_text(text, encoding="utf-8"))
-        # Return the decoded JSON, so that a resumed run gets the same value.
+        # What a resumed run reads.
         return json.loads(text)
 
     def tensors(self, name: str, compute: Callable[[], dict[str, torch.Tensor]]) -> dict[str, torch.Tensor]:
         """Return the saved tensors of an entry, in host memory, or compute and save them."""
         if self.folder is None:
             return compute()
-        path = self.folder / self._file(name, TENSORS)
+        path = self._path(self.folder, name, TENSORS)
         if not self.has(name):
             result = compute()
             on_host = {key: tensor.detach().cpu().contiguous() for key, tensor in result.items()}
@@ -131,8 +128,7 @@ class Journal:
         return self.folder and self.folder / CHECKPOINTS / self.prefix
 
     def remove_checkpoints(self) -> None:
-        """Delete the checkpoints of a training that has finished."""
-        # Every process loads the best weights from them.
+        """Delete the checkpoints of a training that has finished, after all processes have read the best weights."""
         processes.wait()
         if self.checkpoints is not None and processes.is_main():
             shutil.rmtree(self.checkpoints, ignore_errors=True)
@@ -142,17 +138,24 @@ class Journal:
         folder = self.folder
         if folder is None:
             return False
-        files = [self._file(name, suffix) for suffix in (VALUE, TENSORS)]
-        return processes.on_main(lambda: any((folder / file).is_file() for file in files))
+        paths = [self._path(folder, name, suffix) for suffix in (VALUE, TENSORS)]
+        return processes.on_main(lambda: any(path.is_file() for path in paths))
 
     def remove(self) -> None:
         """Delete all entries, and the folder if it contains no other files."""
-        if self.folder is not None and processes.is_main():
-            remove_work(self.folder)
+        folder = self.folder
+        if folder is not None and processes.is_main() and _read_run(folder):
+            for name in (CHECKPOINTS, EXPERTS):
+                shutil.rmtree(folder / name, ignore_errors=True)
+            # Deleted last, since it marks the remaining files as a work folder's.
+            for file in (*folder.glob("*.entry.*"), folder / RUN):
+                file.unlink(missing_ok=True)
+            with suppress(OSError):
+                folder.rmdir()
         self.lock.close()
 
-    def _file(self, name: str, suffix: str) -> str:
-        return f"{self.prefix}{name}{suffix}"
+    def _path(self, folder: Path, name: str, suffix: str) -> Path:
+        return folder / f"{self.prefix}{name}{suffix}"
 
     def _write(self, path: Path, write: Callable[[Path], Any]) -> None:
         if not processes.is_main():
@@ -183,23 +186,22 @@ def work_folder_of(output: str | os.PathLike) -> Path:
     return Path(f"{resolve(output)}.work")
 
 
-def run_id(folder: Path) -> str | None:
+def run_id(folder: Path | None) -> str | None:
     """Return the id of the run that a work folder belongs to, which records of its outputs contain."""
-    return _read_run(folder).get("id")
+    return _read_run(folder).get("id") if folder else None
 
 
 def has_written(folder: Path | None, output: str | os.PathLike) -> bool:
     """Return whether the run of a work folder has written an output, which it may then replace when resumed."""
-    run = folder and run_id(folder)
-    record = Record.read(output) if run else None
-    return record is not None and record.run == run
+    run, record = run_id(folder), Record.read(output)
+    return run is not None and record is not None and record.run == run
 
 
 def begin_work(folder: Path, resume: bool) -> None:
     """Delete the entries of a work folder unless a run resumes from them."""
     with locked(folder):
         if not resume:
-            remove_work(folder)
+            Journal(folder).remove()
         elif not _read_run(folder):
             print(f"nothing to resume in {folder}; starting from the beginning", file=sys.stderr)
 
@@ -223,19 +225,6 @@ def check_work_folder(folder: str | os.PathLike, resume: bool, overwrite: bool =
         )
 
 
-def remove_work(folder: Path) -> None:
-    """Delete the entries of a work folder, and the folder if it contains no other files."""
-    if not _read_run(folder):
-        return
-    for name in (CHECKPOINTS, EXPERTS):
-        shutil.rmtree(folder / name, ignore_errors=True)
-    # Deleted last, since it marks the remaining files as a work folder's.
-    for file in (*folder.glob("*.entry.*"), folder / RUN):
-        file.unlink(missing_ok=True)
-    with suppress(OSError):
-        folder.rmdir()
-
-
 def _read_run(folder: Path) -> dict[str, Any]:
     """Return the content of `run.json` in a work folder; empty for other folders."""
     try:
@@ -245,13 +234,11 @@ def _read_run(folder: Path) -> dict[str, Any]:
     return run if isinstance(run, dict) and run.get("format") == FORMAT else {}
 
 
-@contextmanager
-def _reading(path: Path) -> Iterator[None]:
-    try:
-        yield
-    # Invalid JSON and invalid UTF-8 raise ValueError, and JSON that is nested too deep raises RecursionError.
-    except (OSError, SafetensorError, ValueError, RecursionError) as error:
-        raise FFPError(f"{path} is corrupt: {error}; delete it and resume") from None
+def _reading(path: Path) -> AbstractContextManager[None]:
+    return convert_errors(
+        lambda error: f"{path} is corrupt: {error}; delete it and resume",
+        passes=lambda error: isinstance(error, MemoryError),
+    )
 
 
 def _differences(before: Mapping[str, Any], after: Mapping[str, Any], prefix: str = "") -> Iterator[str]:

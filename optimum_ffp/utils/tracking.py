@@ -40,7 +40,7 @@ class Tracker:
     Args:
         names: Any of `tensorboard`, `trackio`, `wandb`; nothing is logged if empty.
         run: Name of the run.
-        settings: Settings to record; lists become text, and `None` values are left out.
+        settings: Settings to record, except those that are `None`.
     """
 
     def __init__(self, names: Sequence[str], run: str, settings: Mapping[str, Any]):

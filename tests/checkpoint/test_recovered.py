@@ -1,14 +1,16 @@
 """The checkpoint of a recovered model: files of the pruned one, other weights, and a card and record of both steps."""
 
 import json
+import math
 
 import pytest
 import torch
 
 from optimum_ffp import FFPConfig, FFPError, FFPModelForCausalLM, RecoveryConfig
 from optimum_ffp.checkpoint.pushing import check_saved
-from optimum_ffp.checkpoint.recovered import RecoveryRecord, save_recovered
+from optimum_ffp.checkpoint.recovered import save_recovered
 from optimum_ffp.checkpoint.saving import load_agent
+from optimum_ffp.utils.record import RecoveryRecord
 from tests.helpers import FILES, contents, make_tokenizer
 
 
@@ -27,8 +29,9 @@ def make_record(source, **changes) -> RecoveryRecord:
         "curve": curve,
         "kept": curve[-1],
         "held_out": tests[0],
-        "tests": tests,
-        "losses": {"dense": [[1.0], [2.0]], "pruned": [[2.0], [3.0]], "recovered": [[1.5], [2.5]]},
+        "tokens": 960,
+        "perplexity": {"dense": math.exp(1.0), "pruned": math.exp(2.0), "recovered": math.exp(1.5)} | tests[0],
+        "other_texts": [{"dense": math.exp(2.0), "pruned": math.exp(3.0), "recovered": math.exp(2.5)} | tests[1]],
         "samples": {"Who?": "Me."},
         "compute_dtypes": {"dense": "float32", "pruned": "float32"},
         "dtype": "float32",

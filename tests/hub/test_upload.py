@@ -115,7 +115,7 @@ def api(monkeypatch):
 
     def use(*arguments, **options):
         api = Api(*arguments, **options)
-        monkeypatch.setattr("optimum_ffp.hub.upload.HfApi", api)
+        monkeypatch.setattr("optimum_ffp.checkpoint.pushing.HfApi", api)
         return api
 
     return use
