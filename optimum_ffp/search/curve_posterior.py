@@ -75,13 +75,8 @@ class MultiplierRegression:
         # Unknowns: a value per unit, the deviations of its parts from it, and the curvature of every kind.
         blocks = shared_covariance(units), of_parts, CURVATURE_SPREAD**2 * np.eye(len(kinds))
         self._prior = np.asarray(block_diag(*blocks))
-        self.equations = {
-            "unit": np.zeros(0, dtype=np.int64),
-            "share": np.zeros((0, PARTS)),
-            "sign": np.zeros(0),
-            "ratio": np.zeros(0),
-            "error": np.zeros(0),
-        }
+        self.equations = {"unit": np.zeros(0, dtype=np.int64), "share": np.zeros((0, PARTS))}
+        self.equations |= {name: np.zeros(0) for name in ("sign", "ratio", "error")}
 
     def observe(self, down: np.ndarray, up: np.ndarray, decrease_down: np.ndarray, decrease_up: np.ndarray) -> None:
         """Add the equations measured at one policy, except for units whose gradient is not finite.
@@ -99,10 +94,15 @@ class MultiplierRegression:
             error = np.full(len(known), UNKNOWN_ERROR**2)
             if len(ratios) > 1:
                 error = ratios.var(0, ddof=1) / len(ratios)
-            new = {"unit": known, "share": decreases[known] / total[:, None], "sign": np.full(len(known), sign)}
-            self._add(new | {"ratio": ratios.mean(0), "error": error})
+            self._add(
+                unit=known,
+                share=decreases[known] / total[:, None],
+                sign=np.full(len(known), sign),
+                ratio=ratios.mean(0),
+                error=error,
+            )
 
-    def _add(self, equations: Mapping[str, np.ndarray]) -> None:
+    def _add(self, **equations: np.ndarray) -> None:
         self.equations = {name: np.concatenate([rows, equations[name]]) for name, rows in self.equations.items()}
 
     def solve(self) -> np.ndarray:
@@ -143,13 +143,9 @@ class MultiplierRegression:
         Raises:
             FFPError: If the state is that of another agent or for another number of units.
         """
-        shapes = {name: getattr(state.get(name), "shape", None) for name in self.equations}
-        count = (shapes["unit"] or (0,))[0]
-        expected = {name: (count, *rows.shape[1:]) for name, rows in self.equations.items()}
-        if shapes != expected or not np.array_equal(state.get("units", ()), [len(self.units)]):
+        if not np.array_equal(state.get("units", ()), [len(self.units)]):
             raise FFPError(
                 f"the warm-start agent has no size gradients for {len(self.units)} units; warm-start from a "
                 "checkpoint of the same model that was searched with the same agent"
             )
-        equations = {name: state[name] for name in self.equations}
-        self._add(equations | {"error": FORGETTING * equations["error"]})
+        self._add(**{name: state[name] for name in self.equations} | {"error": FORGETTING * state["error"]})

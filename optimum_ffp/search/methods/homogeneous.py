@@ -5,8 +5,8 @@ import logging
 import numpy as np
 
 from ...allocation.homogeneous import homogeneous_policies
-from ...checkpoint.result import SearchResult
-from ..task import AgentState, SearchTask
+from ...checkpoint.result import FoundPolicy
+from ..task import SearchTask
 
 
 logger = logging.getLogger(__name__)
@@ -14,7 +14,7 @@ logger = logging.getLogger(__name__)
 IS_BASELINE = True
 
 
-def search(task: SearchTask, warm_start: AgentState | None = None) -> SearchResult:
+def search(task: SearchTask) -> FoundPolicy:
     """Compare policies with different numbers of heads on the search windows.
 
     At most `plan.candidates` are compared: those with the lowest loss by the loss curves or, without curves, evenly
@@ -32,4 +32,4 @@ def search(task: SearchTask, warm_start: AgentState | None = None) -> SearchResu
     elif len(policies) > task.plan.candidates:
         chosen = np.linspace(0, len(policies) - 1, task.plan.candidates).round().astype(int)
         policies = [policies[index] for index in chosen]
-    return task.choose(policies[: task.plan.candidates]) if task.plan.compares_policies else SearchResult(policies[0])
+    return task.choose(policies[: task.plan.candidates]) if task.plan.compares_policies else FoundPolicy(policies[0])

@@ -35,8 +35,6 @@ def run(best=5, curves=None, candidates=8, **fields):
         budget=sparsity_budget(UNITS, 0.3, 0.1),
         mapping=None,
         evaluate=evaluate,
-        steps=candidates,
-        max_samples=3,
         fall_back=False,
         curves=curves,
         **fields,
