@@ -2,12 +2,11 @@
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 
 import torch
 from transformers import PreTrainedModel
 
-from ..allocation.budget import Budget
 from ..analysis.gram import ordering_bytes
 from ..analysis.rerouting import rerouting_bytes
 from ..compression.calibrations import layers
@@ -116,45 +115,6 @@ def format_bytes(size: int) -> str:
     return f"{size / 2**30:.2f} GiB" if size >= 2**30 else f"{size / 2**20:.1f} MiB"
 
 
-def estimate_prune(
-    plans: Sequence[Plan],
-    model: PreTrainedModel,
-    units: Sequence[ModelUnit],
-    machine: Machine,
-    local_processes: int,
-) -> Estimate:
-    """Estimate prunes that differ in the budget.
-
-    Args:
-        plans: The plans, with the same calibration and place of weights.
-        model: The dense model; may be on the meta device.
-        units: Its units.
-        machine: Device and available memory.
-        local_processes: Number of processes on this machine that share the work.
-    """
-    budgets, written = [plan.budget for plan in plans], DataRequest.of_prune(plans[0]).generated
-    prune = _Prune(
-        plan=plans[0],
-        model=model,
-        units=units,
-        budgets=budgets,
-        written=written,
-        local_processes=local_processes,
-        machine=machine,
-    )
-    parameters, outer = model.num_parameters(), sum(one.numel() for one in outer_matrices(model))
-    return replace(
-        prune.estimate(),
-        tokens=_max_tokens(plans, written),
-        budget=[line for budget in budgets for line in budget.describe()],
-        quantized={
-            # Embeddings and the head stay in 8 bits; both have a scale per block of 32.
-            "q8_0": round(parameters * 8.5 / 8),
-            "q4_0": round(((parameters - outer) * 4.5 + outer * 8.5) / 8),
-        },
-    )
-
-
 @dataclass(frozen=True)
 class _Bytes:
     """Memory of a process: on its device, which may be the host, and in host memory besides."""
@@ -167,29 +127,37 @@ class _Bytes:
 
 
 @dataclass
-class _Prune:
-    """A prune with a given calibration and place of weights. Sizes are bytes, `layers` and `trained` parameters."""
+class PruneEstimator:
+    """Estimates prunes that differ in the budget. Sizes are bytes, `layers` and `trained` parameters.
 
-    plan: Plan
+    Attributes:
+        plans: The plans, with the same calibration and place of weights.
+        model: The dense model; may be on the meta device.
+        units: Its units.
+        machine: Device and available memory.
+        local_processes: Number of processes on this machine that share the work.
+    """
+
+    plans: Sequence[Plan]
     model: PreTrainedModel
     units: Sequence[ModelUnit]
-    budgets: Sequence[Budget]
-    written: int
-    local_processes: int
     machine: Machine
+    local_processes: int
 
     def __post_init__(self) -> None:
-        model, plan = self.model, self.plan
+        model, plan = self.model, self.plans[0]
+        self.plan, self.written = plan, DataRequest.of_prune(plan).generated
         self.stored, self.computed = model.dtype.itemsize, compute_dtype(self.machine.device, model.dtype).itemsize
         self.all_resident = plan.offload == "none" and self.computed == self.stored
         self.layers = [sum(one.numel() for one in layer.parameters()) for layer in decoder_layers(model)]
         self.weights, self.in_layers = model.get_memory_footprint(), sum(self.layers) * self.stored
-        removed = min(budget.removed_parameters for budget in self.budgets) * self.stored
+        removed = min(one.budget.removed_parameters for one in self.plans) * self.stored
         self.pruned = self.weights - removed
         self.calibrated = self.in_layers - removed if plan.trains else 0
         self.widest = max(unit.width for unit in self.units)
         self.factors = self.fishers = self.experts = self.routed = self.trained = 0
-        if _prunes_experts(plan):
+        self.prunes_experts = plan.budget.units[0].kind == "experts"
+        if self.prunes_experts:
             # A token passes through several experts at once.
             self.widest *= model.config.num_experts_per_tok
             self.experts = self.stored * sum(unit.unit.parameters for unit in self.units)
@@ -247,7 +215,7 @@ class _Prune:
             states = self.hidden_states(2 * (plan.num_samples + plan.held_out_samples) * window)
             used = layer_training.training_bytes(parameters) + 2 * activations
             yield states + _Bytes(used, self.in_memory(self.calibrated))
-        yield _Bytes(host=self.in_memory(self.calibrated + self.pruned * min(2, len(self.budgets))))
+        yield _Bytes(host=self.in_memory(self.calibrated + self.pruned * min(2, len(self.plans))))
         yield read + _Bytes(self.routed)
         if self.written:
             _, heads, head_dim = find_family(shape).heads(shape)
@@ -276,47 +244,49 @@ class _Prune:
         return _Bytes(teacher + state + activations, self.calibrated + self.pruned)
 
     def estimate(self) -> Estimate:
-        """Return the estimate, without its tokens."""
-        always = self.resident() + self.ridge_factors()
+        """Return the resources that all of them need."""
+        plan, always = self.plan, self.resident() + self.ridge_factors()
         needed = [always + stage for stage in self.stages()]
         device, host = max(one.device for one in needed), max(one.host for one in needed)
         if self.machine.accelerator is None:
             device, host = 0, max(one.host + one.device for one in needed)
-        maps_results = self.plan.offload == "disk"
+        maps_results = plan.offload == "disk"
         on_disk = self.pruned * (2 if maps_results else 1) + self.calibrated + CHECKPOINT_EXTRA_BYTES
         work = self.factors + self.fishers + 3 * 12 * self.trained + (self.experts if maps_results else 0)
+        parameters, outer = self.model.num_parameters(), sum(one.numel() for one in outer_matrices(self.model))
         return Estimate(
             machine=self.machine,
             device=device,
             host=self.local_processes * (PROCESS_BYTES + host),
-            disk=len(self.budgets) * on_disk + work,
-            offload=self.plan.offload,
-            calibration=self.plan.calibration,
-            lora=self.plan.lora,
+            disk=len(self.plans) * on_disk + work,
+            tokens=self.max_tokens(),
+            offload=plan.offload,
+            calibration=plan.calibration,
+            lora=plan.lora,
+            budget=[line for one in self.plans for line in one.budget.describe()],
+            quantized={
+                # Embeddings and the head stay in 8 bits; both have a scale per block of 32.
+                "q8_0": round(parameters * 8.5 / 8),
+                "q4_0": round(((parameters - outer) * 4.5 + outer * 8.5) / 8),
+            },
         )
 
-
-def _prunes_experts(plan: Plan) -> bool:
-    return plan.budget.units[0].kind == "experts"
-
-
-def _max_tokens(plans: Sequence[Plan], written: int) -> int:
-    """Return an upper bound of the tokens of prunes, and of the windows that the model writes."""
-    plan, options = plans[0], plans[0].options.get("calibration")
-    measured, calibrated = plan.num_samples, 0
-    has_gradients = plan.needs_fishers
-    if isinstance(options, layers.Options):
-        calibrated = options.windows(plan.num_samples, plan.held_out_samples)
-    if _prunes_experts(plan):
-        has_gradients = plan.expert_criterion == "loss"
-        calibrated += 0 if plan.calibration == "none" else plan.num_samples + 4 * plan.held_out_samples
-    if has_gradients:
-        measured += GRADIENT_COST * plan.fisher_samples
-    searches = sum(search_windows(one) for one in plans)
-    # Start tokens, and tokens that are also read as the first of a text.
-    repeated = 1.1 + (1 / plan.first_tokens if plan.first_tokens else 0)
-    windows = repeated * (measured + len(plans) * calibrated) + written + plan.search_samples + searches
-    return math.ceil(windows * plan.seq_len)
+    def max_tokens(self) -> int:
+        """Return an upper bound of the tokens of the prunes, with those of the windows that the model writes."""
+        plan, options = self.plan, self.plan.options.get("calibration")
+        measured, calibrated, has_gradients = plan.num_samples, 0, plan.needs_fishers
+        if isinstance(options, layers.Options):
+            calibrated = options.windows(plan.num_samples, plan.held_out_samples)
+        if self.prunes_experts:
+            has_gradients = plan.expert_criterion == "loss"
+            calibrated += 0 if plan.calibration == "none" else plan.num_samples + 4 * plan.held_out_samples
+        if has_gradients:
+            measured += GRADIENT_COST * plan.fisher_samples
+        searches = sum(search_windows(one) for one in self.plans)
+        # Start tokens, and tokens that are also read as the first of a text.
+        repeated = 1.1 + (1 / plan.first_tokens if plan.first_tokens else 0)
+        windows = repeated * (measured + len(self.plans) * calibrated) + self.written + plan.search_samples + searches
+        return math.ceil(windows * plan.seq_len)
 
 
 def estimate_recovery(
