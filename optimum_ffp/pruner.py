@@ -116,15 +116,10 @@ class FFPPruner:
         self._length = data.calibration.length if data else None
         self.plan = config if isinstance(config, Plan) else self._make_plans([config])[0]
         # Computed before weights are converted and reordered.
-        self._fingerprints = {
-            name: fingerprint(one)
-            for name, one in (("model", model), ("dense", dense))
-            if work_folder and one is not None
-        }
+        models = {"model": model, "dense": dense} if work_folder else {}
+        self._fingerprints = {name: fingerprint(one) for name, one in models.items() if one is not None}
         device = None if self.options.offload == "none" else resolve_device(self.options.device)
-        self.measured = Measurements(
-            model, tokenizer, self.plan, data=data, device=device, token=self.options.token, dense=dense
-        )
+        self.measured = Measurements(model, tokenizer, self.plan, data, device, self.options.token, dense)
         self.result: PruningResult | None = None
         self._is_checked, self._saved_in = False, None
         model.eval().requires_grad_(False)
@@ -144,7 +139,6 @@ class FFPPruner:
 
     @cached_property
     def _license(self) -> Mapping[str, str]:
-        """Fields of the license of the dense model's card."""
         found = read_license(self.model_id, **self.options.hub())
         if self.plan.base_model and not found:
             found = read_license(self.plan.base_model, token=self.options.token)
@@ -178,9 +172,8 @@ class FFPPruner:
         defaults = {"offload": "auto", "base_model": config.base_model}
         pinned = pin_commit(name, LoadOptions(**defaults | options))
         if not isinstance(config, Plan):
-            saves_work, model = work_folder is not None, shape_of(name, pinned)
-            decided = saved_decision(work_folder) if work_folder else None
-            config = make_plan(config, model, pinned, saves_work=saves_work, decided=decided)
+            decided, saves_work = saved_decision(work_folder) if work_folder else None, work_folder is not None
+            config = make_plan(config, shape_of(name, pinned), pinned, saves_work=saves_work, decided=decided)
         pinned = replace(pinned, offload=config.offload)
         dense_id, dense_options, rows = find_dense(name, pinned)
         model, tokenizer = load_dense(dense_id, dense_options, expand(work_folder) / EXPERTS if work_folder else None)
@@ -211,10 +204,7 @@ class FFPPruner:
         return self.finish(self.search(warm_start, **options))
 
     def sweep(
-        self,
-        configs: Iterable[FFPConfig | Plan],
-        warm_start: WarmStart = None,
-        resume: bool = False,
+        self, configs: Iterable[FFPConfig | Plan], warm_start: WarmStart = None, resume: bool = False
     ) -> Iterator[PruningResult]:
         """Prune to one size after another, and yield the results; save each before the next.
 
@@ -231,8 +221,7 @@ class FFPPruner:
         asked = [*configs]
         plans = [one for one in asked if isinstance(one, Plan)]
         if len(plans) < len(asked):
-            configs = [one.asked if isinstance(one, Plan) else one for one in asked]
-            plans = self._make_plans(configs, warm_start=warm_start is not None)
+            plans = self._make_plans([getattr(one, "asked", one) for one in asked], warm_start is not None)
         self.open_journal(resume)
         agent = warm_start
         for plan in plans:
@@ -247,7 +236,7 @@ class FFPPruner:
         sparsity and with any `config`.
 
         Args:
-            resume: Whether to resume from the state of an interrupted process.
+            resume: As in `prune`.
 
         Raises:
             FFPError: If the work folder holds the state of another prune, or there is none to resume from.

@@ -47,7 +47,7 @@ def to_scores(multipliers: np.ndarray) -> np.ndarray:
 
 
 class MultiplierRegression:
-    """Bayesian linear regression of measured size gradients on the decreases of the curves.
+    """Bayesian linear regression of measured size gradients on the decreases of the curves of the model's units.
 
     Between the sizes of two neighboring policies the curve of a unit decreases by `C_p` in part `p`, with the total
     `C = Σ C_p`, and the actual change of the loss is `Σ T_p C_p`. The size gradient `D` is the first-order change at
@@ -60,9 +60,6 @@ class MultiplierRegression:
     So every ratio `D / C` gives one linear equation in the multipliers `T` and the curvature of the unit's kind, all
     of which are 1 if the curves are exact. Nearby parts of one curve, and units of one kind that are close in depth,
     are correlated.
-
-    Args:
-        units: The units of the model.
     """
 
     def __init__(self, units: Sequence[Unit]):
@@ -81,11 +78,9 @@ class MultiplierRegression:
     def observe(self, down: np.ndarray, up: np.ndarray, decrease_down: np.ndarray, decrease_up: np.ndarray) -> None:
         """Add the equations measured at one policy, except for units whose gradient is not finite.
 
-        Args:
-            down: First-order change of the loss for the smaller neighboring size, shape `[windows, units]`.
-            up: First-order change of the loss for the larger neighboring size, shape `[windows, units]`.
-            decrease_down: Decrease of the curves from the smaller size to the policy's, shape `[units, PARTS]`.
-            decrease_up: Decrease of the curves from the policy's size to the larger one, shape `[units, PARTS]`.
+        `down` and `up` are the first-order changes of the loss for the smaller and the larger neighboring size, shape
+        `[windows, units]`, `decrease_down` and `decrease_up` the decreases of the curves from the smaller size to the
+        policy's, and from that to the larger one, shape `[units, PARTS]`.
         """
         for sign, gradients, decreases in ((1.0, down, decrease_down), (-1.0, -up, decrease_up)):
             (known,) = np.nonzero((decreases.sum(1) > MIN_DECREASE) & np.isfinite(gradients).all(0))
@@ -94,13 +89,8 @@ class MultiplierRegression:
             error = np.full(len(known), UNKNOWN_ERROR**2)
             if len(ratios) > 1:
                 error = ratios.var(0, ddof=1) / len(ratios)
-            self._add(
-                unit=known,
-                share=decreases[known] / total[:, None],
-                sign=np.full(len(known), sign),
-                ratio=ratios.mean(0),
-                error=error,
-            )
+            share, signs = decreases[known] / total[:, None], np.full(len(known), sign)
+            self._add(unit=known, share=share, sign=signs, ratio=ratios.mean(0), error=error)
 
     def _add(self, **equations: np.ndarray) -> None:
         self.equations = {name: np.concatenate([rows, equations[name]]) for name, rows in self.equations.items()}

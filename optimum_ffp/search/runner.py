@@ -48,14 +48,9 @@ def find_budget(
     limits: Mapping[str, float],
     times: dict[str, Any] | None = None,
 ) -> Budget:
-    """Return the budget for the limits of a model. Raises `FFPError` if it can't be met.
+    """Return the budget for the limits of a model, by option. Raises `FFPError` if it can't be met.
 
-    Args:
-        model: The dense model; may be on the meta device.
-        units: Its units.
-        config: Depth and retention bounds.
-        limits: Limits by option.
-        times: Measured times, as returned by `measure_costs`.
+    The model may be on the meta device. The times are those of `measure_costs`, if they are known.
     """
     if config.depth != "none" and getattr(model.config, "scale_attn_by_inverse_layer_idx", False):
         raise FFPError("this model scales attention by layer index, so no layer can be removed; choose depth none")
@@ -78,15 +73,8 @@ def check_budget(
 ) -> Budget:
     """Check that a budget can be met with any choice of attention groups, and return it for the first of them.
 
-    Args:
-        model: The dense model; may be on the meta device.
-        variants: Units by kind of attention group. Layers are equal, so mixed variants are never less feasible.
-        config: Method, mapping, depth and retention bounds.
-        limits: Limits by option.
-        times: Measured times, as returned by `measure_costs`, if they are known.
-
-    Raises:
-        FFPError: If it can't be met.
+    The `variants` are the units by kind of attention group. Layers are equal, so mixed variants are never less
+    feasible. Otherwise as `find_budget`.
     """
     feasible, problem, budgets = [], None, []
     for units in ([unit.unit for unit in variant] for variant in variants):
@@ -152,9 +140,7 @@ class PolicySearch:
         The uniform and the no-search policy are compared with the finalists of every search, and returned if they are
         better. Without `plan.fall_back` they are only reported.
 
-        Args:
-            warm_start: State of an agent to start from.
-            on_entry: Called with every new record of the log.
+        `warm_start` is the state of an agent to start from, and `on_entry` is called with every record of the log.
         """
         counter, plan, data = self.measured.layerwise.counter, self.plan, self.measured.data
         read_before = counter.tokens
@@ -180,10 +166,13 @@ class PolicySearch:
         )
 
     def _search(self, warm_start: AgentState | None, on_entry: Callable[[dict[str, Any]], Any]) -> FoundPolicy:
-        """Run the search method with a progress bar. Arguments are those of `run`."""
+        """Run the search method with a progress bar."""
         plan = self.plan
         searches = not getattr(find_choice("method", plan.method), "IS_BASELINE", False)
-        baselines = self._baselines() if searches else {}
+        baselines: dict[str, PruningPolicy] = {}
+        if searches:
+            baselines = {"uniform": uniform(self.budget)} if self.budget.is_linear else {}
+            baselines["no-search"] = self.mapping(self.equal_scores, self.budget)
         # The better half of the finalists counts again in the next round.
         total = plan.search_steps + finalist_count(plan.search_steps) + 2 * len(baselines) if searches else None
         description = f"Search, {self.budget}" if plan.compares_policies else None
@@ -207,7 +196,6 @@ class PolicySearch:
                 is_homogeneous=partial(is_homogeneous, self.measured.model),
                 curves=self.curves,
                 baselines=baselines,
-                fall_back=searches and plan.fall_back,
                 warm_start=warm_start,
                 on_evaluated=show,
             )
@@ -264,10 +252,6 @@ class PolicySearch:
             if row["option"] == "speedup" and not measured.layerwise.weights.offloaded:
                 row["measured"] = self._measured_speed(policy)
         return budget
-
-    def _baselines(self) -> dict[str, PruningPolicy]:
-        policies = {"uniform": uniform(self.budget)} if self.budget.is_linear else {}
-        return policies | {"no-search": self.mapping(self.equal_scores, self.budget)}
 
 
 def _saved_time(table: dict[str, Any], policy: PruningPolicy) -> float:

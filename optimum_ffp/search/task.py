@@ -68,7 +68,6 @@ class SearchTask:
         is_homogeneous: Whether the dense model's class supports the sizes of a policy.
         curves: Loss curves of all units, if they were measured.
         baselines: Policies without a search to compare with the finalists, by name; not counted in `steps`.
-        fall_back: Whether to return a baseline that is better than all candidates.
         warm_start: State of an agent of an earlier search to start from.
         on_evaluated: Called with the record of every candidate.
         log: One record per candidate evaluation.
@@ -83,7 +82,6 @@ class SearchTask:
     is_homogeneous: Callable[[PruningPolicy], bool] = lambda policy: True
     curves: CurveMapping | None = None
     baselines: Mapping[str, PruningPolicy] = field(default_factory=dict)
-    fall_back: bool = True
     warm_start: AgentState | None = None
     on_evaluated: Callable[[dict[str, Any]], Any] = lambda entry: None
     log: list[dict[str, Any]] = field(default_factory=list)
@@ -135,25 +133,15 @@ class SearchTask:
     ) -> np.ndarray:
         """Return losses minus that of the dense model on the same windows, infinite if perplexity is not finite.
 
-        Only candidates at the final sparsity and full fidelity can become the best of the search.
-
-        Args:
-            policies: The candidates.
-            windows: Indices of the windows to evaluate on.
-            sparsity: Sparsity of the candidates if it is lower than the final one.
+        Only candidates on all windows can become the best of the search, unless they have a lower `sparsity`.
         """
         return self._record(policies, self.evaluate(policies, windows).mean(1), windows, sparsity)
 
     def size_gradients(self, policy: PruningPolicy, windows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Return the size gradients of a candidate at the target sparsity.
+        """Return the size gradients of a candidate at the target sparsity, on the windows of the given indices.
 
-        Args:
-            policy: The candidate.
-            windows: Indices of the windows to evaluate on, in a forward and a backward pass.
-
-        Returns:
-            First-order changes of the loss when one unit at a time changes to its smaller and to its larger size of
-            `policy.neighbors()`, in nats per token, each of shape `[windows, units]`.
+        They are the first-order changes of the loss when one unit at a time changes to its smaller and to its larger
+        size of `policy.neighbors()`, in nats per token, each of shape `[windows, units]`.
         """
         gradients = self.evaluate.size_gradients(policy, windows)
         self._record([policy], gradients.losses.mean(keepdims=True), windows)
@@ -189,14 +177,10 @@ class SearchTask:
         return excess
 
     def conclude(self, finalists: Sequence[np.ndarray], agent: AgentState | None = None) -> FoundPolicy:
-        """Compare the policies of scores and the baselines, as `choose` does.
+        """Compare the policies of raw scores and the baselines, as `choose` does.
 
-        Args:
-            finalists: Raw scores, each of shape `[actions]`, or `[units, parts]` for parts of the loss curves.
-            agent: State of the agent, for policy transfer.
-
-        Raises:
-            FFPError: As `choose`.
+        Scores have the shape `[actions]`, or `[units, parts]` for parts of the loss curves. The result has the state of
+        the agent for policy transfer.
         """
         found = self.choose([*dict.fromkeys(self.map_scores(scores) for scores in finalists)])
         return replace(found, agent=agent and {**agent, UNIT_PARAMETERS: _parameters(self.units)})
@@ -212,9 +196,9 @@ class SearchTask:
         """
         self.updates = len(self.log)
         baselines = [policy for policy in dict.fromkeys(self.baselines.values()) if policy not in policies]
-        excess = self._compare([*policies, *baselines] if self.fall_back else policies)
+        excess = self._compare([*policies, *baselines] if self.plan.fall_back else policies)
         best = self.best
-        if baselines and not self.fall_back:
+        if baselines and not self.plan.fall_back:
             excess |= self._compare(baselines)
         if best is None:
             raise FFPError(
