@@ -1,6 +1,7 @@
 """Estimates of the memory, disk and tokens of a prune or a recovery, from its plan and the shapes of the models."""
 
 import math
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
@@ -38,6 +39,8 @@ from ..utils.precision import compute_dtype, computes_in_bfloat16, frozen_dtype
 PROCESS_BYTES = 640 * 2**20
 # Bytes of a checkpoint other than weights: tokenizer, modeling code, card and plots.
 CHECKPOINT_EXTRA_BYTES = 32 * 2**20
+# Bytes of a process on its `device`, which may be the host, and of the `host` besides.
+Memory = Counter[str]
 # Overhead of pinned memory, which is allocated in powers of two.
 PINNED = 1.2
 
@@ -115,17 +118,6 @@ def format_bytes(size: int) -> str:
     return f"{size / 2**30:.2f} GiB" if size >= 2**30 else f"{size / 2**20:.1f} MiB"
 
 
-@dataclass(frozen=True)
-class _Bytes:
-    """Memory of a process: on its device, which may be the host, and in host memory besides."""
-
-    device: int = 0
-    host: int = 0
-
-    def __add__(self, other: "_Bytes") -> "_Bytes":
-        return _Bytes(self.device + other.device, self.host + other.host)
-
-
 @dataclass
 class PruneEstimator:
     """Estimates prunes that differ in the budget. Sizes are bytes, `layers` and `trained` parameters.
@@ -134,8 +126,7 @@ class PruneEstimator:
         plans: The plans, with the same calibration and place of weights.
         model: The dense model; may be on the meta device.
         units: Its units.
-        machine: Device and available memory.
-        local_processes: Number of processes on this machine that share the work.
+        machine: Device and available memory, which `local_processes` share.
     """
 
     plans: Sequence[Plan]
@@ -171,33 +162,35 @@ class PruneEstimator:
                 self.fishers = 4 * len(self.units) * model.config.hidden_size**2
         if plan.calibration == "model":
             self.trained = end_to_end.trained_parameters(model, self.pruned // self.stored, plan.lora)
-        self.free = max(0, (self.machine.accelerator or 0) - self.resident().device)
+        self.free = max(0, (self.machine.accelerator or 0) - self.resident()["device"])
 
     def in_memory(self, size: int) -> int:
         """Return the bytes of finished work in host memory: none if it is memory-mapped from disk."""
         return 0 if self.plan.offload == "disk" else size
 
-    def resident(self) -> _Bytes:
+    def resident(self) -> Memory:
         """Return the memory of the weights in all stages."""
         # A model that was pruned before is in memory beside the dense one, and as large.
         weights = self.weights * (2 if hasattr(self.model.config, "pruned_units") else 1)
         # One layer before and after sorting, and the next one.
         moved = 0 if self.all_resident else 3 * max(self.layers) * self.computed
         if self.plan.offload == "none":
-            return _Bytes(weights + moved)
-        return _Bytes(weights - self.in_layers + moved, self.in_memory(int(PINNED * self.in_layers)))
+            return Counter(device=weights + moved)
+        moved += weights - self.in_layers
+        return Counter(device=moved, host=self.in_memory(int(PINNED * self.in_layers)))
 
-    def ridge_factors(self) -> _Bytes:
+    def ridge_factors(self) -> Memory:
         """Return the memory of the ridge factors in all stages."""
         if self.plan.offload == "none" and (self.machine.accelerator is None or self.free > 2 * self.factors):
-            return _Bytes(self.factors)
-        return _Bytes(factor_bytes([self.widest]), self.in_memory(int(PINNED * self.factors)))
+            return Counter(device=self.factors)
+        return Counter(device=factor_bytes([self.widest]), host=self.in_memory(int(PINNED * self.factors)))
 
-    def hidden_states(self, size: int) -> _Bytes:
+    def hidden_states(self, size: int) -> Memory:
         """Return the memory of hidden states between layers, which processes share in host memory."""
-        return _Bytes(size) if HEADROOM * size < self.free else _Bytes(0, size // self.local_processes)
+        on_device = HEADROOM * size < self.free
+        return Counter(device=size) if on_device else Counter(host=size // self.local_processes)
 
-    def stages(self) -> Iterator[_Bytes]:
+    def stages(self) -> Iterator[Memory]:
         """Yield the memory of each stage, without what all stages need."""
         plan, shape, length, parameters = self.plan, self.model.config, self.plan.seq_len, max(self.layers)
         window = length * shape.hidden_size * self.computed
@@ -206,26 +199,27 @@ class PruneEstimator:
         read = self.hidden_states(max(min(chunk, backward), plan.num_samples * window))
         activations = activation_bytes(shape, length, self.widest, self.computed)
         logits = logit_bytes(shape.vocab_size, length, plan.batch_size)
-        yield read + _Bytes(logits + (1 + plan.batch_size) * activations, self.fishers)
-        ordering, fishers = ordering_bytes(self.widest), self.in_memory(self.fishers)
-        yield read + (_Bytes(ordering, fishers) if ordering < self.free else _Bytes(0, ordering + fishers))
+        yield read + Counter(device=logits + (1 + plan.batch_size) * activations, host=self.fishers)
+        ordering = ordering_bytes(self.widest)
+        ordered = Counter(device=ordering) if ordering < self.free else Counter(host=ordering)
+        yield read + ordered + Counter(host=self.in_memory(self.fishers))
         options = plan.options.get("calibration")
         if self.calibrated and isinstance(options, layers.Options) and options.distillation_passes:
             # Those of the dense and of the pruned model.
             states = self.hidden_states(2 * (plan.num_samples + plan.held_out_samples) * window)
             used = layer_training.training_bytes(parameters) + 2 * activations
-            yield states + _Bytes(used, self.in_memory(self.calibrated))
-        yield _Bytes(host=self.in_memory(self.calibrated + self.pruned * min(2, len(self.plans))))
-        yield read + _Bytes(self.routed)
+            yield states + Counter(device=used, host=self.in_memory(self.calibrated))
+        yield Counter(host=self.in_memory(self.calibrated + self.pruned * min(2, len(self.plans))))
+        yield read + Counter(device=self.routed)
         if self.written:
             _, heads, head_dim = find_family(shape).heads(shape)
             cache = cache_bytes(self.written * length, len(self.layers), heads, head_dim, self.computed)
             converted = 0 if self.computed == self.stored else sum(self.layers) * self.computed
-            yield _Bytes(cache + converted)
+            yield Counter(device=cache + converted)
         if isinstance(options, model_calibration.Options):
             yield self.whole_model_training(options)
 
-    def whole_model_training(self, options: model_calibration.Options) -> _Bytes:
+    def whole_model_training(self, options: model_calibration.Options) -> Memory:
         """Return the memory of training the whole model."""
         bf16 = trains_in_bfloat16(self.machine.device, self.model.dtype, self.plan.search_dtype)
         size = torch.bfloat16.itemsize if bf16 else self.computed
@@ -241,15 +235,15 @@ class PruneEstimator:
         )
         teacher = 0 if size == self.stored else self.weights // self.stored * size
         activations = end_to_end.activation_bytes(self.model, batch, size)
-        return _Bytes(teacher + state + activations, self.calibrated + self.pruned)
+        return Counter(device=teacher + state + activations, host=self.calibrated + self.pruned)
 
     def estimate(self) -> Estimate:
         """Return the resources that all of them need."""
         plan, always = self.plan, self.resident() + self.ridge_factors()
         needed = [always + stage for stage in self.stages()]
-        device, host = max(one.device for one in needed), max(one.host for one in needed)
+        device, host = max(one["device"] for one in needed), max(one["host"] for one in needed)
         if self.machine.accelerator is None:
-            device, host = 0, max(one.host + one.device for one in needed)
+            device, host = 0, max(one.total() for one in needed)
         maps_results = plan.offload == "disk"
         on_disk = self.pruned * (2 if maps_results else 1) + self.calibrated + CHECKPOINT_EXTRA_BYTES
         work = self.factors + self.fishers + 3 * 12 * self.trained + (self.experts if maps_results else 0)
@@ -299,13 +293,8 @@ def estimate_recovery(
 ) -> Estimate:
     """Estimate a recovery: weights, gradients, moments and activations of the pruned model, and the dense model.
 
-    Args:
-        student: The pruned model; may be on the meta device.
-        teacher: The dense model.
-        plan: Options.
-        options: How both are loaded.
-        local_processes: Number of processes on this machine that share the windows.
-        machine: Device and available memory; those of this machine if `None`.
+    Both models may be on the meta device; `options` are how they are loaded. `local_processes` on this machine, by
+    default the present one, share the windows.
     """
     machine, asked = machine or Machine.of(options.device), resolve_dtype(options.dtype)
     on_accelerator = machine.accelerator is not None

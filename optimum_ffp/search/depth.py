@@ -53,13 +53,7 @@ def remove_whole(
 
     Removing more leaves more heads and channels in the rest, since all policies meet the same budget. Numbers of
     removals are tried in ascending order, from the first that meets the budget until the rest stays whole, or the loss
-    has not fallen `PATIENCE` times.
-
-    Args:
-        budget: The budget.
-        depth: `"layers"` or `"sublayers"`.
-        policy_of: Returns a policy that meets a budget without some of the units.
-        loss_of: Measures the loss of a policy.
+    has not fallen `PATIENCE` times. `policy_of` returns a policy that meets a budget without some of the units.
 
     Raises:
         FFPError: If no number of removals meets the budget.

@@ -66,24 +66,15 @@ class PruningEnvironment(DummyVecEnv):
     The state is the current target sparsity `σ_t`; the action is a raw score per unit; the reward is `PPL_dense / PPL`
     on `N_eval(t)` windows. All candidates of an update share `t`, and so sparsity and windows. Updates take windows in
     turn if there are more than `N_max`.
-
-    Args:
-        task: The search task.
-        schedule: Curricula of sparsity and fidelity.
-        candidates: Number of candidates per update.
     """
 
     def __init__(self, task: SearchTask, schedule: ProgressiveSchedule, candidates: int):
-        self.task, self.schedule = task, schedule
-        self.step_count = 0
+        self.task, self.schedule, self.step_count = task, schedule, 0
         self.history: list[tuple[np.ndarray, float]] = []
         super().__init__([partial(CandidateSpaces, task.actions)] * candidates)
 
-    def _observe(self) -> np.ndarray:
-        return np.full((self.num_envs, 1), self.schedule.sparsity(self.step_count), dtype=np.float32)
-
     def reset(self) -> np.ndarray:
-        return self._observe()
+        return np.full((self.num_envs, 1), self.schedule.sparsity(self.step_count), dtype=np.float32)
 
     def step_wait(self) -> tuple[np.ndarray, np.ndarray, np.ndarray, list[dict[str, Any]]]:
         sparsity, samples = self.schedule.sparsity(self.step_count), self.schedule.samples(self.step_count)
@@ -98,4 +89,4 @@ class PruningEnvironment(DummyVecEnv):
         self.history += [(action.copy(), float(gain)) for action, gain in zip(self.actions, advantages)]
         self.step_count += self.num_envs
         done = np.ones(self.num_envs, dtype=bool)
-        return self._observe(), rewards.astype(np.float32), done, [{} for _ in range(self.num_envs)]
+        return self.reset(), rewards.astype(np.float32), done, [{} for _ in range(self.num_envs)]

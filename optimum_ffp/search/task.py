@@ -89,11 +89,6 @@ class SearchTask:
     updates: int = 0
 
     @property
-    def units(self) -> tuple[Unit, ...]:
-        """The units of the model."""
-        return self.budget.units
-
-    @property
     def steps(self) -> int:
         """Maximum number of candidate evaluations."""
         return self.plan.search_steps
@@ -106,7 +101,7 @@ class SearchTask:
     @property
     def actions(self) -> int:
         """Number of scores per policy."""
-        return len(self.units)
+        return len(self.budget.units)
 
     @property
     def sparsity(self) -> float:
@@ -179,11 +174,11 @@ class SearchTask:
     def conclude(self, finalists: Sequence[np.ndarray], agent: AgentState | None = None) -> FoundPolicy:
         """Compare the policies of raw scores and the baselines, as `choose` does.
 
-        Scores have the shape `[actions]`, or `[units, parts]` for parts of the loss curves. The result has the state of
-        the agent for policy transfer.
+        Scores have the shape `[actions]`, or `[units, parts]` for parts of the loss curves. The result has the state
+        of the agent for policy transfer.
         """
         found = self.choose([*dict.fromkeys(self.map_scores(scores) for scores in finalists)])
-        return replace(found, agent=agent and {**agent, UNIT_PARAMETERS: _parameters(self.units)})
+        return replace(found, agent=agent and {**agent, UNIT_PARAMETERS: _parameters(self.budget.units)})
 
     def choose(self, policies: Sequence[PruningPolicy]) -> FoundPolicy:
         """Compare policies and baselines at the target sparsity, and return the best one.

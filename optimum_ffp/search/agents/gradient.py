@@ -33,15 +33,11 @@ def search(task: SearchTask) -> FoundPolicy:
     policy in which no unit's step is worth more than another's.
 
     The evaluations reserved for finalists compare the last scores and their mean over the second half of the search,
-    and in a longer search also the undamped multipliers.
-
-    Args:
-        task: The search task. Its actions are multipliers of parts of its curves; its warm start, if any, has the
-            equations of a search at another sparsity.
+    and in a longer search also the undamped multipliers. A warm start has the equations of another sparsity's search.
     """
     # The config requires mapping 'curves'.
     assert task.curves is not None
-    regression, read = MultiplierRegression(task.units), task.plan.update_samples
+    regression, read = MultiplierRegression(task.budget.units), task.plan.update_samples
     if task.warm_start is not None:
         regression.restore(task.warm_start)
     order = np.random.default_rng(task.plan.seed).permutation(task.max_samples)

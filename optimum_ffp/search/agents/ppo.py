@@ -60,11 +60,7 @@ def search(task: "SearchTask", *, options: Options) -> "FoundPolicy":
     The schedule ends close to the final sparsity (`α(T) = 0.995`), and the last sample is not the best one. So some
     evaluations are reserved for finalists: the agent's deterministic action at the final sparsity, and the actions
     from the second half of the search with the highest advantage over their update. All are mapped to the final
-    sparsity and compared.
-
-    Args:
-        task: The search task. Its warm start is the state of an agent trained at another sparsity (policy transfer).
-        options: Options of PPO.
+    sparsity and compared. A warm start is the state of an agent trained at another sparsity (policy transfer).
     """
     import numpy as np
     import torch

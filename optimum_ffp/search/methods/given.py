@@ -10,4 +10,4 @@ IS_BASELINE = True
 
 def search(task: SearchTask) -> FoundPolicy:
     """Return the given policy."""
-    return FoundPolicy(read_policy(task.plan.policy or "", task.units))
+    return FoundPolicy(read_policy(task.plan.policy or "", task.budget.units))

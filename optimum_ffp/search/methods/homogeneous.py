@@ -25,7 +25,7 @@ def search(task: SearchTask) -> FoundPolicy:
     """
     policies = homogeneous_policies(task.budget, task.is_homogeneous)
     heads = {policy.sizes[0] for policy in policies}
-    if heads == {task.units[0].groups} != {policy.sizes[0] for policy in homogeneous_policies(task.budget)}:
+    if heads == {task.budget.units[0].groups} != {policy.sizes[0] for policy in homogeneous_policies(task.budget)}:
         logger.warning("the model's own class doesn't support fewer heads at this sparsity: attention is not pruned")
     if curves := task.curves:
         policies.sort(key=lambda policy: curves.predict(policy).sum())

@@ -24,14 +24,9 @@ def search(task: SearchTask) -> FoundPolicy:
 
 
 def evaluate(task: SearchTask, scores: np.ndarray) -> np.ndarray:
-    """Evaluate candidates on the windows of one update.
+    """Return losses of candidates on the windows of one update, minus that of the dense model, shape `[candidates]`.
 
-    Args:
-        task: The search task.
-        scores: Scores of the candidates, shape `[candidates, actions]`.
-
-    Returns:
-        Losses minus that of the dense model, in nats per token, shape `[candidates]`.
+    Losses are in nats per token, scores have the shape `[candidates, actions]`.
     """
     # The same windows for all candidates: losses on different windows are not comparable.
     windows = task.windows(task.plan.update_samples)
