@@ -236,7 +236,7 @@ class FFPPruner:
         sparsity and with any `config`.
 
         Args:
-            resume: As in `prune`.
+            resume: Whether to resume from the state of an interrupted process.
 
         Raises:
             FFPError: If the work folder holds the state of another prune, or there is none to resume from.

@@ -126,7 +126,8 @@ class PruneEstimator:
         plans: The plans, with the same calibration and place of weights.
         model: The dense model; may be on the meta device.
         units: Its units.
-        machine: Device and available memory, which `local_processes` share.
+        machine: Device and available memory.
+        local_processes: Number of processes on this machine that share the work.
     """
 
     plans: Sequence[Plan]
@@ -293,8 +294,8 @@ def estimate_recovery(
 ) -> Estimate:
     """Estimate a recovery: weights, gradients, moments and activations of the pruned model, and the dense model.
 
-    Both models may be on the meta device; `options` are how they are loaded. `local_processes` on this machine, by
-    default the present one, share the windows.
+    Both models are loaded with `options`, or on the meta device. The windows are shared by `local_processes` of this
+    machine, which is measured if `machine` is `None`.
     """
     machine, asked = machine or Machine.of(options.device), resolve_dtype(options.dtype)
     on_accelerator = machine.accelerator is not None

@@ -94,13 +94,7 @@ def check_budget(
 
 
 class PolicySearch:
-    """Searches for a policy for a measured model.
-
-    Args:
-        measured: The sorted model, its loss curves and the search windows.
-        plan: Options of the search.
-        times: Measured times, as returned by `measure_costs`, if the plan needs them.
-    """
+    """Searches for a policy for a measured model, with the times of `measure_costs` if the plan needs them."""
 
     def __init__(self, measured: Measurements, plan: Plan, times: dict[str, Any] | None = None):
         self.measured, self.plan, self.times = measured, plan, times
@@ -138,9 +132,8 @@ class PolicySearch:
         """Run the search method `plan.method`, a module in `methods`.
 
         The uniform and the no-search policy are compared with the finalists of every search, and returned if they are
-        better. Without `plan.fall_back` they are only reported.
-
-        `warm_start` is the state of an agent to start from, and `on_entry` is called with every record of the log.
+        better. Without `plan.fall_back` they are only reported. `warm_start` is the state of an agent to start from, and
+        `on_entry` is called with every record of the log.
         """
         counter, plan, data = self.measured.layerwise.counter, self.plan, self.measured.data
         read_before = counter.tokens
@@ -171,7 +164,7 @@ class PolicySearch:
         searches = not getattr(find_choice("method", plan.method), "IS_BASELINE", False)
         baselines: dict[str, PruningPolicy] = {}
         if searches:
-            baselines = {"uniform": uniform(self.budget)} if self.budget.is_linear else {}
+            baselines |= {"uniform": uniform(self.budget)} if self.budget.is_linear else {}
             baselines["no-search"] = self.mapping(self.equal_scores, self.budget)
         # The better half of the finalists counts again in the next round.
         total = plan.search_steps + finalist_count(plan.search_steps) + 2 * len(baselines) if searches else None
