@@ -132,7 +132,7 @@ class PolicySearch:
         """Run the search method `plan.method`, a module in `methods`.
 
         The uniform and the no-search policy are compared with the finalists of every search, and returned if they are
-        better. Without `plan.fall_back` they are only reported. `warm_start` is the state of an agent to start from, and
+        better. Without `plan.fall_back` they are only reported. `warm_start` is an agent to start from, and
         `on_entry` is called with every record of the log.
         """
         counter, plan, data = self.measured.layerwise.counter, self.plan, self.measured.data
