@@ -35,7 +35,7 @@ from optimum_ffp.commands.errors import one_line_errors
 from optimum_ffp.hub.naming import without_folders
 from optimum_ffp.plan import Plan
 from optimum_ffp.search.runner import PolicySearch
-from optimum_ffp.search.task import finalist_count, finalist_windows
+from optimum_ffp.search.task import finalist_count, halving
 from optimum_ffp.utils.json import write_json
 from optimum_ffp.utils.precision import autocast_dtype
 
@@ -124,7 +124,7 @@ def steps_for(tokens: int, plan: Plan, search_samples: int) -> int:
 
     def windows(steps: int) -> int:
         finalists = finalist_count(steps)
-        return (steps - finalists) * few + finalist_windows(finalists, search_samples)
+        return (steps - finalists) * few + sum(count * size for count, size in halving(finalists, search_samples))
 
     while windows(steps + 1) <= tokens // plan.seq_len:
         steps += 1

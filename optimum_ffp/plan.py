@@ -46,14 +46,9 @@ class Plan(FFPConfig):
         """Skip the checks of the options, which `asked` has passed."""
 
     def function(self, option: str, name: str | None = None) -> Callable[..., Any]:
-        """Return the function of the module that is chosen for an option, with its options bound.
+        """Return a function of the module that is chosen for an option, by default the one that every choice has.
 
-        Args:
-            option: An option whose choices are modules.
-            name: Name of the function, if it isn't the one that makes the module a choice.
-
-        Raises:
-            FFPError: If the module can't be imported, or lacks the function that every choice has.
+        The options of the module are bound. Raises `FFPError` as `find_choice`.
         """
         module = find_choice(option, getattr(self, option))
         function = getattr(module, name or KINDS[option].function)

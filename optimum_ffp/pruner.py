@@ -1,6 +1,5 @@
 """FFPPruner: runs the stages of a prune."""
 
-import logging
 import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
@@ -18,7 +17,6 @@ from .checkpoint.saving import SavedAgent, load_agent, save_checkpoint
 from .compression.calibration import CalibrationTask
 from .compression.training.end_to_end import check_launch
 from .config import FFPConfig
-from .config.prune import TRAINING_SUFFICES
 from .data import DataSplits
 from .data.samples import write_samples
 from .engine.token_counter import total_tokens
@@ -49,10 +47,8 @@ from .utils.resume import DECISION, EXPERTS, Journal, fingerprint, saved_decisio
 from .utils.tracking import Tracker, check_trackers
 
 
-logger = logging.getLogger(__name__)
-NO_SEARCH = (
-    f"skipped: at {100 * TRAINING_SUFFICES:g} % sparsity and above, training makes it redundant; --method ffp searches"
-)
+# Agent to start a search from: a checkpoint's folder or Hub id, or the state of one.
+WarmStart = str | os.PathLike | Mapping[str, np.ndarray] | None
 
 
 class FFPPruner:
@@ -120,15 +116,10 @@ class FFPPruner:
         self._length = data.calibration.length if data else None
         self.plan = config if isinstance(config, Plan) else self._make_plans([config])[0]
         # Computed before weights are converted and reordered.
-        self._fingerprints = {
-            name: fingerprint(one)
-            for name, one in (("model", model), ("dense", dense))
-            if work_folder and one is not None
-        }
+        models = {"model": model, "dense": dense} if work_folder else {}
+        self._fingerprints = {name: fingerprint(one) for name, one in models.items() if one is not None}
         device = None if self.options.offload == "none" else resolve_device(self.options.device)
-        self.measured = Measurements(
-            model, tokenizer, self.plan, data=data, device=device, token=self.options.token, dense=dense
-        )
+        self.measured = Measurements(model, tokenizer, self.plan, data, device, self.options.token, dense)
         self.result: PruningResult | None = None
         self._is_checked, self._saved_in = False, None
         model.eval().requires_grad_(False)
@@ -148,7 +139,6 @@ class FFPPruner:
 
     @cached_property
     def _license(self) -> Mapping[str, str]:
-        """Fields of the license of the dense model's card."""
         found = read_license(self.model_id, **self.options.hub())
         if self.plan.base_model and not found:
             found = read_license(self.plan.base_model, token=self.options.token)
@@ -182,9 +172,8 @@ class FFPPruner:
         defaults = {"offload": "auto", "base_model": config.base_model}
         pinned = pin_commit(name, LoadOptions(**defaults | options))
         if not isinstance(config, Plan):
-            saves_work, model = work_folder is not None, shape_of(name, pinned)
-            decided = saved_decision(work_folder) if work_folder else None
-            config = make_plan(config, model, pinned, saves_work=saves_work, decided=decided)
+            decided, saves_work = saved_decision(work_folder) if work_folder else None, work_folder is not None
+            config = make_plan(config, shape_of(name, pinned), pinned, saves_work=saves_work, decided=decided)
         pinned = replace(pinned, offload=config.offload)
         dense_id, dense_options, rows = find_dense(name, pinned)
         model, tokenizer = load_dense(dense_id, dense_options, expand(work_folder) / EXPERTS if work_folder else None)
@@ -195,12 +184,7 @@ class FFPPruner:
             model = padded(model, pruned, rows)
         return cls(model, tokenizer, config, dense_id, work_folder, report_to, dense_options, **again)
 
-    def prune(
-        self,
-        warm_start: str | os.PathLike | Mapping[str, np.ndarray] | None = None,
-        resume: bool = False,
-        **options: Any,
-    ) -> PruningResult:
+    def prune(self, warm_start: WarmStart = None, resume: bool = False, **options: Any) -> PruningResult:
         """Search, calibrate, slice and evaluate. A further call reuses what was measured.
 
         Args:
@@ -220,10 +204,7 @@ class FFPPruner:
         return self.finish(self.search(warm_start, **options))
 
     def sweep(
-        self,
-        configs: Iterable[FFPConfig | Plan],
-        warm_start: str | os.PathLike | Mapping[str, np.ndarray] | None = None,
-        resume: bool = False,
+        self, configs: Iterable[FFPConfig | Plan], warm_start: WarmStart = None, resume: bool = False
     ) -> Iterator[PruningResult]:
         """Prune to one size after another, and yield the results; save each before the next.
 
@@ -240,8 +221,7 @@ class FFPPruner:
         asked = [*configs]
         plans = [one for one in asked if isinstance(one, Plan)]
         if len(plans) < len(asked):
-            configs = [one.asked if isinstance(one, Plan) else one for one in asked]
-            plans = self._make_plans(configs, warm_start=warm_start is not None)
+            plans = self._make_plans([getattr(one, "asked", one) for one in asked], warm_start is not None)
         self.open_journal(resume)
         agent = warm_start
         for plan in plans:
@@ -292,9 +272,7 @@ class FFPPruner:
             self._is_checked = True
 
     @memory_errors()
-    def search(
-        self, warm_start: str | os.PathLike | Mapping[str, np.ndarray] | None = None, **options: Any
-    ) -> SearchResult:
+    def search(self, warm_start: WarmStart = None, **options: Any) -> SearchResult:
         """Search for a policy: the first half of `prune`.
 
         Args:
@@ -304,12 +282,10 @@ class FFPPruner:
         Raises:
             FFPError: As `prune`.
         """
-        plan = self.plan
-        if options:
-            plan = self._make_plans([replace_options(self.plan.asked, options)])[0]
+        plan = self._make_plans([replace_options(self.plan.asked, options)])[0] if options else self.plan
         return self._search(plan, warm_start)
 
-    def _search(self, plan: Plan, warm_start: str | os.PathLike | Mapping[str, np.ndarray] | None) -> SearchResult:
+    def _search(self, plan: Plan, warm_start: WarmStart) -> SearchResult:
         agent = None if plan.skips_search else load_agent(warm_start, self.options.token)
         if agent is not None:
             check_agent(agent, [unit.unit for unit in self.measured.unit_variants[0]], plan)
@@ -324,17 +300,14 @@ class FFPPruner:
             times = processes.on_main(lambda: plan.cost_table) or self.measured.block_costs
         # Measure before the stage `search` starts: measurements have their own stages.
         _ = self.measured.dense_losses if plan.compares_policies else self.measured.prepared
-        meter = StageMeter(counter=self.measured.layerwise.counter)
-        with meter.stage("search"):
-            policy_search = PolicySearch(self.measured, plan, times)
-            run = f"{Path(self.model_id).name}-{plan.asked.budget_name}"
-            with Tracker(self.report_to, run, plan.to_dict()) as tracker:
-                result = policy_search.run(agent, tracker.log_evaluation)
+        policy_search = PolicySearch(self.measured, plan, times)
+        tracker = Tracker(self.report_to, f"{Path(self.model_id).name}-{plan.asked.budget_name}", plan.to_dict())
+        with policy_search.meter.stage("search"), tracker:
+            result = policy_search.run(agent, tracker.log_evaluation)
         if isinstance(plan.costs, str) and processes.is_main() and not expand(plan.costs).exists():
             with convert_errors(lambda error: f"costs {plan.costs} can't be written: {one_line(error)}"):
                 expand(plan.costs).parent.mkdir(parents=True, exist_ok=True)
                 write_json(expand(plan.costs), result.times)
-        result.cost, result.note = meter, NO_SEARCH if plan.skips_search else result.note
         return result
 
     @memory_errors()
@@ -352,7 +325,7 @@ class FFPPruner:
             FFPError: If an option can't change.
         """
         measured, policy = self.measured, search.policy
-        plan = recalibrated(search.planned, options) if options else search.planned
+        plan = recalibrated(search.plan, options) if options else search.plan
         self._check(plan)
         journal = measured.journal.part(plan.for_stages("calibration"), policy.sizes)
         sorted_model = measured.prepared.sorted_model

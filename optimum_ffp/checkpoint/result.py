@@ -21,8 +21,8 @@ from ..version import __version__
 
 
 @dataclass
-class SearchResult:
-    """A policy and the search that found it.
+class FoundPolicy:
+    """What a search method returns.
 
     Attributes:
         policy: Number of groups that each unit keeps.
@@ -31,16 +31,6 @@ class SearchResult:
         baselines: Perplexity of policies without a search by method, if evaluated; of one that dropped out, that of
             the dense model times the ratio on the windows that were read.
         agent: State of the agent for policy transfer, if the method has one.
-        plan: Options, with the budget.
-        times: Measured times of attention and FFNs by size, if the budget or the check of the speed needed them.
-        dense_perplexity: Perplexity of the dense model on the search windows, if policies were compared.
-        tokens_evaluated: Tokens in forward passes for these evaluations.
-        windows: Description of the search windows, if policies were compared.
-        calibrated_on: Description of the calibration windows.
-        warm_start: Checkpoint whose agent the search started from.
-        note: Where the policy is from, if it wasn't searched for.
-        budget: Limits by `option`: the value `asked` for, that of the `dense` model, and the one `reached`.
-        cost: Time, memory and tokens of the search.
     """
 
     policy: PruningPolicy
@@ -48,29 +38,42 @@ class SearchResult:
     log: list[dict[str, Any]] = field(default_factory=list)
     baselines: dict[str, float] = field(default_factory=dict)
     agent: Mapping[str, np.ndarray] | None = None
-    plan: Plan | None = None
-    times: dict[str, Any] | None = None
-    dense_perplexity: float | None = None
-    tokens_evaluated: int = 0
-    windows: dict[str, Any] = field(default_factory=dict)
-    calibrated_on: dict[str, Any] = field(default_factory=dict)
-    warm_start: str | None = None
-    note: str | None = None
-    budget: list[dict[str, Any]] = field(default_factory=list)
-    cost: StageMeter = field(default_factory=StageMeter)
 
-    @property
-    def planned(self) -> Plan:
-        """The plan of a search that has ended."""
-        assert self.plan is not None
-        return self.plan
+
+@dataclass(kw_only=True)
+class SearchResult(FoundPolicy):
+    """A policy and the search that found it.
+
+    Attributes:
+        plan: Options, with the budget.
+        budget: Limits by `option`: the value `asked` for, that of the `dense` model, and the one `reached`.
+        times: Measured times of attention and FFNs by size, if the budget or the check of the speed needed them.
+        dense_perplexity: Perplexity of the dense model on the search windows, if policies were compared.
+        tokens_evaluated: Tokens in forward passes for these evaluations.
+        windows: Description of the search windows, if policies were compared.
+        calibrated_on: Description of the calibration windows.
+        warm_start: Checkpoint whose agent the search started from.
+        note: Where the policy is from, if it wasn't searched for.
+        cost: Time, memory and tokens of the search.
+    """
+
+    plan: Plan
+    budget: list[dict[str, Any]]
+    times: dict[str, Any] | None
+    dense_perplexity: float | None
+    tokens_evaluated: int
+    windows: dict[str, Any]
+    calibrated_on: dict[str, Any]
+    warm_start: str | None
+    note: str | None
+    cost: StageMeter
 
     def to_record(self) -> SearchRecord:
         """Return what `ffp_config.json` says about the search."""
         found = {"dense": self.dense_perplexity, "best": self.best_perplexity} | self.windows
         return SearchRecord(
-            method=self.planned.method,
-            seed=self.planned.seed,
+            method=self.plan.method,
+            seed=self.plan.seed,
             candidate_evaluations=len(self.log),
             tokens_evaluated=self.tokens_evaluated,
             non_finite=sum(entry["perplexity"] is None for entry in self.log),

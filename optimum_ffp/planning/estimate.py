@@ -1,13 +1,13 @@
 """Estimates of the memory, disk and tokens of a prune or a recovery, from its plan and the shapes of the models."""
 
 import math
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 
 import torch
 from transformers import PreTrainedModel
 
-from ..allocation.budget import Budget
 from ..analysis.gram import ordering_bytes
 from ..analysis.rerouting import rerouting_bytes
 from ..compression.calibrations import layers
@@ -39,6 +39,8 @@ from ..utils.precision import compute_dtype, computes_in_bfloat16, frozen_dtype
 PROCESS_BYTES = 640 * 2**20
 # Bytes of a checkpoint other than weights: tokenizer, modeling code, card and plots.
 CHECKPOINT_EXTRA_BYTES = 32 * 2**20
+# Bytes of a process on its `device`, which may be the host, and of the `host` besides.
+Memory = Counter[str]
 # Overhead of pinned memory, which is allocated in powers of two.
 PINNED = 1.2
 
@@ -116,80 +118,38 @@ def format_bytes(size: int) -> str:
     return f"{size / 2**30:.2f} GiB" if size >= 2**30 else f"{size / 2**20:.1f} MiB"
 
 
-def estimate_prune(
-    plans: Sequence[Plan],
-    model: PreTrainedModel,
-    units: Sequence[ModelUnit],
-    machine: Machine,
-    local_processes: int,
-) -> Estimate:
-    """Estimate prunes that differ in the budget.
+@dataclass
+class PruneEstimator:
+    """Estimates prunes that differ in the budget. Sizes are bytes, `layers` and `trained` parameters.
 
-    Args:
+    Attributes:
         plans: The plans, with the same calibration and place of weights.
         model: The dense model; may be on the meta device.
         units: Its units.
         machine: Device and available memory.
         local_processes: Number of processes on this machine that share the work.
     """
-    budgets, written = [plan.budget for plan in plans], DataRequest.of_prune(plans[0]).generated
-    prune = _Prune(
-        plan=plans[0],
-        model=model,
-        units=units,
-        budgets=budgets,
-        written=written,
-        local_processes=local_processes,
-        machine=machine,
-    )
-    parameters, outer = model.num_parameters(), sum(one.numel() for one in outer_matrices(model))
-    return replace(
-        prune.estimate(),
-        tokens=_max_tokens(plans, written),
-        budget=[line for budget in budgets for line in budget.describe()],
-        quantized={
-            # Embeddings and the head stay in 8 bits; both have a scale per block of 32.
-            "q8_0": round(parameters * 8.5 / 8),
-            "q4_0": round(((parameters - outer) * 4.5 + outer * 8.5) / 8),
-        },
-    )
 
-
-@dataclass(frozen=True)
-class _Bytes:
-    """Memory of a process: on its device, which may be the host, and in host memory besides."""
-
-    device: int = 0
-    host: int = 0
-
-    def __add__(self, other: "_Bytes") -> "_Bytes":
-        return _Bytes(self.device + other.device, self.host + other.host)
-
-
-@dataclass
-class _Prune:
-    """A prune with a given calibration and place of weights. Sizes are bytes, `layers` and `trained` parameters."""
-
-    plan: Plan
+    plans: Sequence[Plan]
     model: PreTrainedModel
     units: Sequence[ModelUnit]
-    budgets: Sequence[Budget]
-    written: int
-    local_processes: int
     machine: Machine
+    local_processes: int
 
     def __post_init__(self) -> None:
-        model, plan = self.model, self.plan
+        model, plan = self.model, self.plans[0]
+        self.plan, self.written = plan, DataRequest.of_prune(plan).generated
         self.stored, self.computed = model.dtype.itemsize, compute_dtype(self.machine.device, model.dtype).itemsize
         self.all_resident = plan.offload == "none" and self.computed == self.stored
         self.layers = [sum(one.numel() for one in layer.parameters()) for layer in decoder_layers(model)]
         self.weights, self.in_layers = model.get_memory_footprint(), sum(self.layers) * self.stored
-        removed = min(budget.removed_parameters for budget in self.budgets) * self.stored
+        removed = min(one.budget.removed_parameters for one in self.plans) * self.stored
         self.pruned = self.weights - removed
         self.calibrated = self.in_layers - removed if plan.trains else 0
         self.widest = max(unit.width for unit in self.units)
         self.factors = self.fishers = self.experts = self.routed = self.trained = 0
-        if _prunes_experts(plan):
+        self.prunes_experts = plan.budget.units[0].kind == "experts"
+        if self.prunes_experts:
             # A token passes through several experts at once.
             self.widest *= model.config.num_experts_per_tok
             self.experts = self.stored * sum(unit.unit.parameters for unit in self.units)
@@ -203,33 +163,35 @@ class _Prune:
                 self.fishers = 4 * len(self.units) * model.config.hidden_size**2
         if plan.calibration == "model":
             self.trained = end_to_end.trained_parameters(model, self.pruned // self.stored, plan.lora)
-        self.free = max(0, (self.machine.accelerator or 0) - self.resident().device)
+        self.free = max(0, (self.machine.accelerator or 0) - self.resident()["device"])
 
     def in_memory(self, size: int) -> int:
         """Return the bytes of finished work in host memory: none if it is memory-mapped from disk."""
         return 0 if self.plan.offload == "disk" else size
 
-    def resident(self) -> _Bytes:
+    def resident(self) -> Memory:
         """Return the memory of the weights in all stages."""
         # A model that was pruned before is in memory beside the dense one, and as large.
         weights = self.weights * (2 if hasattr(self.model.config, "pruned_units") else 1)
         # One layer before and after sorting, and the next one.
         moved = 0 if self.all_resident else 3 * max(self.layers) * self.computed
         if self.plan.offload == "none":
-            return _Bytes(weights + moved)
-        return _Bytes(weights - self.in_layers + moved, self.in_memory(int(PINNED * self.in_layers)))
+            return Counter(device=weights + moved)
+        moved += weights - self.in_layers
+        return Counter(device=moved, host=self.in_memory(int(PINNED * self.in_layers)))
 
-    def ridge_factors(self) -> _Bytes:
+    def ridge_factors(self) -> Memory:
         """Return the memory of the ridge factors in all stages."""
         if self.plan.offload == "none" and (self.machine.accelerator is None or self.free > 2 * self.factors):
-            return _Bytes(self.factors)
-        return _Bytes(factor_bytes([self.widest]), self.in_memory(int(PINNED * self.factors)))
+            return Counter(device=self.factors)
+        return Counter(device=factor_bytes([self.widest]), host=self.in_memory(int(PINNED * self.factors)))
 
-    def hidden_states(self, size: int) -> _Bytes:
+    def hidden_states(self, size: int) -> Memory:
         """Return the memory of hidden states between layers, which processes share in host memory."""
-        return _Bytes(size) if HEADROOM * size < self.free else _Bytes(0, size // self.local_processes)
+        on_device = HEADROOM * size < self.free
+        return Counter(device=size) if on_device else Counter(host=size // self.local_processes)
 
-    def stages(self) -> Iterator[_Bytes]:
+    def stages(self) -> Iterator[Memory]:
         """Yield the memory of each stage, without what all stages need."""
         plan, shape, length, parameters = self.plan, self.model.config, self.plan.seq_len, max(self.layers)
         window = length * shape.hidden_size * self.computed
@@ -238,26 +200,27 @@ class _Prune:
         read = self.hidden_states(max(min(chunk, backward), plan.num_samples * window))
         activations = activation_bytes(shape, length, self.widest, self.computed)
         logits = logit_bytes(shape.vocab_size, length, plan.batch_size)
-        yield read + _Bytes(logits + (1 + plan.batch_size) * activations, self.fishers)
-        ordering, fishers = ordering_bytes(self.widest), self.in_memory(self.fishers)
-        yield read + (_Bytes(ordering, fishers) if ordering < self.free else _Bytes(0, ordering + fishers))
+        yield read + Counter(device=logits + (1 + plan.batch_size) * activations, host=self.fishers)
+        ordering = ordering_bytes(self.widest)
+        ordered = Counter(device=ordering) if ordering < self.free else Counter(host=ordering)
+        yield read + ordered + Counter(host=self.in_memory(self.fishers))
         options = plan.options.get("calibration")
         if self.calibrated and isinstance(options, layers.Options) and options.distillation_passes:
             # Those of the dense and of the pruned model.
             states = self.hidden_states(2 * (plan.num_samples + plan.held_out_samples) * window)
             used = layer_training.training_bytes(parameters) + 2 * activations
-            yield states + _Bytes(used, self.in_memory(self.calibrated))
-        yield _Bytes(host=self.in_memory(self.calibrated + self.pruned * min(2, len(self.budgets))))
-        yield read + _Bytes(self.routed)
+            yield states + Counter(device=used, host=self.in_memory(self.calibrated))
+        yield Counter(host=self.in_memory(self.calibrated + self.pruned * min(2, len(self.plans))))
+        yield read + Counter(device=self.routed)
         if self.written:
             _, heads, head_dim = find_family(shape).heads(shape)
             cache = cache_bytes(self.written * length, len(self.layers), heads, head_dim, self.computed)
             converted = 0 if self.computed == self.stored else sum(self.layers) * self.computed
-            yield _Bytes(cache + converted)
+            yield Counter(device=cache + converted)
         if isinstance(options, model_calibration.Options):
             yield self.whole_model_training(options)
 
-    def whole_model_training(self, options: model_calibration.Options) -> _Bytes:
+    def whole_model_training(self, options: model_calibration.Options) -> Memory:
         """Return the memory of training the whole model."""
         bf16 = trains_in_bfloat16(self.machine.device, self.model.dtype, self.plan.search_dtype)
         size = torch.bfloat16.itemsize if bf16 else self.computed
@@ -273,50 +236,52 @@ class _Prune:
         )
         teacher = 0 if size == self.stored else self.weights // self.stored * size
         activations = end_to_end.activation_bytes(self.model, batch, size)
-        return _Bytes(teacher + state + activations, self.calibrated + self.pruned)
+        return Counter(device=teacher + state + activations, host=self.calibrated + self.pruned)
 
     def estimate(self) -> Estimate:
-        """Return the estimate, without its tokens."""
-        always = self.resident() + self.ridge_factors()
+        """Return the resources that all of them need."""
+        plan, always = self.plan, self.resident() + self.ridge_factors()
         needed = [always + stage for stage in self.stages()]
-        device, host = max(one.device for one in needed), max(one.host for one in needed)
+        device, host = max(one["device"] for one in needed), max(one["host"] for one in needed)
         if self.machine.accelerator is None:
-            device, host = 0, max(one.host + one.device for one in needed)
-        maps_results = self.plan.offload == "disk"
+            device, host = 0, max(one.total() for one in needed)
+        maps_results = plan.offload == "disk"
         on_disk = self.pruned * (2 if maps_results else 1) + self.calibrated + CHECKPOINT_EXTRA_BYTES
         work = self.factors + self.fishers + 3 * 12 * self.trained + (self.experts if maps_results else 0)
+        parameters, outer = self.model.num_parameters(), sum(one.numel() for one in outer_matrices(self.model))
         return Estimate(
             machine=self.machine,
             device=device,
             host=self.local_processes * (PROCESS_BYTES + host),
-            disk=len(self.budgets) * on_disk + work,
-            offload=self.plan.offload,
-            calibration=self.plan.calibration,
-            lora=self.plan.lora,
+            disk=len(self.plans) * on_disk + work,
+            tokens=self.max_tokens(),
+            offload=plan.offload,
+            calibration=plan.calibration,
+            lora=plan.lora,
+            budget=[line for one in self.plans for line in one.budget.describe()],
+            quantized={
+                # Embeddings and the head stay in 8 bits; both have a scale per block of 32.
+                "q8_0": round(parameters * 8.5 / 8),
+                "q4_0": round(((parameters - outer) * 4.5 + outer * 8.5) / 8),
+            },
         )
 
-
-def _prunes_experts(plan: Plan) -> bool:
-    return plan.budget.units[0].kind == "experts"
-
-
-def _max_tokens(plans: Sequence[Plan], written: int) -> int:
-    """Return an upper bound of the tokens of prunes, and of the windows that the model writes."""
-    plan, options = plans[0], plans[0].options.get("calibration")
-    measured, calibrated = plan.num_samples, 0
-    has_gradients = plan.needs_fishers
-    if isinstance(options, layers.Options):
-        calibrated = options.windows(plan.num_samples, plan.held_out_samples)
-    if _prunes_experts(plan):
-        has_gradients = plan.expert_criterion == "loss"
-        calibrated += 0 if plan.calibration == "none" else plan.num_samples + 4 * plan.held_out_samples
-    if has_gradients:
-        measured += GRADIENT_COST * plan.fisher_samples
-    searches = sum(search_windows(one) for one in plans)
-    # Start tokens, and tokens that are also read as the first of a text.
-    repeated = 1.1 + (1 / plan.first_tokens if plan.first_tokens else 0)
-    windows = repeated * (measured + len(plans) * calibrated) + written + plan.search_samples + searches
-    return math.ceil(windows * plan.seq_len)
+    def max_tokens(self) -> int:
+        """Return an upper bound of the tokens of the prunes, with those of the windows that the model writes."""
+        plan, options = self.plan, self.plan.options.get("calibration")
+        measured, calibrated, has_gradients = plan.num_samples, 0, plan.needs_fishers
+        if isinstance(options, layers.Options):
+            calibrated = options.windows(plan.num_samples, plan.held_out_samples)
+        if self.prunes_experts:
+            has_gradients = plan.expert_criterion == "loss"
+            calibrated += 0 if plan.calibration == "none" else plan.num_samples + 4 * plan.held_out_samples
+        if has_gradients:
+            measured += GRADIENT_COST * plan.fisher_samples
+        searches = sum(search_windows(one) for one in self.plans)
+        # Start tokens, and tokens that are also read as the first of a text.
+        repeated = 1.1 + (1 / plan.first_tokens if plan.first_tokens else 0)
+        windows = repeated * (measured + len(self.plans) * calibrated) + self.written + plan.search_samples + searches
+        return math.ceil(windows * plan.seq_len)
 
 
 def estimate_recovery(
@@ -329,13 +294,8 @@ def estimate_recovery(
 ) -> Estimate:
     """Estimate a recovery: weights, gradients, moments and activations of the pruned model, and the dense model.
 
-    Args:
-        student: The pruned model; may be on the meta device.
-        teacher: The dense model.
-        plan: Options.
-        options: How both are loaded.
-        local_processes: Number of processes on this machine that share the windows.
-        machine: Device and available memory; those of this machine if `None`.
+    Both models are loaded with `options`, or on the meta device. The windows are shared by `local_processes` of this
+    machine, which is measured if `machine` is `None`.
     """
     machine, asked = machine or Machine.of(options.device), options.torch_dtype
     on_accelerator = machine.accelerator is not None

@@ -3,6 +3,7 @@
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from importlib.util import find_spec
+from itertools import pairwise
 from typing import Any
 
 import torch
@@ -12,6 +13,7 @@ from ..allocation.budget import Budget
 from ..analysis.attention import find_unit_variants
 from ..compression.training.end_to_end import check_launch
 from ..config import FFPConfig
+from ..config.fields import Config
 from ..config.prune import TRAINING_SUFFICES, WORKLOAD
 from ..config.training import LORA_RANK
 from ..data import check_calibration_tokens, window_length
@@ -24,7 +26,7 @@ from ..plan import Plan
 from ..search.runner import check_budget
 from ..utils import processes
 from ..utils.precision import is_quantized
-from .estimate import Estimate, Machine, estimate_prune
+from .estimate import Estimate, Machine, PruneEstimator
 
 
 # What a prune of a mixture of experts does: all layers lose the same number, without a search.
@@ -68,58 +70,43 @@ def make_plans(
         FFPError: If the model can't be pruned or offloaded, a chosen module can't be used, or a budget can't be met.
     """
     machine, local_processes = machine or Machine.of(options.device), local_processes or processes.local_count()
-    first, drafts, variants_of = configs[0], [], {}
-    for config in configs:
-        draft = _decide(config, model, variants_of, length)
+    drafts, (units, *_) = zip(*(_decide(config, model, length) for config in configs))
+    for before, draft in pairwise(drafts):
         # Agents transfer between budgets, so that further searches need half as many candidates.
-        if warm_start and drafts:
+        if warm_start := warm_start or before["method"] == "ffp":
             draft["search_steps"] = max(1, draft["search_steps"] // 2)
-        warm_start = warm_start or draft["method"] == "ffp"
-        drafts.append(draft)
-    units = variants_of[drafts[0]["attention"]][0]
-    check_calibration_tokens(first.num_samples * drafts[0]["seq_len"], max(unit.width for unit in units))
+    check_calibration_tokens(configs[0].num_samples * drafts[0]["seq_len"], max(unit.width for unit in units))
 
     def planned(choice: Mapping[str, Any]) -> tuple[list[Plan], Estimate]:
         plans = [_plan(config, draft, choice) for config, draft in zip(configs, drafts)]
-        return plans, estimate_prune(plans, model, units, machine, local_processes)
+        return plans, PruneEstimator(plans, model, units, machine, local_processes).estimate()
 
-    choice, *others = _choices(first, drafts[0]["budget"], model.config, options, machine, saves_work, decided)
-    plans, estimate = planned(choice)
-    while estimate.warnings and others:
-        choice = others.pop(0)
-        plans, estimate = planned(choice)
+    places = _places(configs[0], drafts[0]["budget"], model.config, options, machine, saves_work)
+    *choices, last = _choices(configs[0], places, decided)
+    chosen = next((choice for choice in choices if not planned(choice)[1].warnings), last)
     # Other processes may have found more or less free memory.
-    if (main := processes.from_main(choice)) != choice:
-        plans, estimate = planned(main)
+    plans, estimate = planned(processes.from_main(chosen))
     if plans[0].calibration == "model":
         check_launch(machine.device, plans[0].offload, saves_work, can_shard=False)
     return plans, estimate
 
 
-def _decide(
-    config: FFPConfig,
-    model: PreTrainedModel,
-    variants_of: dict[str, tuple[list[ModelUnit], ...]],
-    length: int | None,
-) -> dict[str, Any]:
-    """Return the options that are decided before the calibration, and the budget."""
-    family, limits = find_family(model.config), config.limits
+def _decide(config: FFPConfig, model: PreTrainedModel, length: int | None) -> tuple[dict[str, Any], list[ModelUnit]]:
+    """Return all options with those that are decided before the calibration, and the units of the model."""
+    family, limits, times = find_family(model.config), config.limits, config.cost_table
     if isinstance(family, Mixture):
         check_experts(config)
         config = replace(config, **FOR_EXPERTS, attention="kv-groups")
-    times = config.cost_table
     removes_heads = config.method == "homogeneous" or config.memory or config.kv_cache
     attention = config.attention or ("kv-groups" if removes_heads else "auto")
-    if attention not in variants_of:
-        with loading_errors(model.config._name_or_path or "the model", None):
-            variants_of[attention] = find_unit_variants(model, family, config, attention)
-    variants = variants_of[attention]
+    with loading_errors(model.config._name_or_path or "the model", None):
+        variants = find_unit_variants(model, family, config, attention)
     if config.policy:
         policy = read_policy(config.policy, [unit.unit for unit in variants[0]])
         limits = {"sparsity": policy.sparsity}
     budget = check_budget(model, variants, config, limits, times)
     skips = config.method is None and _training_suffices(config, budget)
-    return {option: getattr(config, option) for option in FOR_EXPERTS} | {
+    draft = vars(config) | {
         "seq_len": length or window_length(config.seq_len, model.config),
         "method": config.method or ("no-search" if skips else "ffp"),
         "attention": attention,
@@ -130,6 +117,7 @@ def _decide(
         "budget": budget,
         "skips_search": skips,
     }
+    return draft, variants[0]
 
 
 def check_experts(config: FFPConfig) -> None:
@@ -173,25 +161,14 @@ def _places(
     # The weights of a model that generates text, is timed or was pruned before are on its device.
     if is_timed or hasattr(model_config, "pruned_units") or (config.texts.includes_self and on_accelerator):
         return ["none"]
-    places = ["none"]
-    if on_accelerator:
-        places.append("host")
+    places = ["none", "host"] if on_accelerator else ["none"]
     if saves_work and not dequantized and options.torch_dtype in ("auto", stored):
         places.append("disk")
     return places
 
 
-def _choices(
-    config: FFPConfig,
-    budget: Budget,
-    model_config: PretrainedConfig,
-    options: LoadOptions,
-    machine: Machine,
-    saves_work: bool,
-    decided: Mapping[str, Any] | None,
-) -> Iterator[dict[str, Any]]:
+def _choices(config: FFPConfig, places: Sequence[str], decided: Mapping[str, Any] | None) -> Iterator[dict[str, Any]]:
     """Yield the calibrations, ranks of adapters and places of weights that are possible, the best first."""
-    places = _places(config, budget, model_config, options, machine, saves_work)
     rank = config.choice_options.get("lora")
     calibrations = [{"calibration": config.calibration, "lora": rank}]
     if config.calibration is None and decided:
@@ -210,17 +187,19 @@ def _choices(
 
 def _plan(config: FFPConfig, draft: Mapping[str, Any], choice: Mapping[str, Any]) -> Plan:
     """Return the plan for a draft, and a choice of the calibration, its rank of adapters and the offload."""
-    values = vars(config) | {**draft, "calibration": choice["calibration"], "offload": choice["offload"]}
-    used = {option: values[option] for option in ("agent", "criterion", "mapping", "expert_criterion", "calibration")}
-    if values["method"] != "ffp":
-        del used["agent"]
-    adapters = {"lora": choice["lora"] or 0} if choice["calibration"] == "model" else {}
-    options = {
-        option: made
-        for option, name in used.items()
-        if (made := config.options_for(option, name, **(adapters if option == "calibration" else {})))
-    }
-    return Plan(**values, asked=config, options=options)
+    used = ["criterion", "mapping", "expert_criterion"]
+    if draft["method"] == "ffp":
+        used.insert(0, "agent")
+    options = {option: config.options_for(option, draft[option]) for option in used}
+    options["calibration"] = _calibration_options(config, choice["calibration"], choice["lora"])
+    chosen = {"calibration": choice["calibration"], "offload": choice["offload"]}
+    made = {option: value for option, value in options.items() if value}
+    return Plan(**{**draft, **chosen}, asked=config, options=made)
+
+
+def _calibration_options(config: FFPConfig, name: str, rank: int | None) -> Config | None:
+    """Return the options of a calibration, if it has any; only that of the whole model trains adapters."""
+    return config.options_for("calibration", name, **({"lora": rank or 0} if name == "model" else {}))
 
 
 def recalibrated(plan: Plan, options: Mapping[str, Any]) -> Plan:
@@ -235,12 +214,9 @@ def recalibrated(plan: Plan, options: Mapping[str, Any]) -> Plan:
         raise FFPError(f"{', '.join(changed)} can't change after the search; search again")
     name = asked.calibration or plan.calibration
     rank = asked.choice_options.get("lora", 0 if asked.calibration else plan.lora)
-    adapters = {"lora": rank or 0} if name == "model" else {}
-    made = asked.options_for("calibration", name, **adapters)
-    chosen = {key: value for key, value in plan.options.items() if key != "calibration"}
-    if made is not None:
-        chosen["calibration"] = made
-    return replace(plan, asked=asked, calibration=name, options=chosen, batch_size=asked.batch_size)
+    chosen = {**plan.options, "calibration": _calibration_options(asked, name, rank)}
+    made = {option: value for option, value in chosen.items() if value}
+    return replace(plan, asked=asked, calibration=name, options=made, batch_size=asked.batch_size)
 
 
 def replace_options(config: FFPConfig, options: Mapping[str, Any]) -> FFPConfig:

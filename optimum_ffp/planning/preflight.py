@@ -40,9 +40,8 @@ def find_problems(
     checks = [partial(check_output_is_not_input, output, [*models, *texts]) for output in (*folders, *files)]
     # Before the output folders: if work can be resumed, the error must suggest that and not to overwrite.
     checks.append(partial(check_work_folder, work_folder, resume, overwrite))
-    checks += [
-        partial(check_output, folder, overwrite or (resume and has_written(work_folder, folder))) for folder in folders
-    ]
+    replaceable = [overwrite or (resume and has_written(work_folder, folder)) for folder in folders]
+    checks += [partial(check_output, *output) for output in zip(folders, replaceable)]
     checks += [partial(check_file, file, begins, overwrite) for file, begins in files.items()]
     checks.append(partial(check_disk, folders[0], disk, work_folder))
     checks += [partial(check_text, text, config.text_column) for text in texts.values() if not text.is_self]

@@ -47,7 +47,7 @@ def to_scores(multipliers: np.ndarray) -> np.ndarray:
 
 
 class MultiplierRegression:
-    """Bayesian linear regression of measured size gradients on the decreases of the curves.
+    """Bayesian linear regression of measured size gradients on the decreases of the curves of the model's units.
 
     Between the sizes of two neighboring policies the curve of a unit decreases by `C_p` in part `p`, with the total
     `C = Σ C_p`, and the actual change of the loss is `Σ T_p C_p`. The size gradient `D` is the first-order change at
@@ -60,9 +60,6 @@ class MultiplierRegression:
     So every ratio `D / C` gives one linear equation in the multipliers `T` and the curvature of the unit's kind, all
     of which are 1 if the curves are exact. Nearby parts of one curve, and units of one kind that are close in depth,
     are correlated.
-
-    Args:
-        units: The units of the model.
     """
 
     def __init__(self, units: Sequence[Unit]):
@@ -75,22 +72,15 @@ class MultiplierRegression:
         # Unknowns: a value per unit, the deviations of its parts from it, and the curvature of every kind.
         blocks = shared_covariance(units), of_parts, CURVATURE_SPREAD**2 * np.eye(len(kinds))
         self._prior = np.asarray(block_diag(*blocks))
-        self.equations = {
-            "unit": np.zeros(0, dtype=np.int64),
-            "share": np.zeros((0, PARTS)),
-            "sign": np.zeros(0),
-            "ratio": np.zeros(0),
-            "error": np.zeros(0),
-        }
+        self.equations = {"unit": np.zeros(0, dtype=np.int64), "share": np.zeros((0, PARTS))}
+        self.equations |= {name: np.zeros(0) for name in ("sign", "ratio", "error")}
 
     def observe(self, down: np.ndarray, up: np.ndarray, decrease_down: np.ndarray, decrease_up: np.ndarray) -> None:
         """Add the equations measured at one policy, except for units whose gradient is not finite.
 
-        Args:
-            down: First-order change of the loss for the smaller neighboring size, shape `[windows, units]`.
-            up: First-order change of the loss for the larger neighboring size, shape `[windows, units]`.
-            decrease_down: Decrease of the curves from the smaller size to the policy's, shape `[units, PARTS]`.
-            decrease_up: Decrease of the curves from the policy's size to the larger one, shape `[units, PARTS]`.
+        `down` and `up` are the first-order changes of the loss for the smaller and the larger neighboring size, shape
+        `[windows, units]`, `decrease_down` and `decrease_up` the decreases of the curves from the smaller size to the
+        policy's, and from that to the larger one, shape `[units, PARTS]`.
         """
         for sign, gradients, decreases in ((1.0, down, decrease_down), (-1.0, -up, decrease_up)):
             (known,) = np.nonzero((decreases.sum(1) > MIN_DECREASE) & np.isfinite(gradients).all(0))
@@ -99,10 +89,10 @@ class MultiplierRegression:
             error = np.full(len(known), UNKNOWN_ERROR**2)
             if len(ratios) > 1:
                 error = ratios.var(0, ddof=1) / len(ratios)
-            new = {"unit": known, "share": decreases[known] / total[:, None], "sign": np.full(len(known), sign)}
-            self._add(new | {"ratio": ratios.mean(0), "error": error})
+            share, signs = decreases[known] / total[:, None], np.full(len(known), sign)
+            self._add(unit=known, share=share, sign=signs, ratio=ratios.mean(0), error=error)
 
-    def _add(self, equations: Mapping[str, np.ndarray]) -> None:
+    def _add(self, **equations: np.ndarray) -> None:
         self.equations = {name: np.concatenate([rows, equations[name]]) for name, rows in self.equations.items()}
 
     def solve(self) -> np.ndarray:
@@ -143,13 +133,9 @@ class MultiplierRegression:
         Raises:
             FFPError: If the state is that of another agent or for another number of units.
         """
-        shapes = {name: getattr(state.get(name), "shape", None) for name in self.equations}
-        count = (shapes["unit"] or (0,))[0]
-        expected = {name: (count, *rows.shape[1:]) for name, rows in self.equations.items()}
-        if shapes != expected or not np.array_equal(state.get("units", ()), [len(self.units)]):
+        if not np.array_equal(state.get("units", ()), [len(self.units)]):
             raise FFPError(
                 f"the warm-start agent has no size gradients for {len(self.units)} units; warm-start from a "
                 "checkpoint of the same model that was searched with the same agent"
             )
-        equations = {name: state[name] for name in self.equations}
-        self._add(equations | {"error": FORGETTING * equations["error"]})
+        self._add(**{name: state[name] for name in self.equations} | {"error": FORGETTING * state["error"]})

@@ -47,19 +47,13 @@ def remove_whole(
 ) -> Budget:
     """Return the budget of the rest after the number of removals with which the pruned model has the lowest loss.
 
-    The part goes next whose removal increases the loss least for its share in the costs. That is measured on the model
-    without what was removed before, and otherwise dense. It mostly grows with every removal, so that only the parts
-    with the lowest earlier increases are measured again.
+    Remove the part with the least loss per unit of cost next. That is measured on the model without what was removed
+    before, and otherwise dense. It mostly grows with every removal, so that only the parts with the lowest earlier
+    increases are measured again.
 
     Removing more leaves more heads and channels in the rest, since all policies meet the same budget. Numbers of
     removals are tried in ascending order, from the first that meets the budget until the rest stays whole, or the loss
-    has not fallen `PATIENCE` times.
-
-    Args:
-        budget: The budget.
-        depth: `"layers"` or `"sublayers"`.
-        policy_of: Returns a policy that meets a budget without some of the units.
-        loss_of: Measures the loss of a policy.
+    has not fallen `PATIENCE` times. `policy_of` returns a policy that meets a budget without some of the units.
 
     Raises:
         FFPError: If no number of removals meets the budget.
@@ -68,7 +62,7 @@ def remove_whole(
 
     def loss_without(removed: Part) -> float:
         sizes = (0 if index in removed else unit.remaining for index, unit in enumerate(units))
-        return loss_of(PruningPolicy(tuple(units), tuple(sizes)))
+        return loss_of(PruningPolicy(units, tuple(sizes)))
 
     # Parts without a cost stay.
     share_of = {part: share for part in parts_of(units, depth) if (share := sum(shares[index] for index in part)) > 0}

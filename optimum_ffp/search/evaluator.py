@@ -20,8 +20,8 @@ from ..utils.resume import Journal
 class CandidateEvaluator:
     """Evaluates policies on views of one sorted model.
 
-    All candidates of a call are evaluated on the same windows, so that differences are paired. Journal entries are
-    keyed by everything they depend on, so that searches share them.
+    All candidates of a call are evaluated on the same windows, so that differences are paired. Searches share entries
+    of the journal.
 
     Attributes:
         sorted_model: The model with its groups sorted.

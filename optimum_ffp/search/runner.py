@@ -14,9 +14,10 @@ from ..allocation.mapping import uniform
 from ..allocation.policy import PruningPolicy, Unit, block_parameters
 from ..analysis.attention import GROUPS
 from ..analysis.measurements import Measurements
-from ..checkpoint.result import SearchResult
+from ..checkpoint.result import FoundPolicy, SearchResult
 from ..config import FFPConfig
 from ..config.choices import find_choice
+from ..config.prune import TRAINING_SUFFICES
 from ..engine.token_counter import total_tokens
 from ..errors import FFPError
 from ..evaluation.block_costs import measure_speedup
@@ -27,6 +28,7 @@ from ..modeling.limits import find_limits, speedup_limit
 from ..plan import Plan
 from ..utils import processes
 from ..utils.precision import autocast_dtype
+from ..utils.profiling import StageMeter
 from ..utils.progress import progress_bar
 from .depth import WINDOWS, max_evaluations, parts_of, remove_whole
 from .evaluator import CandidateEvaluator
@@ -34,6 +36,9 @@ from .task import AgentState, SearchTask, finalist_count
 
 
 logger = logging.getLogger(__name__)
+NO_SEARCH = (
+    f"skipped: at {100 * TRAINING_SUFFICES:g} % sparsity and above, training makes it redundant; --method ffp searches"
+)
 
 
 def find_budget(
@@ -43,14 +48,9 @@ def find_budget(
     limits: Mapping[str, float],
     times: dict[str, Any] | None = None,
 ) -> Budget:
-    """Return the budget for the limits of a model. Raises `FFPError` if it can't be met.
+    """Return the budget for the limits of a model, by option. Raises `FFPError` if it can't be met.
 
-    Args:
-        model: The dense model; may be on the meta device.
-        units: Its units.
-        config: Depth and retention bounds.
-        limits: Limits by option.
-        times: Measured times, as returned by `measure_costs`.
+    The model may be on the meta device. The times are those of `measure_costs`, if they are known.
     """
     if config.depth != "none" and getattr(model.config, "scale_attn_by_inverse_layer_idx", False):
         raise FFPError("this model scales attention by layer index, so no layer can be removed; choose depth none")
@@ -73,15 +73,8 @@ def check_budget(
 ) -> Budget:
     """Check that a budget can be met with any choice of attention groups, and return it for the first of them.
 
-    Args:
-        model: The dense model; may be on the meta device.
-        variants: Units by kind of attention group. Layers are equal, so mixed variants are never less feasible.
-        config: Method, mapping, depth and retention bounds.
-        limits: Limits by option.
-        times: Measured times, as returned by `measure_costs`, if they are known.
-
-    Raises:
-        FFPError: If it can't be met.
+    The `variants` are the units by kind of attention group. Layers are equal, so mixed variants are never less
+    feasible. Otherwise as `find_budget`.
     """
     feasible, problem, budgets = [], None, []
     for units in ([unit.unit for unit in variant] for variant in variants):
@@ -101,16 +94,11 @@ def check_budget(
 
 
 class PolicySearch:
-    """Searches for a policy for a measured model.
-
-    Args:
-        measured: The sorted model, its loss curves and the search windows.
-        plan: Options of the search.
-        times: Measured times, as returned by `measure_costs`, if the plan needs them.
-    """
+    """Searches for a policy for a measured model, with the times of `measure_costs` if the plan needs them."""
 
     def __init__(self, measured: Measurements, plan: Plan, times: dict[str, Any] | None = None):
         self.measured, self.plan, self.times = measured, plan, times
+        self.meter = StageMeter(counter=measured.layerwise.counter)
         self.evaluator = CandidateEvaluator(
             measured.prepared.sorted_model,
             measured.dense_losses if plan.compares_policies else np.empty(0),
@@ -123,10 +111,9 @@ class PolicySearch:
         self.curves = measured.prepared.curves
         if self.curves and plan.method == "no-search" and plan.trains:
             self.curves = self.curves.tilted(measured.units)
-        self.budget = plan.budget
         # Units of another kind of attention group may have been chosen, and times measured.
-        if measured.units != plan.budget.units or times is not None:
-            self.budget = self._find_budget()
+        is_known = measured.units == plan.budget.units and times is None
+        self.budget = plan.budget if is_known else self._find_budget()
         # Those of policies without a search.
         self.equal_scores = np.zeros(len(measured.units))
 
@@ -145,11 +132,8 @@ class PolicySearch:
         """Run the search method `plan.method`, a module in `methods`.
 
         The uniform and the no-search policy are compared with the finalists of every search, and returned if they are
-        better. Without `plan.fall_back` they are only reported.
-
-        Args:
-            warm_start: State of an agent to start from.
-            on_entry: Called with every new record of the log.
+        better. Without `plan.fall_back` they are only reported. `warm_start` is an agent to start from, and
+        `on_entry` is called with every record of the log.
         """
         counter, plan, data = self.measured.layerwise.counter, self.plan, self.measured.data
         read_before = counter.tokens
@@ -157,39 +141,44 @@ class PolicySearch:
             self.budget = self._without_parts()
         if plan.speedup and self.times and "scale" not in self.times:
             self._correct_times(self.times)
-        result = self._search(warm_start, on_entry)
-        result.plan, result.budget, result.times = plan, self.budget.record(result.policy), self.times
-        if self.times:
-            self._check_speed(result, self.times)
-        result.tokens_evaluated = total_tokens(counter.tokens - read_before)
-        if plan.compares_policies:
-            result.dense_perplexity = float(np.exp(self.evaluator.dense_losses.mean()))
-            result.windows = data.search.describe()
-        # There may be less text than requested.
-        result.calibrated_on = data.calibration.describe()
-        result.warm_start = getattr(warm_start, "source", None)
-        result.note = f"the policy is that of {short_name(plan.policy)}" if plan.policy else None
-        return result
+        found = self._search(warm_start, on_entry)
+        note = f"the policy is that of {short_name(plan.policy)}" if plan.policy else None
+        return SearchResult(
+            **vars(found),
+            plan=plan,
+            budget=self._reached(found.policy),
+            times=self.times,
+            tokens_evaluated=total_tokens(counter.tokens - read_before),
+            dense_perplexity=float(np.exp(self.evaluator.dense_losses.mean())) if plan.compares_policies else None,
+            windows=data.search.describe() if plan.compares_policies else {},
+            # There may be less text than requested.
+            calibrated_on=data.calibration.describe(),
+            warm_start=getattr(warm_start, "source", None),
+            note=NO_SEARCH if plan.skips_search else note,
+            cost=self.meter,
+        )
 
-    def _search(self, warm_start: AgentState | None, on_entry: Callable[[dict[str, Any]], Any]) -> SearchResult:
-        """Run the search method with a progress bar. Arguments are those of `run`."""
+    def _search(self, warm_start: AgentState | None, on_entry: Callable[[dict[str, Any]], Any]) -> FoundPolicy:
+        """Run the search method with a progress bar."""
         plan = self.plan
         searches = not getattr(find_choice("method", plan.method), "IS_BASELINE", False)
-        baselines = self._baselines() if searches else {}
+        baselines: dict[str, PruningPolicy] = {}
+        if searches:
+            baselines |= {"uniform": uniform(self.budget)} if self.budget.is_linear else {}
+            baselines["no-search"] = self.mapping(self.equal_scores, self.budget)
         # The better half of the finalists counts again in the next round.
-        steps = plan.search_steps
-        total = steps + finalist_count(steps) + 2 * len(baselines) if searches else None
+        total = plan.search_steps + finalist_count(plan.search_steps) + 2 * len(baselines) if searches else None
         description = f"Search, {self.budget}" if plan.compares_policies else None
         with progress_bar(total, description, "evaluation") as bar:
-            rewards: list[float] = []
+            rewards = [0.0]
 
-            def show(entries: list[dict[str, Any]]) -> None:
+            def show(entry: dict[str, Any]) -> None:
                 # Relative to the dense model, since candidates are evaluated on different windows.
-                rewards.extend(one["reward"] for one in entries if one["target_sparsity"] >= task.sparsity)
-                if best := max(rewards, default=0):
+                if entry["target_sparsity"] >= task.sparsity:
+                    rewards.append(entry["reward"])
+                if best := max(rewards):
                     bar.set_postfix_str(f"best perplexity {1 / best:.2f}x dense")
-                for entry in entries:
-                    on_entry(entry)
+                on_entry(entry)
 
             self.evaluator.on_evaluation = bar.update
             task = SearchTask(
@@ -197,25 +186,23 @@ class PolicySearch:
                 budget=self.budget,
                 mapping=self.mapping,
                 evaluate=self.evaluator,
-                steps=steps,
-                max_samples=len(self.measured.data.search),
                 is_homogeneous=partial(is_homogeneous, self.measured.model),
                 curves=self.curves,
                 baselines=baselines,
-                fall_back=searches and plan.fall_back,
+                warm_start=warm_start,
                 on_evaluated=show,
             )
-            result = processes.from_main(plan.function("method")(task, warm_start))
+            found = processes.from_main(plan.function("method")(task))
             # Identical finalists are evaluated once.
             bar.total = bar.n
         if searches and not task.updates:
             logger.warning(
                 "%d candidate evaluations are too few for policy updates besides the comparison of the "
                 "finalists, so nothing was searched%s; raise search_steps, or choose method 'no-search'",
-                steps,
+                plan.search_steps,
                 " with this budget" if warm_start is not None else "",
             )
-        return result
+        return found
 
     def _without_parts(self) -> Budget:
         """Compare policies without a search that remove more and more units whole; return the budget of the best."""
@@ -242,23 +229,22 @@ class PolicySearch:
         journal = self.measured.journal.part(policy.sizes)
         return journal.value("speedup", partial(processes.on_main, measure))
 
-    def _check_speed(self, result: SearchResult, times: dict[str, Any]) -> None:
-        """Measure the speed of a policy, if one was asked for, and warn if it is low for what is removed."""
-        policy, measured = result.policy, self.measured
-        saved = _saved_time(times, policy)
+    def _reached(self, policy: PruningPolicy) -> list[dict[str, Any]]:
+        """Return the record of the limits, with the measured speed, and warn if that is low for what is removed."""
+        budget, measured = self.budget.record(policy), self.measured
+        if not self.times:
+            return budget
+        saved = _saved_time(self.times, policy)
         share = policy.sparsity * block_parameters(policy.units) / measured.model.num_parameters()
         if saved < share / 2:
             logger.warning(
                 f"{100 * share:.0f} % of the parameters are removed, but only {100 * saved:.0f} % of the time of "
                 f"{self.plan.workload} is saved: most of it is spent outside attention and FFNs"
             )
-        for row in result.budget:
+        for row in budget:
             if row["option"] == "speedup" and not measured.layerwise.weights.offloaded:
                 row["measured"] = self._measured_speed(policy)
-
-    def _baselines(self) -> dict[str, PruningPolicy]:
-        policies = {"uniform": uniform(self.budget)} if self.budget.is_linear else {}
-        return policies | {"no-search": self.mapping(self.equal_scores, self.budget)}
+        return budget
 
 
 def _saved_time(table: dict[str, Any], policy: PruningPolicy) -> float:

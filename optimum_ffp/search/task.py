@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -10,7 +10,7 @@ import numpy as np
 from ..allocation.budget import Budget
 from ..allocation.mappings.curves import CurveMapping
 from ..allocation.policy import PruningPolicy, Unit
-from ..checkpoint.result import SearchResult
+from ..checkpoint.result import FoundPolicy
 from ..errors import FFPError
 from ..evaluation import to_perplexity
 from ..plan import Plan
@@ -58,20 +58,18 @@ def _parameters(units: Sequence[Unit]) -> np.ndarray:
 
 @dataclass
 class SearchTask:
-    """Input of a search: the budget, the mapping from scores to policies, their evaluator, and the number of steps.
+    """Input of a search, and the log of its candidates.
 
     Attributes:
         plan: Options of the search.
         budget: Limits that the policy meets.
         mapping: Maps raw scores and a budget to a policy.
         evaluate: Evaluator of policies.
-        steps: Maximum number of candidate evaluations.
-        max_samples: Number of search windows at full fidelity.
         is_homogeneous: Whether the dense model's class supports the sizes of a policy.
         curves: Loss curves of all units, if they were measured.
         baselines: Policies without a search to compare with the finalists, by name; not counted in `steps`.
-        fall_back: Whether to return a baseline that is better than all candidates.
-        on_evaluated: Called with the records of every batch of candidates.
+        warm_start: State of an agent of an earlier search to start from.
+        on_evaluated: Called with the record of every candidate.
         log: One record per candidate evaluation.
         best: Perplexity and policy of the best candidate at the target sparsity and full fidelity.
         updates: Number of entries of the log before the finalists were compared.
@@ -81,33 +79,29 @@ class SearchTask:
     budget: Budget
     mapping: Callable[[np.ndarray, Budget], PruningPolicy]
     evaluate: CandidateEvaluator
-    steps: int
-    max_samples: int
     is_homogeneous: Callable[[PruningPolicy], bool] = lambda policy: True
     curves: CurveMapping | None = None
     baselines: Mapping[str, PruningPolicy] = field(default_factory=dict)
-    fall_back: bool = True
-    on_evaluated: Callable[[list[dict[str, Any]]], Any] = lambda entries: None
+    warm_start: AgentState | None = None
+    on_evaluated: Callable[[dict[str, Any]], Any] = lambda entry: None
     log: list[dict[str, Any]] = field(default_factory=list)
     best: tuple[float, PruningPolicy] | None = None
     updates: int = 0
 
     @property
-    def units(self) -> tuple[Unit, ...]:
-        """The units of the model."""
-        return self.budget.units
+    def steps(self) -> int:
+        """Maximum number of candidate evaluations."""
+        return self.plan.search_steps
 
     @property
-    def measured_curves(self) -> CurveMapping:
-        """The loss curves of all units. Raises `FFPError` if they were not measured."""
-        if self.curves is None:
-            raise FFPError("the search needs loss curves; choose mapping 'curves'")
-        return self.curves
+    def max_samples(self) -> int:
+        """Number of search windows at full fidelity."""
+        return len(self.evaluate.dense_losses)
 
     @property
     def actions(self) -> int:
         """Number of scores per policy."""
-        return len(self.units)
+        return len(self.budget.units)
 
     @property
     def sparsity(self) -> float:
@@ -134,30 +128,18 @@ class SearchTask:
     ) -> np.ndarray:
         """Return losses minus that of the dense model on the same windows, infinite if perplexity is not finite.
 
-        Only candidates at the final sparsity and full fidelity can become the best of the search.
-
-        Args:
-            policies: The candidates.
-            windows: Indices of the windows to evaluate on.
-            sparsity: Sparsity of the candidates if it is lower than the final one.
+        Only candidates on all windows can become the best of the search, unless they have a lower `sparsity`.
         """
-        losses = self.evaluate(policies, windows).mean(1)
-        return self._record(policies, losses, windows, sparsity)
+        return self._record(policies, self.evaluate(policies, windows).mean(1), windows, sparsity)
 
     def size_gradients(self, policy: PruningPolicy, windows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Return the size gradients of a candidate at the target sparsity.
+        """Return the size gradients of a candidate at the target sparsity, on the windows of the given indices.
 
-        Args:
-            policy: The candidate.
-            windows: Indices of the windows to evaluate on, in a forward and a backward pass.
-
-        Returns:
-            First-order changes of the loss when one unit at a time changes to its smaller and to its larger size of
-            `policy.neighbors()`, in nats per token, each of shape `[windows, units]`.
+        They are the first-order changes of the loss when one unit at a time changes to its smaller and to its larger
+        size of `policy.neighbors()`, in nats per token, each of shape `[windows, units]`.
         """
         gradients = self.evaluate.size_gradients(policy, windows)
-        losses = gradients.losses.mean(keepdims=True)
-        self._record([policy], losses, windows)
+        self._record([policy], gradients.losses.mean(keepdims=True), windows)
         return gradients.down, gradients.up
 
     def _record(
@@ -175,47 +157,43 @@ class SearchTask:
             finite = bool(np.isfinite(loss))
             if final and finite and (self.best is None or perplexity < self.best[0]):
                 self.best = float(perplexity), policy
-            self.log.append(
-                {
-                    "evaluation": len(self.log) + 1,
-                    "target_sparsity": self.sparsity if sparsity is None else sparsity,
-                    "sparsity": policy.sparsity,
-                    "samples": len(windows),
-                    "perplexity": float(perplexity) if finite else None,
-                    "reward": float(np.exp(-loss)),
-                    "final": final,
-                    "best_perplexity": self.best[0] if self.best else None,
-                }
-            )
-        self.on_evaluated(self.log[-len(policies) :])
+            entry = {
+                "evaluation": len(self.log) + 1,
+                "target_sparsity": self.sparsity if sparsity is None else sparsity,
+                "sparsity": policy.sparsity,
+                "samples": len(windows),
+                "perplexity": float(perplexity) if finite else None,
+                "reward": float(np.exp(-loss)),
+                "final": final,
+                "best_perplexity": self.best[0] if self.best else None,
+            }
+            self.log.append(entry)
+            self.on_evaluated(entry)
         return excess
 
-    def conclude(self, finalists: Sequence[np.ndarray], agent: AgentState | None = None) -> SearchResult:
-        """Compare finalists and baselines at the target sparsity, and return the best candidate.
+    def conclude(self, finalists: Sequence[np.ndarray], agent: AgentState | None = None) -> FoundPolicy:
+        """Compare the policies of raw scores and the baselines, as `choose` does.
+
+        Scores have the shape `[actions]`, or `[units, parts]` for parts of the loss curves. The result has the state
+        of the agent for policy transfer.
+        """
+        found = self.choose([*dict.fromkeys(self.map_scores(scores) for scores in finalists)])
+        return replace(found, agent=agent and {**agent, UNIT_PARAMETERS: _parameters(self.budget.units)})
+
+    def choose(self, policies: Sequence[PruningPolicy]) -> FoundPolicy:
+        """Compare policies and baselines at the target sparsity, and return the best one.
 
         They are compared on four windows, then on eight and then on all. The worse half drops out each time, so that
         only the better ones, and always the result, are measured on all windows.
 
-        Args:
-            finalists: Raw scores, each of shape `[actions]`, or `[units, parts]` for parts of the loss curves.
-            agent: State of the agent, for policy transfer.
-
         Raises:
             FFPError: If no candidate has a finite perplexity.
         """
-        policies = dict.fromkeys(self.map_scores(scores) for scores in finalists)
-        result = self.choose(list(policies))
-        if agent is not None:
-            result.agent = {**agent, UNIT_PARAMETERS: _parameters(self.units)}
-        return result
-
-    def choose(self, policies: Sequence[PruningPolicy]) -> SearchResult:
-        """Compare policies and baselines, as `conclude` does, without scores."""
         self.updates = len(self.log)
         baselines = [policy for policy in dict.fromkeys(self.baselines.values()) if policy not in policies]
-        excess = self._compare([*policies, *baselines] if self.fall_back else policies)
+        excess = self._compare([*policies, *baselines] if self.plan.fall_back else policies)
         best = self.best
-        if baselines and not self.fall_back:
+        if baselines and not self.plan.fall_back:
             excess |= self._compare(baselines)
         if best is None:
             raise FFPError(
@@ -224,8 +202,8 @@ class SearchTask:
             )
         perplexity, policy = best
         dense = float(self.evaluate.dense_losses.mean())
-        baselines = {name: to_perplexity(dense + float(excess[one])) for name, one in self.baselines.items()}
-        return SearchResult(policy=policy, best_perplexity=perplexity, log=self.log, baselines=baselines)
+        perplexities = {name: to_perplexity(dense + float(excess[one])) for name, one in self.baselines.items()}
+        return FoundPolicy(policy, perplexity, self.log, perplexities)
 
     def _compare(self, policies: Sequence[PruningPolicy]) -> dict[PruningPolicy, float]:
         """Return losses minus that of the dense model on the windows that each policy was measured on."""

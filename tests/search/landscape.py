@@ -70,12 +70,11 @@ def run(method="ffp", agent="gradient", steps=64, seed=0, warm_start=None, spars
         budget=budget,
         mapping=used,
         evaluate=landscape,
-        steps=steps,
-        max_samples=8,
         curves=mapping,
+        warm_start=warm_start,
         baselines={} if method == "no-search" else {"no-search": mapping(np.zeros(6), budget)},
     )
-    return plan.function("method")(task, warm_start), landscape, task
+    return plan.function("method")(task), landscape, task
 
 
 def regret(agent: str, interaction: float, method: str = "ffp") -> float:

@@ -57,7 +57,7 @@ def test_the_worse_half_drops_out_on_few_windows_and_none_is_read_twice(task, fi
             rows = [losses.setdefault(policy, 0.1 + 0.01 * len(losses)) * difficulty[chosen] for policy in policies]
             return self.dense_losses[chosen] + np.array(rows)
 
-    task.best, task.evaluate, task.max_samples, task.log = None, Evaluate(), windows, []
+    task.best, task.evaluate, task.log = None, Evaluate(), []
     policies = [task.map_scores(scores) for scores in generator.normal(size=(finalists, 6))]
     best = policies[-1]
     losses[best] = 0.05

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from ...allocation.policy import Unit
-from ...checkpoint.result import SearchResult
+from ...checkpoint.result import FoundPolicy
 from ...config.prune import GRADIENT_COST
 from ..curve_posterior import PARTS, MultiplierRegression, to_scores
 from ..task import AgentState, SearchTask
@@ -23,7 +23,7 @@ def check_state(state: AgentState, units: Sequence[Unit]) -> None:
     MultiplierRegression(units).restore(state)
 
 
-def search(task: SearchTask, warm_start: AgentState | None = None) -> SearchResult:
+def search(task: SearchTask) -> FoundPolicy:
     """Run a stochastic approximation of the policy at which the loss curves agree with the size gradients.
 
     The action is the logarithm of a multiplier for every part of every loss curve. The derivative of the reward is not
@@ -33,18 +33,13 @@ def search(task: SearchTask, warm_start: AgentState | None = None) -> SearchResu
     policy in which no unit's step is worth more than another's.
 
     The evaluations reserved for finalists compare the last scores and their mean over the second half of the search,
-    and in a longer search also the undamped multipliers.
-
-    Args:
-        task: The search task. Its actions are multipliers of parts of `task.curves`.
-        warm_start: Equations of a search at another sparsity to start from.
-
-    Raises:
-        FFPError: If `warm_start` is for another number of units.
+    and in a longer search also the undamped multipliers. A warm start has the equations of another sparsity's search.
     """
-    regression, read = MultiplierRegression(task.units), task.plan.update_samples
-    if warm_start is not None:
-        regression.restore(warm_start)
+    # The config requires mapping 'curves'.
+    assert task.curves is not None
+    regression, read = MultiplierRegression(task.budget.units), task.plan.update_samples
+    if task.warm_start is not None:
+        regression.restore(task.warm_start)
     order = np.random.default_rng(task.plan.seed).permutation(task.max_samples)
     finalists = min(task.finalists, FINALISTS)
     multipliers = [regression.solve()]
@@ -53,9 +48,8 @@ def search(task: SearchTask, warm_start: AgentState | None = None) -> SearchResu
         policy = task.map_scores(_damped(multipliers[-1]))
         down, up = task.size_gradients(policy, windows)
         smaller, larger = policy.neighbors()
-        decrease_down = task.measured_curves.decreases(smaller, policy, PARTS)
-        decrease_up = task.measured_curves.decreases(policy, larger, PARTS)
-        regression.observe(down, up, decrease_down, decrease_up)
+        decreases = task.curves.decreases(smaller, policy, PARTS), task.curves.decreases(policy, larger, PARTS)
+        regression.observe(down, up, *decreases)
         multipliers.append(regression.solve())
     scores = [_damped(values) for values in multipliers]
     averaged = np.mean(scores[len(scores) // 2 :], axis=0)

@@ -7,12 +7,11 @@ from typing import TYPE_CHECKING
 
 from ...config.fields import Config, option
 from ...errors import FFPError
-from ..schedule import ProgressiveSchedule
 
 
 if TYPE_CHECKING:
     from ...allocation.policy import Unit
-    from ...checkpoint.result import SearchResult
+    from ...checkpoint.result import FoundPolicy
     from ..task import AgentState, SearchTask
 
 
@@ -55,25 +54,20 @@ def check_state(state: "AgentState", units: "Sequence[Unit]", options: Options) 
             )
 
 
-def search(task: "SearchTask", warm_start: "AgentState | None" = None, *, options: Options) -> "SearchResult":
+def search(task: "SearchTask", *, options: Options) -> "FoundPolicy":
     """Train the agent under the progressive schedule, then compare finalists at the final sparsity.
 
     The schedule ends close to the final sparsity (`α(T) = 0.995`), and the last sample is not the best one. So some
     evaluations are reserved for finalists: the agent's deterministic action at the final sparsity, and the actions
     from the second half of the search with the highest advantage over their update. All are mapped to the final
-    sparsity and compared.
-
-    Args:
-        task: The search task.
-        warm_start: Weights of an agent trained at another sparsity (policy transfer), which `check_state` accepts.
-        options: Options of PPO.
+    sparsity and compared. A warm start is the state of an agent trained at another sparsity (policy transfer).
     """
     import numpy as np
     import torch
     from stable_baselines3 import PPO
     from stable_baselines3.common.logger import Logger
 
-    from ..environment import PruningEnvironment
+    from ..environment import ProgressiveSchedule, PruningEnvironment
 
     evaluations = task.steps - task.finalists
     # Advantages need two candidates per update. Evaluations left after the last update are spent on finalists.
@@ -99,9 +93,9 @@ def search(task: "SearchTask", warm_start: "AgentState | None" = None, *, option
     )
     # The default logger leaves a temporary folder per search behind.
     agent.set_logger(Logger(folder=None, output_formats=[]))
-    if warm_start is not None:
+    if state := task.warm_start:
         names = agent.policy.state_dict()
-        agent.policy.load_state_dict({name: torch.from_numpy(np.array(warm_start[name])) for name in names})
+        agent.policy.load_state_dict({name: torch.from_numpy(np.array(state[name])) for name in names})
     if updates:
         agent.learn(updates * candidates)
 

@@ -2,8 +2,8 @@
 
 import numpy as np
 
-from ...checkpoint.result import SearchResult
-from ..task import AgentState, SearchTask
+from ...checkpoint.result import FoundPolicy
+from ..task import SearchTask
 from .random import evaluate, spread_of
 
 
@@ -15,7 +15,7 @@ MUTATIONS, SURVIVORS, MUTATION_PROBABILITY = 7 / 9, 0.6, 0.2
 MIN_GENERATION = 8
 
 
-def search(task: SearchTask, warm_start: AgentState | None = None) -> SearchResult:
+def search(task: SearchTask) -> FoundPolicy:
     """Run evolution with mutation and crossover, scaled from the reference's 500 candidates to the given steps.
 
     The initial population is that of the random search. There are as many generations as candidates per generation,

@@ -1,13 +1,13 @@
 """No search: the policy that the option `policy` names."""
 
-from ...checkpoint.result import SearchResult
+from ...checkpoint.result import FoundPolicy
 from ...hub.record import read_policy
-from ..task import AgentState, SearchTask
+from ..task import SearchTask
 
 
 IS_BASELINE = True
 
 
-def search(task: SearchTask, warm_start: AgentState | None = None) -> SearchResult:
+def search(task: SearchTask) -> FoundPolicy:
     """Return the given policy."""
-    return SearchResult(read_policy(task.plan.policy or "", task.units))
+    return FoundPolicy(read_policy(task.plan.policy or "", task.budget.units))

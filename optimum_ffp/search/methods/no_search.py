@@ -2,13 +2,13 @@
 
 import numpy as np
 
-from ...checkpoint.result import SearchResult
-from ..task import AgentState, SearchTask
+from ...checkpoint.result import FoundPolicy
+from ..task import SearchTask
 
 
 IS_BASELINE = True
 
 
-def search(task: SearchTask, warm_start: AgentState | None = None) -> SearchResult:
+def search(task: SearchTask) -> FoundPolicy:
     """Return the policy for equal scores."""
-    return SearchResult(task.map_scores(np.zeros(task.actions)))
+    return FoundPolicy(task.map_scores(np.zeros(task.actions)))

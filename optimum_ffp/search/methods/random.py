@@ -2,9 +2,9 @@
 
 import numpy as np
 
-from ...checkpoint.result import SearchResult
+from ...checkpoint.result import FoundPolicy
 from ...plan import Plan
-from ..task import AgentState, SearchTask
+from ..task import SearchTask
 
 
 def spread_of(plan: Plan) -> float:
@@ -12,7 +12,7 @@ def spread_of(plan: Plan) -> float:
     return 0.1 if plan.mapping == "curves" else 0.5
 
 
-def search(task: SearchTask, warm_start: AgentState | None = None) -> SearchResult:
+def search(task: SearchTask) -> FoundPolicy:
     """Draw candidates around equal scores, including equal scores, and compare the best ones as finalists."""
     generator = np.random.default_rng(task.plan.seed)
     if task.steps <= task.finalists:
@@ -24,14 +24,9 @@ def search(task: SearchTask, warm_start: AgentState | None = None) -> SearchResu
 
 
 def evaluate(task: SearchTask, scores: np.ndarray) -> np.ndarray:
-    """Evaluate candidates on the windows of one update.
+    """Return losses of candidates on the windows of one update, minus that of the dense model, shape `[candidates]`.
 
-    Args:
-        task: The search task.
-        scores: Scores of the candidates, shape `[candidates, actions]`.
-
-    Returns:
-        Losses minus that of the dense model, in nats per token, shape `[candidates]`.
+    Losses are in nats per token, scores have the shape `[candidates, actions]`.
     """
     # The same windows for all candidates: losses on different windows are not comparable.
     windows = task.windows(task.plan.update_samples)

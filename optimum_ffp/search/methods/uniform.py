@@ -1,13 +1,13 @@
 """No search: the same retention for every unit."""
 
 from ...allocation.mapping import uniform
-from ...checkpoint.result import SearchResult
-from ..task import AgentState, SearchTask
+from ...checkpoint.result import FoundPolicy
+from ..task import SearchTask
 
 
 IS_BASELINE = True
 
 
-def search(task: SearchTask, warm_start: AgentState | None = None) -> SearchResult:
+def search(task: SearchTask) -> FoundPolicy:
     """Return the uniform policy."""
-    return SearchResult(uniform(task.budget))
+    return FoundPolicy(uniform(task.budget))

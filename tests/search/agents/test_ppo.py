@@ -3,8 +3,7 @@ import pytest
 
 from optimum_ffp.allocation.mappings.curves import CurveMapping
 from optimum_ffp.allocation.policy import Unit
-from optimum_ffp.search.environment import PruningEnvironment
-from optimum_ffp.search.schedule import ProgressiveSchedule
+from optimum_ffp.search.environment import ProgressiveSchedule, PruningEnvironment
 from optimum_ffp.search.task import SearchTask
 from tests.helpers import plan_of, sparsity_budget
 from tests.search.landscape import KnownLandscape, run
@@ -35,9 +34,7 @@ class WideLandscape:
         return self.curves(scores, sparsity_budget(self.units, sparsity, 0.2))
 
     def task(self, plan):
-        return SearchTask(
-            plan, sparsity_budget(self.units, 0.2, 0.2), self.curves, self, plan.search_steps, 8, curves=self.curves
-        )
+        return SearchTask(plan, sparsity_budget(self.units, 0.2, 0.2), self.curves, self, curves=self.curves)
 
 
 @pytest.fixture

@@ -31,13 +31,10 @@ class Evaluate:
 def run(best=5, curves=None, candidates=8, **fields):
     evaluate = Evaluate(best)
     task = SearchTask(
-        plan=plan_of(method="homogeneous", candidates=candidates),
+        plan=plan_of(method="homogeneous", candidates=candidates, fall_back=False),
         budget=sparsity_budget(UNITS, 0.3, 0.1),
         mapping=None,
         evaluate=evaluate,
-        steps=candidates,
-        max_samples=3,
-        fall_back=False,
         curves=curves,
         **fields,
     )
