@@ -4,7 +4,7 @@ from argparse import ArgumentParser, Namespace
 from dataclasses import dataclass
 
 from ..config.fields import Config, option
-from .arguments import add_private, describe
+from .arguments import add_shared, describe
 from .launching import Command
 
 
@@ -56,7 +56,7 @@ class FFPPushCommand(Command):
             metavar="REPOSITORY",
             help="Repository to upload to, NAME or OWNER/NAME; created if it does not exist.",
         )
-        add_private(group)
+        add_shared(group, "--private")
         Options.add_arguments(parser)
 
     @staticmethod

@@ -64,14 +64,14 @@ def built_in_options(option: str) -> dict[str, type[Config]]:
 
 def options_of(option: str, name: str) -> type[Config] | None:
     """Return the class of a choice's options, if it has any."""
-    if "." in name:
-        return getattr(find_choice(option, name), "Options", None)
-    return built_in_options(option).get(name)
+    return getattr(find_choice(option, name), "Options", None) if "." in name else built_in_options(option).get(name)
 
 
 def fields_of_choices(options: Mapping[str, Any]) -> dict[str, Field]:
     """Return the fields of all choices' options by name, including those of other packages' modules in `options`."""
     classes = [one for option in KINDS for one in built_in_options(option).values()]
-    named = ((option, name) for option in KINDS if isinstance(name := options.get(option), str) and "." in name)
-    classes += filter(None, (options_of(option, name) for option, name in named))
+    for option in KINDS:
+        name = options.get(option)
+        if isinstance(name, str) and "." in name and (owner := options_of(option, name)):
+            classes.append(owner)
     return {field.name: field for one in classes for field in one.option_fields()}

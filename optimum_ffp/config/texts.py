@@ -79,10 +79,11 @@ class Text:
         """Return the first digits of the SHA-256 of a local file, or of the output of `sha256sum *` in a folder."""
         if self.path.is_file():
             return _sha256(self.path, self.path.stat().st_mtime_ns)[:HASH_DIGITS]
-        files = sorted(path for path in self.path.rglob("*") if path.is_file() and not path.name.startswith("."))
-        digests = [_sha256(file, file.stat().st_mtime_ns) for file in files]
-        lines = [f"{digest}  {file.relative_to(self.path).as_posix()}\n" for digest, file in zip(digests, files)]
-        return hashlib.sha256("".join(lines).encode()).hexdigest()[:HASH_DIGITS]
+        digest = hashlib.sha256()
+        for file in sorted(path for path in self.path.rglob("*") if path.is_file() and not path.name.startswith(".")):
+            line = f"{_sha256(file, file.stat().st_mtime_ns)}  {file.relative_to(self.path).as_posix()}\n"
+            digest.update(line.encode())
+        return digest.hexdigest()[:HASH_DIGITS]
 
     @property
     def hub_source(self) -> tuple[str, str | None]:
@@ -196,6 +197,7 @@ class TextMix:
     texts: tuple[Text, ...]
 
     @staticmethod
+    @cache
     def parse(dataset: str) -> "TextMix":
         """Parse comma-separated texts, each with its share after a colon, or none with a share for equal shares.
 
@@ -203,9 +205,24 @@ class TextMix:
         so only a number after the last colon is a share.
 
         Raises:
-            FFPError: If a text is named twice, or the shares are incomplete, not above 0, or don't add up to 1.
+            FFPError: If a text is listed twice, or the shares are incomplete, not above 0, or don't add up to 1.
         """
-        return _parse(dataset)
+        if (text := Text(dataset)).exists:
+            return TextMix((text,))
+        parts = [re.split(r":(\d+\.?\d*|\.\d+)$", part.strip()) for part in dataset.split(",")]
+        names = [name for name, *_ in parts]
+        shares = [float(share) for _, *given in parts for share in given[:1]]
+        if "" in names or len(set(names)) < len(names):
+            raise FFPError(f"dataset {dataset!r} must list each text once, separated by commas")
+        if not shares:
+            shares = [1 / len(names)] * len(names)
+        # Thirds may be written as 0.33.
+        if len(shares) < len(names) or not all(shares) or abs(sum(shares) - 1) > 0.011:
+            raise FFPError(
+                f"dataset {dataset!r} must give each text a share above 0, adding up to 1, as in "
+                "wikitext2:0.7,c4:0.3, or none for equal shares"
+            )
+        return TextMix(tuple(Text(name, share / sum(shares)) for name, share in zip(names, shares)))
 
     def __iter__(self) -> Iterator[Text]:
         return iter(self.texts)
@@ -242,17 +259,14 @@ class TextMix:
         return self.join(self.published_names)
 
     def describe(self, sha256: Mapping[str, str] | None = None) -> str:
-        """Format the texts, with their shares if there are several; local ones are called so.
-
-        Args:
-            sha256: First digits of the SHA-256 of local texts, by name.
-        """
-        names, digests = [], sha256 or {}
+        """Format the texts, with shares if there are several. Local ones are marked, with their `sha256` by name."""
+        names = []
         for text in self:
             share = f"{100 * text.share:.3g} % " if len(self.texts) > 1 else ""
             name = "text sampled from the model itself" if text.is_self else text.name
-            digest = f", SHA-256 {digests[text.published]}" if text.published in digests else ""
-            names.append(f"{share}{name}{f' (local{digest})' if text.is_local else ''}")
+            digest = (sha256 or {}).get(text.published)
+            local = f" (local{f', SHA-256 {digest}' if digest else ''})" if text.is_local else ""
+            names.append(share + name + local)
         return ", ".join(names)
 
     def divide(self, total: int) -> dict[str, int]:
@@ -269,29 +283,9 @@ class TextMix:
         return ",".join(f"{name}:{text.share:.6g}" for name, text in zip(names, self))
 
 
-@cache
-def _parse(dataset: str) -> TextMix:
-    if (text := Text(dataset)).exists:
-        return TextMix((text,))
-    parts = [re.split(r":(\d+\.?\d*|\.\d+)$", part.strip()) for part in dataset.split(",")]
-    names = [name for name, *_ in parts]
-    shares = [float(share) for _, *given in parts for share in given[:1]]
-    if "" in names or len(set(names)) < len(names):
-        raise FFPError(f"dataset {dataset!r} must list each text once, separated by commas")
-    if not shares:
-        shares = [1 / len(names)] * len(names)
-    # Thirds may be written as 0.33.
-    if len(shares) < len(names) or not all(shares) or abs(sum(shares) - 1) > 0.011:
-        raise FFPError(
-            f"dataset {dataset!r} must give each text a share above 0, adding up to 1, as in "
-            "wikitext2:0.7,c4:0.3, or none for equal shares"
-        )
-    return TextMix(tuple(Text(name, share / sum(shares)) for name, share in zip(names, shares)))
-
-
 @dataclass(frozen=True, kw_only=True)
 class TextConfig(Config):
-    """Base class of configs with the options `dataset`, if it is set, and `eval_dataset`."""
+    """Base class of configs with the options `dataset` and `eval_dataset`."""
 
     if TYPE_CHECKING:
         dataset: str | None = None

@@ -12,10 +12,11 @@ from ..allocation.budget import Budget
 from ..analysis.attention import find_unit_variants
 from ..compression.training.end_to_end import check_launch
 from ..config import FFPConfig
-from ..config.prune import TRAINING_SUFFICES, WORKLOAD
+from ..config.prune import PPO_STEPS, SEARCH_STEPS, TRAINING_SUFFICES, WORKLOAD
 from ..config.training import LORA_RANK
 from ..data import check_calibration_tokens, window_length
 from ..errors import FFPError
+from ..evaluation.block_costs import read_costs
 from ..hub.record import read_policy
 from ..modeling.families import ModelUnit, find_family
 from ..modeling.loading import LoadOptions, loading_errors
@@ -103,14 +104,14 @@ def _decide(
     length: int | None,
 ) -> dict[str, Any]:
     """Return the options that are decided before the calibration, and the budget."""
-    times = config.cost_table
+    times = read_costs(config)
     removes_heads = config.method == "homogeneous" or config.memory or config.kv_cache
     draft: dict[str, Any] = {
         "seq_len": length or window_length(config.seq_len, model.config),
         "method": config.method,
         "attention": config.attention or ("kv-groups" if removes_heads else "auto"),
         "agent": config.agent_name,
-        "search_steps": config.search_steps or (256 if config.agent_name == "ppo" else 26),
+        "search_steps": config.search_steps or (PPO_STEPS if config.agent_name == "ppo" else SEARCH_STEPS),
         "workload": (times or {}).get("workload", config.workload or WORKLOAD),
     }
     if find_family(model.config).experts:
