@@ -31,13 +31,8 @@ def one_line_errors(
 ) -> Iterator[None]:
     """Run a command within the CPU quota, show its messages, and end it with one line and an exit code on errors.
 
-    `FFPError` and errors of the file system are errors of the user. In distributed runs, give the main process time to
-    report the error first.
-
-    Args:
-        log_level: Minimum severity of messages.
-        interrupted: Message after Ctrl-C or SIGTERM.
-        options: Options of the command, which messages name as on the command line.
+    `FFPError` and errors of the file system are errors of the user. Messages name `options` as on the command line;
+    `interrupted` is the one after Ctrl-C or SIGTERM.
     """
     from ..errors import FFPError, NotRecoveredError
     from ..utils.host_memory import limit_threads
@@ -54,7 +49,7 @@ def one_line_errors(
             yield
     except Exception as error:
         if not is_main:
-            # By then, torch ends this process with SIGTERM if the main one has reported an error.
+            # The main process reports the error first, upon which torch ends this one with SIGTERM.
             signal.signal(signal.SIGTERM, signal.SIG_DFL)
             time.sleep(GRACE_SECONDS)
         if isinstance(error, OSError) and error.filename:

@@ -25,12 +25,8 @@ class FFPEvaluateCommand(Command):
         """Add the options."""
         describe(parser, "optimum-cli ffp evaluate -m MODEL [options]", DESCRIPTION, EXAMPLES)
         group = parser.add_argument_group("Models and output")
-        group.add_argument(
-            "--model",
-            "-m",
-            required=True,
-            help="Model to evaluate: Hub id or folder (dense or pruned), or .gguf file (dense).",
-        )
+        model = "Model to evaluate: Hub id or folder (dense or pruned), or .gguf file (dense)."
+        group.add_argument("--model", "-m", required=True, help=model)
         group.add_argument(
             "--baseline",
             nargs="+",
@@ -45,7 +41,7 @@ class FFPEvaluateCommand(Command):
 
     @staticmethod
     def execute(args: Namespace) -> None:
-        """Run `evaluate`, print the results, and optionally write them as JSON."""
+        """Evaluate, print the results, and write them with `--json`."""
         config = EvaluationConfig.from_args(args)
 
         from ..evaluation import evaluate

@@ -86,10 +86,7 @@ def prune_records(result: PruningResult, folder: str) -> list[Figures]:
 
 
 def recovery_records(recovery: FFPRecovery, folder: str, meter: StageMeter) -> list[Figures]:
-    """Return the records of a recovered model, saved in `folder`, of the pruned one and of its teacher.
-
-    `meter` has the time and peak memory of the recovery.
-    """
+    """Return the records of a recovered model, saved in `folder`, of the pruned one and of its teacher."""
     result, student, teacher = recovery.finished, recovery.student, recovery.teacher
     records = [
         _model("recover", role, name, model.num_parameters(), student.dtype) | _perplexities(result.figures, role)

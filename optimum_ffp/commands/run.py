@@ -26,14 +26,7 @@ logger = logging.getLogger(__name__)
 
 
 class Run:
-    """A prune or a recovery in this process, which joins the others first.
-
-    Args:
-        command: `prune` or `recover`.
-        args: Its arguments.
-        folders: Output folders.
-        names: Suffixes of the repositories, if there are several.
-    """
+    """A `prune` or `recover` command, which joins other processes. Several repositories have `names` as suffixes."""
 
     def __init__(self, command: str, args: Namespace, folders: Sequence[str], names: Sequence[str] = ()):
         # Before anything that depends on the device of this process.
@@ -59,12 +52,7 @@ class Run:
         return hashlib.sha256(to_json(request).encode()).hexdigest()[:16]
 
     def is_finished(self, request: str, found: Iterable[str | None]) -> bool:
-        """Return whether `--resume` finds the results of a request; then clean up after a killed process, and upload.
-
-        Args:
-            request: Digest of this command.
-            found: Those in the records of the output folders.
-        """
+        """Return whether `--resume` has found the request in all output folders; then clean up and upload."""
         if not self.args.resume or self.args.overwrite or not processes.from_main({*found} == {request}):
             return False
         if processes.is_main():
@@ -81,11 +69,7 @@ class Run:
         models: Sequence[str] = (),
         files: Mapping[str, bytes] | None = None,
     ) -> bool:
-        """Look for problems, and prepare the work folder. With `--plan`, only print them, and return `False`.
-
-        Raises:
-            FFPError: The first problem.
-        """
+        """Raise the first problem, or prepare the work folder. With `--plan`, print all and return `False` instead."""
         problems = find_problems(
             config,
             models=[self.args.model, *models],

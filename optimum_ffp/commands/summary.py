@@ -16,10 +16,7 @@ NOTES = ("experts", "removed_whole", "budget", "search")
 
 
 def summarize(records: Sequence[Figures], next_step: str) -> str:
-    """Format the size and quality of a model, how its policy was found, the stages of its calibration and a command.
-
-    The records are those of the result, of the model before it, if that is not the dense one, and of the dense model.
-    """
+    """Format the size and quality of a model, from its record, that of the model before it, and the dense model's."""
     result = records[0]
     # The teacher of a recovery may be another model.
     dense = {name: result[name] / (1 - result["model_sparsity"]) for name in ("parameters", "weight_bytes")}

@@ -46,12 +46,8 @@ class EvaluationConfig(Config):
     tasks_path: str | None = option(
         None, "Folder of .yaml tasks, whose data may be local; all of them are run if tasks is empty."
     )
-    limit: float | None = option(
-        None, "Samples per task, or a fraction of them if below 1.", TASKS, default_text="all"
-    )
-    num_fewshot: int | None = option(
-        None, "Number of examples before each question.", TASKS, default_text="the task's setting"
-    )
+    limit: float | None = option(None, "Samples per task, or a fraction if below 1.", TASKS, default_text="all")
+    num_fewshot: int | None = option(None, "Examples before each question.", TASKS, default_text="the task's setting")
     speed: bool = option(True, "Whether to measure speed. Without it, only one model is in memory at a time.", "Speed")
     prompt_tokens: int = option(512, "Number of tokens in the prompt.", "Speed", low=1)
     new_tokens: int = option(32, "Number of tokens to generate.", "Speed", low=1)

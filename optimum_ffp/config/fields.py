@@ -14,11 +14,11 @@ from functools import wraps
 from importlib.util import find_spec
 from inspect import cleandoc
 from pathlib import Path
-from pkgutil import iter_modules
-from typing import Any, ClassVar, TypeGuard, TypeVar, get_args, get_origin
+from typing import Any, ClassVar, TypeVar, get_args, get_origin
 
 from ..errors import FFPError
 from .budgets import QUANTITIES, format_value, parse_quantity
+from .choices import KINDS, built_in_choices, built_in_options, is_module, options_of
 
 
 logger = logging.getLogger(__name__)
@@ -33,7 +33,7 @@ def option(
     help: str,
     group: str | None = None,
     *,
-    choices: str | Sequence[str] = (),
+    choices: tuple[str, ...] = (),
     low: float = 0,
     high: float = math.inf,
     stage: str = "search",
@@ -48,7 +48,7 @@ def option(
         default: Default value; `None` if it is derived from other options or from the model.
         help: Description, without the default.
         group: Argument group in `--help`; without one, only `--config FILE` and Python set the option.
-        choices: Allowed values, or the package whose modules are the choices, such as `search.methods`.
+        choices: Allowed values; those of the options in `KINDS` are modules.
         low: Minimum of a number.
         high: Maximum of a number.
         stage: First stage that depends on the option: `measured` (of the dense model), `search` or `calibration`.
@@ -106,13 +106,9 @@ def suggest_name(name: str, known: Collection[str]) -> str:
 
 @dataclass(frozen=True, kw_only=True)
 class Config:
-    """Base class of configs, whose fields are options.
+    """Base class of configs, whose fields are options."""
 
-    Attributes:
-        replaces: Options of a file that an override replaces along with its own, since they exclude each other or the
-            default of one depends on the other.
-    """
-
+    # Options of a file that an override replaces along with its own: they exclude each other, or depend on each other.
     replaces: ClassVar[Mapping[str, Sequence[str]]] = {}
 
     def __post_init__(self) -> None:
@@ -121,11 +117,7 @@ class Config:
         self.check()
 
     def check(self) -> None:
-        """Check combinations of options.
-
-        Raises:
-            FFPError: If options are incompatible.
-        """
+        """Raise `FFPError` if options are incompatible."""
 
     @property
     def ignored(self) -> dict[str, str]:
@@ -145,7 +137,11 @@ class Config:
     @classmethod
     def choice_fields(cls, options: Mapping[str, Any]) -> dict[str, Field]:
         """Return the fields of the choices' options by name, including those of modules that `options` names."""
-        return {}
+        kinds = [name for name in cls.option_names() if name in KINDS]
+        owners = [owner for kind in kinds for owner in built_in_options(kind).values()]
+        named = [(kind, options[kind]) for kind in kinds if is_module(kind, options.get(kind))]
+        owners += filter(None, (options_of(kind, name) for kind, name in named))
+        return {field.name: field for owner in owners for field in owner.option_fields()}
 
     @classmethod
     def all_fields(cls) -> list[Field]:
@@ -160,11 +156,8 @@ class Config:
 
     def for_stages(self, *stages: str) -> dict[str, Any]:
         """Return the options whose first dependent stage is one of these."""
-        return {
-            field.name: getattr(self, field.name)
-            for field in self.option_fields()
-            if field.metadata["stage"] in stages
-        }
+        chosen = (field.name for field in self.option_fields() if field.metadata["stage"] in stages)
+        return {name: getattr(self, name) for name in chosen}
 
     def to_dict(self) -> dict[str, Any]:
         """Return all options in JSON-ready form."""
@@ -195,8 +188,8 @@ class Config:
         options = cls.options_from_record(record, path)
         options = {name: value for name, value in options.items() if name not in replaced}
         for field in cls.option_fields():
-            value = options.get(field.name)
-            if is_module(field, value):
+            value: Any = options.get(field.name)
+            if is_module(field.name, value):
                 raise FFPError(
                     f"{path} needs {field.name} {value}, which a file alone can't select; install the package "
                     f"{value.partition('.')[0]} and pass {argument_name(field.name)} {value} ({field.name}=...)"
@@ -238,11 +231,8 @@ def argument_name(name: str) -> str:
 
 def name_arguments(text: str, names: Collection[str]) -> str:
     """Return a text in which options have their names on the command line: `--seq-len` for `seq_len`."""
-    return re.sub(
-        r"(?<![\w./-])[a-z]+(_[a-z]+)+(?![\w/=])",
-        lambda match: argument_name(match[0]) if match[0] in names else match[0],
-        text,
-    )
+    known = "|".join(name for name in names if "_" in name)
+    return re.sub(rf"(?<![\w./-])({known})(?![\w/=])", lambda match: argument_name(match[0]), text) if known else text
 
 
 def describe_option(field: Field) -> str:
@@ -271,12 +261,7 @@ def expand(path: str | os.PathLike) -> Path:
 
 
 def read_file(path: str | os.PathLike) -> dict[str, Any]:
-    """Read a JSON object from a file.
-
-    Raises:
-        OSError: If it can't be read.
-        FFPError: If it holds no object.
-    """
+    """Read a JSON object from a file. Raises `OSError` if it can't be read, and `FFPError` if it holds no object."""
     try:
         record = json.loads(expand(path).read_text(encoding="utf-8"))
     except ValueError as error:
@@ -287,16 +272,8 @@ def read_file(path: str | os.PathLike) -> dict[str, Any]:
 
 
 def choices_of(field: Field) -> tuple[str, ...]:
-    """Return the choices of an option. A module `fisher_obs.py` is the choice `fisher-obs`."""
-    choices = field.metadata["choices"]
-    if not isinstance(choices, str):
-        return tuple(choices)
-    return tuple(sorted(module.name.replace("_", "-") for module in iter_modules([str(choice_folder(choices))])))
-
-
-def choice_folder(package: str) -> Path:
-    """Return the folder of a package whose modules are choices, such as `search.agents`."""
-    return Path(__file__).parents[1].joinpath(*package.split("."))
+    """Return the choices of an option."""
+    return built_in_choices(field.name) if field.name in KINDS else field.metadata["choices"]
 
 
 def _types(field: Field) -> tuple[Any, ...]:
@@ -347,13 +324,8 @@ def _check_type(field: Field, value: Any) -> Any:
     return value
 
 
-def is_module(field: Field, value: Any) -> TypeGuard[str]:
-    """Return whether a value is the dotted name of a module, where the choices are modules."""
-    return isinstance(field.metadata["choices"], str) and isinstance(value, str) and "." in value
-
-
 def _is_choice(field: Field, value: Any) -> bool:
-    if not is_module(field, value):
+    if not is_module(field.name, value):
         return value in choices_of(field)
     try:
         return find_spec(value) is not None

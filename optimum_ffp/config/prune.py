@@ -2,14 +2,14 @@
 
 import os
 from collections.abc import Iterator, Mapping
-from dataclasses import Field, dataclass, field
+from dataclasses import dataclass, field
 from functools import partial
 from typing import Any, ClassVar
 
 from ..errors import FFPError
 from ..version import __version__
 from .budgets import LIMITS, format_value, parse_workload
-from .choices import KINDS, built_in_options, fields_of_choices, options_of
+from .choices import KINDS, built_in_options, options_of
 from .fields import Config, expand, named_options, option
 from .texts import HUB_NAME, TextConfig
 
@@ -32,6 +32,7 @@ SEQ_LEN_DEFAULT = f"the model's maximum length, up to {MAX_DEFAULT_LENGTH}"
 SEARCHES = ("ffp", "random", "evolutionary")
 limit_option = partial(option, None, group="Budget", cli={"nargs": "+"})
 measured_option = partial(option, stage="measured")
+data_option = partial(option, stage="measured", group="Data")
 # Without a meaning for mixtures of experts, all layers of which keep the same number.
 dense_option = partial(option, for_experts=False)
 
@@ -105,11 +106,10 @@ class FFPConfig(TextConfig):
         "Common options",
         paper="wikitext2",
     )
-    eval_dataset: str | None = measured_option(
+    eval_dataset: str | None = data_option(
         None,
         "Text to report perplexity on, in the same format as the dataset. Several texts, separated by commas, are "
         "reported separately.",
-        "Data",
         default_text="each text of the dataset except self",
     )
     base_model: str | None = option(
@@ -118,14 +118,13 @@ class FFPConfig(TextConfig):
         "a .gguf file. To prune a pruned model further, this can also be the folder or .gguf file of its dense model.",
         "Data",
     )
-    text_column: str | None = measured_option(
+    text_column: str | None = data_option(
         None,
         "Dataset column with texts, or with conversations to render with the chat template.",
-        "Data",
         default_text="the first nonempty column with a usual name, such as text or messages",
     )
-    seq_len: int | None = measured_option(
-        None, "Tokens per window (2048 in the paper).", "Data", low=2, default_text=SEQ_LEN_DEFAULT
+    seq_len: int | None = data_option(
+        None, "Tokens per window (2048 in the paper).", low=2, default_text=SEQ_LEN_DEFAULT
     )
     start_token: str = measured_option(
         "auto",
@@ -133,16 +132,15 @@ class FFPConfig(TextConfig):
         "published WikiText-2 perplexities).",
         choices=("auto", "never"),
     )
-    num_samples: int = measured_option(
-        128, "Number of windows to calibrate on, from the train split.", "Data", low=1, paper=32, fast=32
+    num_samples: int = data_option(
+        128, "Number of windows to calibrate on, from the train split.", low=1, paper=32, fast=32
     )
-    search_samples: int = measured_option(
-        28, "Number of windows to compare candidates on, from the validation split.", "Data", low=1, paper=4
+    search_samples: int = data_option(
+        28, "Number of windows to compare candidates on, from the validation split.", low=1, paper=4
     )
-    eval_samples: int | None = measured_option(
+    eval_samples: int | None = data_option(
         None,
         "Number of windows per text to report perplexity on, from the test split.",
-        "Data",
         low=1,
         default_text="the whole test split, or the first 100 windows of a text without one",
     )
@@ -153,7 +151,6 @@ class FFPConfig(TextConfig):
         "layer, so that the checkpoint needs no custom code), given (as in the policy), or the baselines random and "
         "evolutionary.",
         "Pruning",
-        choices=KINDS["method"].package,
         fast="no-search",
         default_text=f"ffp, or no-search if at least {TRAINING_SUFFICES:g} is removed and weights are trained",
     )
@@ -175,7 +172,6 @@ class FFPConfig(TextConfig):
         "How to rank heads and channels within a layer: fisher-obs (backward elimination, weighted by the Fisher "
         "matrix), obs (backward elimination), flap or wanda, or a custom module as package.module.",
         "Pruning",
-        choices=KINDS["criterion"].package,
         paper="wanda",
         for_experts=False,
     )
@@ -184,7 +180,6 @@ class FFPConfig(TextConfig):
         "How to rank the experts of a mixture: reap (gate times output norm, averaged over the expert's tokens) or "
         "loss (increase of the loss when the expert's tokens are routed to others; slower).",
         "Pruning",
-        choices=KINDS["expert_criterion"].package,
     )
     attention: str | None = measured_option(
         None,
@@ -246,7 +241,6 @@ class FFPConfig(TextConfig):
         None,
         "Search algorithm of method ffp: gradient (gradient descent on the loss) or ppo (the paper's).",
         "Search",
-        choices=KINDS["agent"].package,
         paper="ppo",
         default_text="gradient, or ppo with reward pruned",
     )
@@ -288,7 +282,6 @@ class FFPConfig(TextConfig):
         "How to convert the agent's scores to layer sizes: curves (from the estimated loss at every size), greedy "
         "(Algorithm 1 of the paper) or water-filling.",
         "Search",
-        choices=KINDS["mapping"].package,
         paper="greedy",
         for_experts=False,
     )
@@ -304,7 +297,6 @@ class FFPConfig(TextConfig):
         "layer), layers (train each layer to reproduce the dense layer's output, with memory for one layer) or model "
         "(train the whole model to match the dense model's predictions).",
         "Calibration",
-        choices=KINDS["calibration"].package,
         paper="ridge",
         stage="calibration",
         default_text="model if it fits into memory, otherwise layers",
@@ -348,11 +340,7 @@ class FFPConfig(TextConfig):
         return self.agent or ("ppo" if self.reward == "pruned" else "gradient")
 
     def options_for(self, option: str, name: str, **decided: Any) -> Config | None:
-        """Return the options of a choice, with the values of the preset and those given; `None` if it has none.
-
-        Raises:
-            FFPError: If the module can't be imported, or a value is not allowed.
-        """
+        """Return the options of a choice, with values of the preset and those set; `None` if it has no options."""
         if (owner := options_of(option, name)) is None:
             return None
         given = {name: self.choice_options[name] for name in owner.option_names() if name in self.choice_options}
@@ -434,11 +422,6 @@ class FFPConfig(TextConfig):
     def to_dict(self) -> dict[str, Any]:
         """Return all options and the version of optimum-ffp in JSON-ready form."""
         return super().to_dict() | dict(self.choice_options) | {"ffp_version": __version__}
-
-    @classmethod
-    def choice_fields(cls, options: Mapping[str, Any]) -> dict[str, Field]:
-        """Return the fields of options of the choices, by name."""
-        return fields_of_choices(options)
 
     @classmethod
     def options_from_record(cls, record: dict[str, Any], path: str | os.PathLike) -> dict[str, Any]:
