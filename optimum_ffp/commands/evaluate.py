@@ -26,7 +26,7 @@ class FFPEvaluateCommand(Command):
         describe(parser, "optimum-cli ffp evaluate -m MODEL [options]", DESCRIPTION, EXAMPLES)
         group = parser.add_argument_group("Models and output")
         model = "Model to evaluate: Hub id or folder (dense or pruned), or .gguf file (dense)."
-        group.add_argument("--model", "-m", required=True, help=model)
+        group.add_argument("-m", "--model", required=True, help=model)
         group.add_argument(
             "--baseline",
             nargs="+",

@@ -37,7 +37,7 @@ class FFPExportCommand(Command):
         """Add the options."""
         describe(parser, "optimum-cli ffp export -m MODEL OUT [options]", FFPExportCommand.__doc__, EXAMPLES)
         group = parser.add_argument_group("Model and output")
-        group.add_argument("--model", "-m", required=True, help="Dense or pruned model to export: Hub id or folder.")
+        group.add_argument("-m", "--model", required=True, help="Dense or pruned model to export: Hub id or folder.")
         group.add_argument("output", metavar="OUT", help="GGUF file to write.")
         add_shared(group, "--overwrite", help="Replace an existing GGUF file; other files are never replaced.")
         add_shared(group, "--revision", "--trust-remote-code")

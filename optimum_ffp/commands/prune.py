@@ -42,7 +42,7 @@ class FFPPruneCommand(Command):
         """Add the options."""
         describe(parser, USAGE, DESCRIPTION, EXAMPLES)
         model = parser.add_argument_group("Model and output")
-        model.add_argument("--model", "-m", required=True, help="Model to prune: Hub id, folder or .gguf file.")
+        model.add_argument("-m", "--model", required=True, help="Model to prune: Hub id, folder or .gguf file.")
         model.add_argument(
             "output",
             metavar="OUT",

@@ -38,7 +38,7 @@ class FFPQuantizeCommand(Command):
         """Add the options."""
         describe(parser, "optimum-cli ffp quantize -m MODEL OUT [options]", FFPQuantizeCommand.__doc__, EXAMPLES)
         group = parser.add_argument_group("Model and output")
-        group.add_argument("--model", "-m", required=True, help="Pruned model to quantize: Hub id or folder.")
+        group.add_argument("-m", "--model", required=True, help="Pruned model to quantize: Hub id or folder.")
         group.add_argument("output", metavar="OUT", help="Folder to write.")
         add_shared(group, "--overwrite", "--revision", "--trust-remote-code")
         quantization = Options.add_arguments(parser)["Quantization"]

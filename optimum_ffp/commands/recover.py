@@ -32,7 +32,7 @@ class FFPRecoverCommand(Command):
         """Add the options."""
         describe(parser, USAGE, DESCRIPTION, EXAMPLES)
         model = parser.add_argument_group("Models and output")
-        model.add_argument("--model", "-m", required=True, help="Pruned model to train: Hub id or folder.")
+        model.add_argument("-m", "--model", required=True, help="Pruned model to train: Hub id or folder.")
         model.add_argument(
             "--teacher",
             metavar="MODEL",

@@ -189,7 +189,7 @@ class FFPConfig(TextConfig):
         "Pruning",
         choices=("auto", "kv-groups", "query-heads"),
         paper="kv-groups",
-        default_text="auto, or kv-groups with method homogeneous, memory or kv_cache",
+        default_text="auto, or kv-groups with method homogeneous or a limit on memory or the KV cache",
         for_experts=False,
     )
     depth: str = dense_option(

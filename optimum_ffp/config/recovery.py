@@ -5,7 +5,6 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from ..errors import FFPError
-from .budgets import format_value
 from .fields import named_options, option, same_as
 from .prune import SEQ_LEN_DEFAULT, FFPConfig
 from .texts import TextConfig, TextMix
@@ -83,7 +82,7 @@ class RecoveryConfig(TrainingOptions, TextConfig):
         "Training",
         low=1,
         default_text=f"at most 1/{MIN_STEPS} of max_tokens, and at most "
-        + ", ".join(f"{format_value('batch_tokens', tokens)} ({preset})" for preset, tokens in BATCH_TOKENS.items()),
+        + ", ".join(f"{tokens:,} ({preset})" for preset, tokens in BATCH_TOKENS.items()),
     )
     batch_size: int = option(1, "Windows per forward pass and process.", "Resources", low=1)
     bf16: bool | None = option(
