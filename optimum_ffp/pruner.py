@@ -21,6 +21,7 @@ from .data import DataSplits
 from .data.samples import write_samples
 from .engine.token_counter import total_tokens
 from .errors import FFPError, convert_errors, one_line
+from .evaluation.block_costs import read_costs
 from .hub.license import read_license
 from .modeling.checks import FIRST_TOKENS, check_losses, check_model
 from .modeling.loading import (
@@ -297,7 +298,7 @@ class FFPPruner:
         times = None
         if plan.speedup is not None or plan.costs is not None:
             # Only the main process reads the file, which it may just have written.
-            times = processes.on_main(lambda: plan.cost_table) or self.measured.block_costs
+            times = processes.on_main(lambda: read_costs(plan)) or self.measured.block_costs
         # Measure before the stage `search` starts: measurements have their own stages.
         _ = self.measured.dense_losses if plan.compares_policies else self.measured.prepared
         policy_search = PolicySearch(self.measured, plan, times)

@@ -5,9 +5,11 @@ import os
 import signal
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from typing import Any, NoReturn
+
+from ..config.fields import name_arguments
 
 
 USER_ERROR, NOT_IMPROVED, INTERRUPTED, TERMINATED = 2, 3, 130, 143
@@ -24,11 +26,13 @@ GRACE_SECONDS = 10.0
 
 
 @contextmanager
-def one_line_errors(log_level: str = "info", interrupted: str = "interrupted") -> Iterator[None]:
+def one_line_errors(
+    log_level: str = "info", interrupted: str = "interrupted", options: Collection[str] = ()
+) -> Iterator[None]:
     """Run a command within the CPU quota, show its messages, and end it with one line and an exit code on errors.
 
-    `FFPError` and errors of the file system are errors of the user. In distributed runs, give the main process time to
-    report the error first. `interrupted` is the message after Ctrl-C or SIGTERM.
+    `FFPError` and errors of the file system are errors of the user. Messages name `options` as on the command line;
+    `interrupted` is the one after Ctrl-C or SIGTERM.
     """
     from ..errors import FFPError, NotRecoveredError
     from ..utils.host_memory import limit_threads
@@ -41,11 +45,11 @@ def one_line_errors(log_level: str = "info", interrupted: str = "interrupted") -
         os.environ.setdefault("TQDM_DISABLE", "1")
     previous = signal.signal(signal.SIGTERM, _terminate)
     try:
-        with _messages(log_level):
+        with _messages(log_level, options):
             yield
     except Exception as error:
         if not is_main:
-            # By then, torch ends this process with SIGTERM if the main one has reported an error.
+            # The main process reports the error first, upon which torch ends this one with SIGTERM.
             signal.signal(signal.SIGTERM, signal.SIG_DFL)
             time.sleep(GRACE_SECONDS)
         if isinstance(error, OSError) and error.filename:
@@ -54,7 +58,7 @@ def one_line_errors(log_level: str = "info", interrupted: str = "interrupted") -
             reason = str(error)
         else:
             raise
-        print(f"error: {reason}", file=sys.stderr)
+        print(f"error: {name_arguments(reason, options)}", file=sys.stderr)
         sys.exit(NOT_IMPROVED if isinstance(error, NotRecoveredError) else USER_ERROR)
     except KeyboardInterrupt as signaled:
         if is_main:
@@ -71,13 +75,13 @@ def _terminate(*_: Any) -> NoReturn:
 
 
 @contextmanager
-def _messages(level: str) -> Iterator[None]:
+def _messages(level: str, options: Collection[str]) -> Iterator[None]:
     """Write messages of this package to the terminal, above the bars, and close the bars at the end."""
     from tqdm import tqdm
     from tqdm.contrib.logging import logging_redirect_tqdm
 
     logger, handler = logging.getLogger("optimum_ffp"), logging.StreamHandler()
-    handler.setFormatter(_MessageFormatter())
+    handler.setFormatter(_MessageFormatter(options))
     previous = logger.level
     logger.setLevel(level.upper())
     logger.addHandler(handler)
@@ -93,6 +97,10 @@ def _messages(level: str) -> Iterator[None]:
 
 
 class _MessageFormatter(logging.Formatter):
+    def __init__(self, options: Collection[str]):
+        super().__init__()
+        self.options = options
+
     def format(self, record: logging.LogRecord) -> str:
         prefix = f"{record.levelname.lower()}: " if record.levelno >= logging.WARNING else ""
-        return prefix + super().format(record)
+        return prefix + name_arguments(super().format(record), self.options)

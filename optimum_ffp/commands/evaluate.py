@@ -3,10 +3,12 @@
 from argparse import ArgumentParser, Namespace
 
 from ..config import EvaluationConfig
-from .arguments import add_device_options, add_hub_options, add_json, add_option, describe, load_options
+from .arguments import add_shared, describe, load_options
 from .launching import Command
 
 
+DESCRIPTION = """Measure perplexity, zero-shot tasks, size and speed of a dense or pruned model, and compare it with
+baselines, including the divergence of its predictions from the first baseline's."""
 EXAMPLES = """examples:
   optimum-cli ffp evaluate -m SmolLM2-135M-ffp-20 --baseline HuggingFaceTB/SmolLM2-135M-Instruct
   optimum-cli ffp evaluate -m out-recovered --baseline Qwen/Qwen3-0.6B out
@@ -21,37 +23,25 @@ class FFPEvaluateCommand(Command):
     @staticmethod
     def parse_args(parser: ArgumentParser) -> None:
         """Add the options."""
-        description = (
-            "Measure perplexity, zero-shot tasks, size and speed of a dense or pruned model, and compare it with\n"
-            "baselines, including the divergence of its predictions from the first baseline's."
-        )
-        describe(parser, "optimum-cli ffp evaluate -m MODEL [options]", description, EXAMPLES)
-        required = parser.add_argument_group("Required arguments")
-        add_option(
-            required,
-            "model",
-            "-m",
-            required=True,
-            help="Model to evaluate: Hub id or folder (dense or pruned), or .gguf file (dense).",
-        )
-        output = parser.add_argument_group("Comparison and output")
-        add_option(
-            output,
-            "baseline",
+        describe(parser, "optimum-cli ffp evaluate -m MODEL [options]", DESCRIPTION, EXAMPLES)
+        group = parser.add_argument_group("Models and output")
+        model = "Model to evaluate: Hub id or folder (dense or pruned), or .gguf file (dense)."
+        group.add_argument("-m", "--model", required=True, help=model)
+        group.add_argument(
+            "--baseline",
             nargs="+",
             default=(),
             metavar="MODEL",
             help="Models to compare with, such as the dense one: Hub id, ID@REVISION, folder or .gguf file. The "
             "divergence is measured from the first one. Default: none.",
         )
-        add_json(output)
+        add_shared(group, "--json")
         groups = EvaluationConfig.add_arguments(parser)
-        add_device_options(groups["Loading and running"])
-        add_hub_options(groups["Loading and running"])
+        add_shared(groups["Loading and running"], "--device", "--dtype", "--revision", "--trust-remote-code")
 
     @staticmethod
     def execute(args: Namespace) -> None:
-        """Run `evaluate`, print the results, and optionally write them as JSON."""
+        """Evaluate, print the results, and write them with `--json`."""
         config = EvaluationConfig.from_args(args)
 
         from ..evaluation import evaluate

@@ -4,7 +4,7 @@ from argparse import ArgumentParser, Namespace
 from dataclasses import dataclass
 
 from ..config.fields import Config, option
-from .arguments import add_hub_options, add_option, describe, load_options
+from .arguments import add_shared, describe, load_options
 from .launching import Command
 
 
@@ -37,15 +37,10 @@ class FFPExportCommand(Command):
         """Add the options."""
         describe(parser, "optimum-cli ffp export -m MODEL OUT [options]", FFPExportCommand.__doc__, EXAMPLES)
         group = parser.add_argument_group("Model and output")
-        add_option(group, "model", "-m", required=True, help="Dense or pruned model to export: Hub id or folder.")
+        group.add_argument("-m", "--model", required=True, help="Dense or pruned model to export: Hub id or folder.")
         group.add_argument("output", metavar="OUT", help="GGUF file to write.")
-        add_option(
-            group,
-            "overwrite",
-            action="store_true",
-            help="Replace an existing GGUF file; other files are never replaced.",
-        )
-        add_hub_options(group)
+        add_shared(group, "--overwrite", help="Replace an existing GGUF file; other files are never replaced.")
+        add_shared(group, "--revision", "--trust-remote-code")
         Options.add_arguments(parser)
 
     @staticmethod

@@ -28,7 +28,7 @@ class Command(BaseOptimumCLICommand):
         """
         count = None if getattr(self.args, "plan", False) else getattr(self.args, "num_processes", None)
         hint = "; run the same command with --resume to continue" if "resume" in self.args else ""
-        with one_line_errors(self.args.log_level, f"interrupted{hint}"):
+        with one_line_errors(self.args.log_level, f"interrupted{hint}", vars(self.args)):
             if count is not None and count < 1:
                 raise FFPError(f"num_processes must be at least 1, found {count}")
             if count in (None, 1) or "WORLD_SIZE" in os.environ:

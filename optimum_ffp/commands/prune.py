@@ -4,16 +4,16 @@ import shlex
 from argparse import ArgumentParser, Namespace
 from collections.abc import Sequence
 from dataclasses import asdict
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ..config import FFPConfig
 from ..config.budgets import LIMITS
+from ..config.fields import argument_name
 from ..config.prune import OFFLOADS
 from ..errors import FFPError
 from ..utils.folders import expand
 from ..utils.record import Record
-from . import arguments
+from .arguments import HUB_OPTIONS, RUN_OPTIONS, add_shared, describe, load_options, output_name
 from .launching import Command
 
 
@@ -32,7 +32,6 @@ EXAMPLES = """examples:
   optimum-cli ffp prune -m Qwen/Qwen3-0.6B out --sparsity 0.2 0.3 --dataset my_text.jsonl
   optimum-cli ffp prune -m model.gguf out --dataset self --preset paper --search-steps 64
 """
-LOAD_OPTIONS = ("device", "dtype", "offload", "trust_remote_code", "revision")
 
 
 class FFPPruneCommand(Command):
@@ -41,84 +40,67 @@ class FFPPruneCommand(Command):
     @staticmethod
     def parse_args(parser: ArgumentParser) -> None:
         """Add the options."""
-        arguments.describe(parser, USAGE, DESCRIPTION, EXAMPLES)
+        describe(parser, USAGE, DESCRIPTION, EXAMPLES)
         model = parser.add_argument_group("Model and output")
-        arguments.add_option(model, "model", "-m", required=True, help="Model to prune: Hub id, folder or .gguf file.")
-        arguments.add_run_options(model)
+        model.add_argument("-m", "--model", required=True, help="Model to prune: Hub id, folder or .gguf file.")
+        model.add_argument(
+            "output",
+            metavar="OUT",
+            nargs="?",
+            help="Folder to write, or the prefix of the folders if a budget option has several values; give it before "
+            "such options. Default: named after the model.",
+        )
+        add_shared(model, *RUN_OPTIONS)
         groups = FFPConfig.add_arguments(parser)
-        arguments.add_option(
-            groups["Search"],
-            "warm-start",
+        groups["Search"].add_argument(
+            "--warm-start",
             metavar="MODEL",
             help="Start from the agent of another pruned model: folder, Hub id or ID@REVISION.",
         )
-        arguments.add_device_options(groups["Resources"], shared=True)
-        arguments.add_option(
-            groups["Resources"],
-            "offload",
+        add_shared(groups["Resources"], "--device", "--dtype", "--num-processes")
+        groups["Resources"].add_argument(
+            "--offload",
             default="auto",
             choices=("auto", *OFFLOADS),
             help="Where to keep the weights of layers that aren't running: none (on the device), host (in host "
-            "memory), disk (in the checkpoint files), or auto (the first with enough memory, see --plan).",
+            "memory), disk (in the checkpoint files), or auto (the first with enough memory, see --plan). Default: "
+            "auto.",
         )
-        arguments.add_hub_group(parser, "; ID-10 and so on for several budgets")
+        add_shared(parser.add_argument_group("The Hub"), *HUB_OPTIONS)
 
     @staticmethod
     def execute(args: Namespace) -> None:
         """Check, lock, prune, save and push, with every requested budget; several share one agent."""
         swept, configs = read_configs(args)
         config, names = configs[0], [one.budget_name for one in configs]
-        folders = output_folders(args, names)
-        repositories = repository_names(args, folders, names)
-        arguments.warn_of_hub_options(args)
+        folders, front = output_folders(args, names), f"{output_name(args)}-ffp-pareto.png"
 
         from ..checkpoint.saving import load_agent
         from ..modeling.loading import LoadOptions, shape_of
         from ..planning.make import make_plans
-        from ..planning.preflight import find_problems
         from ..pruner import FFPPruner
         from ..utils import processes
-        from ..utils.resume import saved_decision, work_folder_of
-        from ..utils.tracking import check_trackers
-        from .records import check_json, prune_records, write_records
-        from .summary import begin, end_finished, show_plan, upload
+        from ..utils.resume import saved_decision
+        from .records import prune_records, write_records
+        from .run import Run
 
-        # Before anything that depends on the device of this process.
-        processes.join(args.device)
-        check_trackers(args.report_to)
-        check_json(args.json)
-        work = work_folder_of(folders[0])
-        request = processes.on_main(lambda: arguments.request_id(args, config, args.warm_start, names))
-        is_finished = {record and record.request for record in map(Record.read, folders)} == {request}
-        if args.resume and not args.overwrite and processes.from_main(is_finished):
-            end_finished(folders, work, [] if args.plan else repositories, args.private)
+        run = Run("prune", args, folders, names)
+        request = processes.on_main(lambda: run.request_id(config, args.warm_start, names))
+        if run.is_finished(request, [record and record.request for record in map(Record.read, folders)]):
             return
-        agent = load_agent(args.warm_start)
-        front = f"{arguments.output_name(args)}-ffp-pareto.png"
-        options = LoadOptions(**{name: getattr(args, name) for name in LOAD_OPTIONS}, base_model=config.base_model)
+        agent, options = load_agent(args.warm_start), LoadOptions(**load_options(args), base_model=config.base_model)
         plans, estimate = make_plans(
             configs,
             shape_of(args.model, options),
             options,
-            local_processes=max(processes.local_count(), args.num_processes or 1),
-            decided=saved_decision(work) if args.resume else None,
+            local_processes=run.local_processes,
+            decided=saved_decision(run.work_folder) if args.resume else None,
             warm_start=agent is not None,
         )
-        found = find_problems(
-            config,
-            models=[args.model, *filter(None, (config.policy, args.warm_start))],
-            folders=folders,
-            disk=estimate.disk,
-            overwrite=args.overwrite,
-            resume=args.resume,
-            files={front: b"\x89PNG"} if swept else {},
-            repositories=repositories,
-        )
-        if args.plan:
-            show_plan("prune", estimate, folders[0], found, args.json)
+        models = [one for one in (config.policy, args.warm_start) if one]
+        if not run.begin(estimate, config, models, {front: b"\x89PNG"} if swept else {}):
             return
-        begin(estimate, found, work, args.resume)
-        pruner = FFPPruner.from_pretrained(args.model, plans[0], work, args.report_to, **asdict(options))
+        pruner = FFPPruner.from_pretrained(args.model, plans[0], run.work_folder, args.report_to, **asdict(options))
         records, results = [], []
         for result, folder in zip(pruner.sweep(plans, agent, resume=True), folders):
             result.request = request
@@ -130,7 +112,7 @@ class FFPPruneCommand(Command):
         if processes.is_main():
             print_result(results[0], records, config, swept, front)
             write_records(args.json, records)
-        upload(folders, repositories, args.private)
+        run.upload()
 
 
 def print_result(
@@ -158,7 +140,7 @@ def read_configs(args: Namespace) -> tuple[str | None, list[FFPConfig]]:
         raise FFPError("--policy determines the sizes without a search; leave out the budget and --method")
     several = [name for name, values in given.items() if len(values) > 1]
     if len(several) > 1:
-        options = " and ".join(f"--{name.replace('_', '-')}" for name in several)
+        options = " and ".join(map(argument_name, several))
         raise FFPError(f"only one budget option can have several values, found {options}")
     for name, (first, *_) in given.items():
         setattr(args, name, first)
@@ -171,22 +153,13 @@ def read_configs(args: Namespace) -> tuple[str | None, list[FFPConfig]]:
 def output_folders(args: Namespace, names: list[str]) -> list[str]:
     """Return one folder per budget: the output folder, or one with the name of the budget."""
     if args.output and len(names) == 1:
-        return [arguments.output_name(args)]
+        return [output_name(args)]
     if args.policy:
-        return [f"{arguments.output_name(args)}-{expand(args.policy).name.removesuffix('.json')}"]
-    folders = [f"{arguments.output_name(args)}-ffp-{name}" for name in names]
+        return [f"{output_name(args)}-{expand(args.policy).name.removesuffix('.json')}"]
+    folders = [f"{output_name(args)}-ffp-{name}" for name in names]
     if len({*folders}) < len(folders):
         raise FFPError(f"two budget values map to the same folder: {', '.join(folders)}; pass each only once")
     return folders
-
-
-def repository_names(args: Namespace, folders: list[str], names: list[str]) -> list[str]:
-    """Return the repository of each folder; none without `--push-to-hub`."""
-    if not args.push_to_hub:
-        return []
-    if args.hub_model_id and len(folders) > 1:
-        return [f"{args.hub_model_id}-{name}" for name in names]
-    return [args.hub_model_id or Path(folder).name for folder in folders]
 
 
 def recovery_command(dense: str, config: FFPConfig, revision: str | None, folder: str) -> str:

@@ -4,7 +4,7 @@ from argparse import ArgumentParser, Namespace
 from dataclasses import dataclass
 
 from ..config.fields import Config, option
-from .arguments import add_private, describe
+from .arguments import add_shared, describe
 from .launching import Command
 
 
@@ -24,15 +24,13 @@ class Options(Config):
         "Branch to commit to (created if it doesn't exist), or refs/pr/N for an open pull request. With --create-pr, "
         "the target branch. Commands in the card load the main branch.",
         "Commit",
-        default_text="main",
-        cli={"metavar": "BRANCH"},
+        default_text="the main branch",
     )
     commit_message: str | None = option(
         None,
         "Commit message, and title of the pull request.",
         "Commit",
         default_text="one that names optimum-ffp",
-        cli={"metavar": "TEXT"},
     )
     create_pr: bool = option(
         False, "Whether to open a pull request in an existing repository instead of committing to it.", "Commit"
@@ -40,23 +38,18 @@ class Options(Config):
 
 
 class FFPPushCommand(Command):
-    """Upload a pruned model's folder to the Hub."""
+    """Upload the folder of a pruned model to the Hub, in one commit."""
 
     @staticmethod
     def parse_args(parser: ArgumentParser) -> None:
         """Add the options."""
-        description = "Upload the folder of a pruned model to the Hub, in one commit."
-        describe(parser, "optimum-cli ffp push FOLDER REPOSITORY [options]", description, EXAMPLES)
+        describe(parser, "optimum-cli ffp push FOLDER REPOSITORY [options]", FFPPushCommand.__doc__, EXAMPLES)
         group = parser.add_argument_group("Folder and repository")
+        group.add_argument("folder", metavar="FOLDER", help="Folder written by `ffp prune`. It is not modified.")
         group.add_argument(
-            "folder", metavar="FOLDER", help="Folder of a pruned model, as written by `ffp prune`. It is not modified."
+            "repository", metavar="REPOSITORY", help="NAME or OWNER/NAME on the Hub; created if it doesn't exist."
         )
-        group.add_argument(
-            "repository",
-            metavar="REPOSITORY",
-            help="Repository to upload to, NAME or OWNER/NAME; created if it does not exist.",
-        )
-        add_private(group)
+        add_shared(group, "--private")
         Options.add_arguments(parser)
 
     @staticmethod

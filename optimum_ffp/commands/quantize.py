@@ -1,12 +1,12 @@
 """`optimum-cli ffp quantize`."""
 
 from argparse import ArgumentParser, Namespace
-from dataclasses import MISSING, dataclass
+from dataclasses import dataclass
 from importlib.util import find_spec
 
 from ..config.fields import Config, option
 from ..errors import FFPError
-from .arguments import add_hub_options, add_option, describe, load_options
+from .arguments import add_shared, describe, load_options
 from .launching import Command
 
 
@@ -20,18 +20,14 @@ EXAMPLES = """examples:
 class Options(Config):
     """Options of `ffp quantize`."""
 
-    scheme: str = option(
-        MISSING,
-        "w8a8: weights and activations in 8 bits. w4a16: weights in 4 bits, with a scale per 128, 64 or 32 inputs.",
-        "Quantization",
-        choices=("w8a8", "w4a16"),
-        default_text="none, required",
-        cli={"required": True},
-    )
     dataset: str | None = option(
-        None, "Text for GPTQ, as for ffp prune.", "Quantization", default_text="none; rounds to the nearest"
+        None,
+        "Text to quantize with GPTQ on, as for ffp prune. Without one, weights are rounded to the nearest value.",
+        "Quantization",
     )
-    num_samples: int = option(128, "Windows for GPTQ, as long as those of the prune.", "Quantization", low=1)
+    num_samples: int = option(
+        128, "Number of windows for GPTQ, with as many tokens as those of the prune.", "Quantization", low=1
+    )
 
 
 class FFPQuantizeCommand(Command):
@@ -42,12 +38,18 @@ class FFPQuantizeCommand(Command):
         """Add the options."""
         describe(parser, "optimum-cli ffp quantize -m MODEL OUT [options]", FFPQuantizeCommand.__doc__, EXAMPLES)
         group = parser.add_argument_group("Model and output")
-        add_option(group, "model", "-m", required=True, help="Hub id or folder of a pruned model.")
+        group.add_argument("-m", "--model", required=True, help="Pruned model to quantize: Hub id or folder.")
         group.add_argument("output", metavar="OUT", help="Folder to write.")
-        add_option(group, "overwrite", action="store_true", help="Replace an existing checkpoint in OUT.")
-        add_hub_options(group)
-        groups = Options.add_arguments(parser)
-        add_option(groups["Quantization"], "dtype", default="auto", help="Dtype of what isn't quantized, or auto.")
+        add_shared(group, "--overwrite", "--revision", "--trust-remote-code")
+        quantization = Options.add_arguments(parser)["Quantization"]
+        quantization.add_argument(
+            "--scheme",
+            required=True,
+            choices=("w8a8", "w4a16"),
+            help="w8a8 (weights and activations in 8 bits) or w4a16 (weights in 4 bits, with a scale per 128, 64 or "
+            "32 inputs). Required.",
+        )
+        add_shared(quantization, "--dtype", help="Dtype of everything that isn't quantized, or auto. Default: auto.")
 
     @staticmethod
     def execute(args: Namespace) -> None:
@@ -66,21 +68,17 @@ class FFPQuantizeCommand(Command):
         check_output(args.output, args.overwrite)
         # llm-compressor brings one layer after another to the accelerator.
         options = LoadOptions(device="cpu", **load_options(args))
-        size = find_group_size(empty_model(read_pruned_config(args.model, options)), config.scheme)
+        size = find_group_size(empty_model(read_pruned_config(args.model, options)), args.scheme)
         if find_spec("llmcompressor") is None:
             raise FFPError("quantizing needs llm-compressor: pip install llmcompressor")
         model, tokenizer = load_any(args.model, options)
         windows = None
         if config.dataset:
-            record, texts = (
-                require_record(args.model, **options.hub()),
-                TextMix.parse(mark_local_paths(config.dataset)),
-            )
-            length = window_length(record.window_length, model.config)
+            record = require_record(args.model, **options.hub())
             request = DataRequest(
-                texts=texts,
+                texts=TextMix.parse(mark_local_paths(config.dataset)),
                 reported=TextMix(()),
-                length=length,
+                length=window_length(record.window_length, model.config),
                 test=None,
                 seed=0,
                 calibration=config.num_samples,
@@ -89,6 +87,6 @@ class FFPQuantizeCommand(Command):
             )
             windows = load_windows(tokenizer, model, request).calibration
         source = source_folder(args.model, options.hub())
-        path = save_quantized(model, source, args.output, config.scheme, size, windows, overwrite=args.overwrite)
+        path = save_quantized(model, source, args.output, args.scheme, size, windows, overwrite=args.overwrite)
         weights = sum(file.stat().st_size for file in path.glob("*.safetensors")) / 2**20
-        print(f"{args.output}: {weights:,.1f} MiB, {config.scheme}{f' in groups of {size}' if size else ''}")
+        print(f"{args.output}: {weights:,.1f} MiB, {args.scheme}{f' in groups of {size}' if size else ''}")

@@ -87,10 +87,7 @@ def prune_records(result: PruningResult, folder: str) -> list[Figures]:
 
 
 def recovery_records(recovery: FFPRecovery, folder: str, meter: StageMeter) -> list[Figures]:
-    """Return the records of a recovered model, saved in `folder`, of the pruned one and of its teacher.
-
-    `meter` has the time and peak memory of the recovery.
-    """
+    """Return the records of a recovered model, saved in `folder`, of the pruned one and of its teacher."""
     result, student, teacher = recovery.finished, recovery.student, recovery.teacher
     tests = [(test, test) for test in result.tests]
     records = [

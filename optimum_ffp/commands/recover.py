@@ -3,11 +3,10 @@
 import shlex
 from argparse import ArgumentParser, Namespace
 from dataclasses import asdict, replace
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ..config import RecoveryConfig
-from . import arguments
+from .arguments import HUB_OPTIONS, RUN_OPTIONS, add_shared, describe, load_options, output_name
 from .launching import Command
 
 
@@ -23,9 +22,6 @@ EXAMPLES = """examples:
   optimum-cli ffp recover -m out --dataset fineweb.jsonl:0.6,chats.jsonl:0.4 --lora 32 --teacher model.gguf
   accelerate launch --config_file fsdp2.yaml -m optimum.commands.optimum_cli ffp recover -m out --preset standard
 """
-# Suffix of the default output folder.
-RECOVERED = "-recovered"
-LOAD_OPTIONS = ("device", "dtype", "trust_remote_code", "revision")
 
 
 class FFPRecoverCommand(Command):
@@ -34,81 +30,66 @@ class FFPRecoverCommand(Command):
     @staticmethod
     def parse_args(parser: ArgumentParser) -> None:
         """Add the options."""
-        arguments.describe(parser, USAGE, DESCRIPTION, EXAMPLES)
+        describe(parser, USAGE, DESCRIPTION, EXAMPLES)
         model = parser.add_argument_group("Models and output")
-        arguments.add_option(model, "model", "-m", required=True, help="Pruned model to train: Hub id or folder.")
-        arguments.add_option(
-            model,
-            "teacher",
+        model.add_argument("-m", "--model", required=True, help="Pruned model to train: Hub id or folder.")
+        model.add_argument(
+            "--teacher",
             metavar="MODEL",
             help="Dense model: Hub id, folder or .gguf file. Default: the model that MODEL was pruned from, on the "
             "Hub.",
         )
-        arguments.add_run_options(model)
+        model.add_argument("output", metavar="OUT", nargs="?", help="Folder to write. Default: named after the model.")
+        add_shared(model, *RUN_OPTIONS)
         groups = RecoveryConfig.add_arguments(parser)
-        target = "the dense model (the result has the dtype of the pruned model)"
-        arguments.add_device_options(groups["Resources"], target, shared=True)
-        arguments.add_hub_group(parser)
+        add_shared(groups["Resources"], "--device", "--num-processes")
+        groups["Resources"].add_argument(
+            "--dtype",
+            default="auto",
+            help="Dtype of the dense model: auto (the checkpoint's), float32, bfloat16 or float16. The result has the "
+            "dtype of the pruned model. Default: auto.",
+        )
+        add_shared(parser.add_argument_group("The Hub"), *HUB_OPTIONS)
 
     @staticmethod
     def execute(args: Namespace) -> None:
         """Check, lock, train, save and push."""
         config = RecoveryConfig.from_args(args)
-        folder = arguments.output_name(args) + ("" if args.output else RECOVERED)
-        arguments.warn_of_hub_options(args)
+        folder = output_name(args) + ("" if args.output else "-recovered")
 
         from ..hub.record import prune_record, require_record
         from ..modeling.checks import check_dequantizable
         from ..modeling.loading import LoadOptions, empty_model, read_any_config, read_pruned_config
         from ..planning.estimate import estimate_recovery
-        from ..planning.preflight import find_problems
         from ..recovery.plan import make_recovery_plan
         from ..recovery.recovery import FFPRecovery
         from ..recovery.teacher import find_teacher
         from ..utils import processes
         from ..utils.profiling import StageMeter
-        from ..utils.resume import work_folder_of
-        from ..utils.tracking import check_trackers
-        from .records import check_json, recovery_records, write_records
-        from .summary import begin, end_finished, show_plan, summarize, upload
+        from .records import recovery_records, write_records
+        from .run import Run
+        from .summary import summarize
 
-        processes.join(args.device)
-        check_trackers(args.report_to)
-        check_json(args.json)
-        options = LoadOptions(**{name: getattr(args, name) for name in LOAD_OPTIONS})
+        run, options = Run("recover", args, [folder]), LoadOptions(**load_options(args))
         student = empty_model(read_pruned_config(args.model, options))
         teacher, teacher_options = find_teacher(args.model, args.teacher, options)
         dense = read_any_config(teacher, teacher_options)
         check_dequantizable(teacher, dense)
         plan = make_recovery_plan(config, args.model, options)
-        count = max(processes.local_count(), args.num_processes or 1)
-        estimate = estimate_recovery(student, empty_model(dense), plan, options, count)
-        repository, work = args.hub_model_id or Path(folder).name, work_folder_of(folder)
-        uploads = [repository] if args.push_to_hub else []
+        estimate = estimate_recovery(student, empty_model(dense), plan, options, run.local_processes)
         # With the record of the pruned model, which may have been replaced since.
         request = processes.on_main(
-            lambda: arguments.request_id(args, plan, teacher, require_record(args.model, **options.hub()).to_dict())
+            lambda: run.request_id(plan, teacher, require_record(args.model, **options.hub()).to_dict())
         )
         existing = prune_record(folder)
-        is_finished = existing is not None and [one.request for one in existing.recovery][-1:] == [request]
-        if args.resume and not args.overwrite and processes.from_main(is_finished):
-            end_finished([folder], work, [] if args.plan else uploads, args.private)
+        if run.is_finished(request, [step.request for step in existing.recovery[-1:]] if existing else []):
             return
-        found = find_problems(
-            plan,
-            models=[args.model, teacher],
-            folders=[folder],
-            disk=estimate.disk,
-            overwrite=args.overwrite,
-            resume=args.resume,
-            repositories=uploads,
-        )
-        if args.plan:
-            show_plan("recover", estimate, folder, found, args.json)
+        if not run.begin(estimate, plan, [teacher]):
             return
-        begin(estimate, found, work, args.resume)
         loading = asdict(options)
-        recovery = FFPRecovery.from_pretrained(args.model, plan, args.teacher, work, args.report_to, **loading)
+        recovery = FFPRecovery.from_pretrained(
+            args.model, plan, args.teacher, run.work_folder, args.report_to, **loading
+        )
         meter = StageMeter()
         with meter.stage("recovery"):
             recovery.record = replace(recovery.recover(resume=args.resume), request=request)
@@ -117,7 +98,7 @@ class FFPRecoverCommand(Command):
             records = recovery_records(recovery, folder, meter)
             print(summarize(records, evaluation_command(recovery, folder, args.model)))
             write_records(args.json, records)
-        upload([folder], uploads, args.private)
+        run.upload()
 
 
 def evaluation_command(recovery: "FFPRecovery", folder: str, pruned: str) -> str:

@@ -1,20 +1,11 @@
-"""What `ffp prune` and `ffp recover` print: plans and summaries."""
+"""What `ffp prune` and `ffp recover` print at the end."""
 
 import logging
-import sys
 from collections.abc import Iterable, Sequence
-from pathlib import Path
 
-from ..checkpoint.pushing import push_checkpoint
 from ..config.budgets import format_value
-from ..errors import FFPError
 from ..evaluation.table import MIB, align
-from ..planning.estimate import Estimate, format_bytes
-from ..planning.preflight import free_disk
-from ..utils import processes
-from ..utils.resume import begin_work
-from .errors import USER_ERROR
-from .records import Figures, format_rows, write_records
+from .records import Figures, format_rows
 
 
 logger = logging.getLogger(__name__)
@@ -24,62 +15,8 @@ HIGH_RATIO = 1.5
 NOTES = ("experts", "removed_whole", "budget", "search")
 
 
-def show_plan(command: str, estimate: Estimate, folder: str, problems: Iterable[FFPError], file: str | None) -> None:
-    """Print required and available resources, also to `--json FILE`; exit with code 2 if there are problems."""
-    found = [*map(str, problems)]
-    record = {"command": command, "role": "plan", "model": folder, "tokens": estimate.tokens}
-    record |= {"warnings": "\n".join(estimate.warnings), "problems": "\n".join(found)}
-    rows = {"budget": "; ".join(estimate.budget)} if estimate.budget else {}
-    needs = estimate.memory | {"disk": (estimate.disk, free_disk(folder))}
-    for name, (needed, available) in needs.items():
-        rows[name] = f"{format_bytes(needed)} needed, {format_bytes(available)} available"
-        record |= {f"needed_bytes/{name}": needed, f"available_bytes/{name}": available}
-    if estimate.calibration:
-        rows["calibration"] = estimate.calibration + (f", by LoRA of rank {estimate.lora}" if estimate.lora else "")
-        record |= {"calibration": estimate.calibration, "lora": estimate.lora}
-        rows["offload"] = record["offload"] = estimate.offload
-    rows["tokens"] = f"at most {estimate.tokens:,}, plus those of the evaluation"
-    if estimate.quantized:
-        sizes = " and ".join(f"{format_bytes(size)} in {name}" for name, size in estimate.quantized.items())
-        rows["quantizing"] = f"the dense weights alone would take about {sizes}"
-        record |= {f"quantized_bytes/{name}": size for name, size in estimate.quantized.items()}
-    write_records(file, [record])
-    warnings = [f"warning: {warning}" for warning in estimate.warnings]
-    print("\n".join([format_rows(rows.items()), *warnings, *(f"problem: {problem}" for problem in found)]))
-    if found:
-        sys.exit(USER_ERROR)
-
-
-def begin(estimate: Estimate, problems: Iterable[FFPError], work: Path, resume: bool) -> None:
-    """Raise the first problem, print warnings, and prepare the work folder."""
-    if processes.is_main():
-        for problem in problems:
-            raise problem
-        for warning in estimate.warnings:
-            logger.warning(warning)
-        begin_work(work, resume)
-
-
-def end_finished(folders: Sequence[str], work: Path, repositories: Sequence[str], private: bool | None) -> None:
-    """Say that a resumed command has finished before, clean up after a killed process, and upload."""
-    if processes.is_main():
-        begin_work(work, resume=False)
-        print(f"already finished, nothing to do: {', '.join(folders)}; start over with --overwrite")
-    upload(folders, repositories, private)
-
-
-def upload(folders: Sequence[str], repositories: Sequence[str], private: bool | None) -> None:
-    """Upload folders to repositories, if there are any, and print the URLs."""
-    if processes.is_main():
-        for folder, repository in zip(folders, repositories):
-            print(f"uploaded: {push_checkpoint(folder, repository, private=private)}")
-
-
 def summarize(records: Sequence[Figures], next_step: str) -> str:
-    """Format the size and quality of a model, how its policy was found, the stages of its calibration and a command.
-
-    The records are those of the result, of the model before it, if that is not the dense one, and of the dense model.
-    """
+    """Format the size and quality of a model, from its record, that of the model before it, and the dense model's."""
     result = records[0]
     # The teacher of a recovery may be another model.
     dense = {name: result[name] / (1 - result["model_sparsity"]) for name in ("parameters", "weight_bytes")}

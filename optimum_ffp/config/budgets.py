@@ -24,11 +24,7 @@ QUANTITIES = {
 
 
 def parse_quantity(option: str, value: Any) -> int:
-    """Return the number that a value such as `6B`, `12GiB` or `32k` stands for.
-
-    Raises:
-        FFPError: If it is malformed.
-    """
+    """Return the number that a value such as `6B`, `12GiB` or `32k` stands for; raise `FFPError` if malformed."""
     names, example = QUANTITIES[option]
     units = {name.lower(): factor for name, factor in names.items()}
     # Separators of thousands: 6,500,000 and not 6,5.
@@ -40,11 +36,7 @@ def parse_quantity(option: str, value: Any) -> int:
 
 
 def parse_workload(workload: str) -> tuple[int, int, int]:
-    """Return the prompt tokens, new tokens and sequences of a workload such as `1024+200x8`.
-
-    Raises:
-        FFPError: If it is malformed.
-    """
+    """Return the prompt tokens, new tokens and sequences of `1024+200x8`; raise `FFPError` if it is malformed."""
     match = re.fullmatch(r"([1-9]\d*)\+(\d+)(?:x([1-9]\d*))?", str(workload).replace(" ", ""))
     if not match:
         raise FFPError(

@@ -5,15 +5,13 @@ whose fields are declared with `option`; the function takes an instance of it as
 options import PyTorch and transformers only when their function is called, so that `--help` stays fast.
 """
 
-from collections.abc import Mapping
-from dataclasses import Field
 from functools import cache
 from importlib import import_module
+from pathlib import Path
 from types import ModuleType
 from typing import Any, NamedTuple
 
 from ..errors import FFPError
-from .fields import Config, choice_folder
 
 
 class Kind(NamedTuple):
@@ -21,6 +19,12 @@ class Kind(NamedTuple):
 
     package: str
     function: str = "search"
+
+    @property
+    def files(self) -> list[Path]:
+        """Files of the modules."""
+        folder = Path(__file__).parents[1].joinpath(*self.package.split("."))
+        return sorted(file for file in folder.glob("*.py") if file.stem != "__init__")
 
 
 KINDS = {
@@ -33,17 +37,24 @@ KINDS = {
 }
 
 
+def is_module(option: str, name: Any) -> bool:
+    """Return whether a value is the dotted name of a module of another package, for an option that allows it."""
+    return option in KINDS and isinstance(name, str) and "." in name
+
+
+@cache
+def built_in_choices(option: str) -> tuple[str, ...]:
+    """Return the choices in this package. A module `fisher_obs.py` is the choice `fisher-obs`."""
+    return tuple(file.stem.replace("_", "-") for file in KINDS[option].files)
+
+
 def find_choice(option: str, name: str) -> ModuleType:
     """Import the module of a choice, on demand because some take seconds.
-
-    Args:
-        option: An option whose choices are modules.
-        name: One of its choices, or the dotted name of a module of another package.
 
     Raises:
         FFPError: If a module of another package can't be imported, or lacks the function for this option.
     """
-    if "." not in name:
+    if not is_module(option, name):
         return import_module(f"..{KINDS[option].package}.{name.replace('-', '_')}", __package__)
     try:
         module = import_module(name)
@@ -55,23 +66,15 @@ def find_choice(option: str, name: str) -> ModuleType:
 
 
 @cache
-def built_in_options(option: str) -> dict[str, type[Config]]:
-    """Return the options of an option's choices by module name; modules without any aren't imported."""
-    files = sorted(choice_folder(KINDS[option].package).glob("*.py"))
-    names = (file.stem.replace("_", "-") for file in files if "\nclass Options(" in file.read_text(encoding="utf-8"))
+def built_in_options(option: str) -> dict[str, Any]:
+    """Return the classes of the choices' options by choice; modules without any aren't imported."""
+    texts = (file.read_text(encoding="utf-8") for file in KINDS[option].files)
+    names = (name for name, text in zip(built_in_choices(option), texts) if "\nclass Options(" in text)
     return {name: find_choice(option, name).Options for name in names}
 
 
-def options_of(option: str, name: str) -> type[Config] | None:
+def options_of(option: str, name: str) -> Any:
     """Return the class of a choice's options, if it has any."""
-    if "." in name:
+    if is_module(option, name):
         return getattr(find_choice(option, name), "Options", None)
     return built_in_options(option).get(name)
-
-
-def fields_of_choices(options: Mapping[str, Any]) -> dict[str, Field]:
-    """Return the fields of all choices' options by name, including those of other packages' modules in `options`."""
-    classes = [one for option in KINDS for one in built_in_options(option).values()]
-    named = ((option, name) for option in KINDS if isinstance(name := options.get(option), str) and "." in name)
-    classes += filter(None, (options_of(option, name) for option, name in named))
-    return {field.name: field for one in classes for field in one.option_fields()}

@@ -3,7 +3,8 @@
 from dataclasses import dataclass
 
 from ..errors import FFPError
-from .fields import Config, named_options, option
+from .fields import Config, named_options, option, same_as
+from .prune import SEQ_LEN_DEFAULT, FFPConfig
 from .texts import TextMix, mark_local_paths
 
 
@@ -26,45 +27,30 @@ class EvaluationConfig(Config):
         "without splits, the part that a prune reserves for testing.",
         "Perplexity",
     )
-    text_column: str | None = option(
-        None,
-        "Dataset column with texts or conversations.",
-        "Perplexity",
-        default_text="as in a prune",
-        cli={"metavar": "NAME"},
-    )
-    eval_samples: int | None = option(
-        None,
-        "Number of windows per text, from its beginning.",
-        "Perplexity",
-        low=1,
-        default_text="all, or 100 for a text without splits",
-    )
+    text_column: str | None = same_as(FFPConfig, "text_column", group="Perplexity")
+    eval_samples: int | None = same_as(FFPConfig, "eval_samples", group="Perplexity")
     seq_len: int | None = option(
         None,
         "Tokens per window.",
         "Perplexity",
         low=2,
-        default_text="the pruned model's recorded value, otherwise the models' maximum, up to 2048",
+        default_text=f"as in the prune or recovery of the first pruned model, otherwise {SEQ_LEN_DEFAULT}",
     )
     perplexity: bool = option(True, "Whether to measure perplexity and divergence.", "Perplexity")
     tasks: tuple[str, ...] = option(
         (),
         "lm-eval tasks to run: names, with * as a wildcard, or .yaml files.",
         TASKS,
-        default_text="none",
         cli={"nargs": "+", "metavar": "TASK"},
     )
     tasks_path: str | None = option(
         None, "Folder of .yaml tasks, whose data may be local; all of them are run if tasks is empty."
     )
-    limit: float | None = option(
-        None, "Samples per task, or a fraction of them if below 1.", TASKS, default_text="all"
-    )
+    limit: float | None = option(None, "Samples per task, or a fraction if below 1.", TASKS, default_text="all")
     num_fewshot: int | None = option(None, "Examples before each question.", TASKS, default_text="the task's setting")
     speed: bool = option(True, "Whether to measure speed. Without it, only one model is in memory at a time.", "Speed")
-    prompt_tokens: int = option(512, "Tokens in the prompt.", "Speed", low=1)
-    new_tokens: int = option(32, "Tokens to generate.", "Speed", low=1)
+    prompt_tokens: int = option(512, "Number of tokens in the prompt.", "Speed", low=1)
+    new_tokens: int = option(32, "Number of tokens to generate.", "Speed", low=1)
     batch_size: int = option(1, "Windows, task requests or prompts per forward pass.", "Loading and running", low=1)
 
     @property

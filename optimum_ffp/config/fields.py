@@ -5,20 +5,20 @@ import json
 import logging
 import math
 import os
+import re
 from argparse import ArgumentParser, BooleanOptionalAction, Namespace, _ArgumentGroup
 from collections.abc import Collection, Mapping, Sequence
-from contextlib import suppress
 from dataclasses import Field, dataclass, fields
 from difflib import get_close_matches
 from functools import wraps
 from importlib.util import find_spec
 from inspect import cleandoc
 from pathlib import Path
-from pkgutil import iter_modules
 from typing import Any, ClassVar, TypeVar, get_args, get_origin
 
 from ..errors import FFPError
-from .budgets import QUANTITIES, parse_quantity
+from .budgets import QUANTITIES, format_value, parse_quantity
+from .choices import KINDS, built_in_choices, built_in_options, is_module, options_of
 
 
 logger = logging.getLogger(__name__)
@@ -33,7 +33,7 @@ def option(
     help: str,
     group: str | None = None,
     *,
-    choices: str | Sequence[str] = (),
+    choices: tuple[str, ...] = (),
     low: float = 0,
     high: float = math.inf,
     stage: str = "search",
@@ -48,12 +48,12 @@ def option(
         default: Default value; `None` if it is derived from other options or from the model.
         help: Description, without the default.
         group: Argument group in `--help`; without one, only `--config FILE` and Python set the option.
-        choices: Allowed values, or the package whose modules are the choices, such as `search.methods`.
+        choices: Allowed values; those of the options in `KINDS` are modules.
         low: Minimum of a number.
         high: Maximum of a number.
         stage: First stage that depends on the option: `measured` (of the dense model), `search` or `calibration`.
         for_experts: Whether the option has a meaning for a mixture of experts.
-        default_text: Description of the default, if the value doesn't say enough.
+        default_text: Description of a default that is derived.
         cli: Additional arguments of `add_argument`.
         presets: Values by preset, such as `paper=32`; `from_file` with a preset resets these options.
     """
@@ -72,10 +72,10 @@ def option(
     return dataclasses.field(default=default, metadata=metadata)
 
 
-def same_as(config: "type[Config]", name: str) -> Any:
-    """Return a copy of another config's field."""
+def same_as(config: "type[Config]", name: str, **changes: Any) -> Any:
+    """Return a copy of another config's field, with changes of its metadata."""
     field = config.__dataclass_fields__[name]
-    return dataclasses.field(default=field.default, metadata=field.metadata)
+    return dataclasses.field(default=field.default, metadata={**field.metadata, **changes})
 
 
 def named_options(cls: type[T]) -> type[T]:
@@ -93,10 +93,7 @@ def named_options(cls: type[T]) -> type[T]:
         init(self, **values)
 
     cls.__init__ = init_with_preset
-    arguments = [
-        f"    {field.name}: {field.metadata['help']} Default: {format_default(field)}."
-        for field in cls.option_fields()
-    ]
+    arguments = [f"    {field.name}: {describe_option(field)}" for field in cls.option_fields()]
     cls.__doc__ = "\n".join([cleandoc(cls.__doc__ or ""), "", "Args:", *arguments])
     return cls
 
@@ -109,13 +106,9 @@ def suggest_name(name: str, known: Collection[str]) -> str:
 
 @dataclass(frozen=True, kw_only=True)
 class Config:
-    """Base class of configs, whose fields are options.
+    """Base class of configs, whose fields are options."""
 
-    Attributes:
-        replaces: Options of a file that an override replaces along with its own, since they exclude each other or the
-            default of one depends on the other.
-    """
-
+    # Options of a file that an override replaces along with its own: they exclude each other, or depend on each other.
     replaces: ClassVar[Mapping[str, Sequence[str]]] = {}
 
     def __post_init__(self) -> None:
@@ -124,15 +117,11 @@ class Config:
         self.check()
 
     def check(self) -> None:
-        """Check combinations of options.
-
-        Raises:
-            FFPError: If options are incompatible.
-        """
+        """Raise `FFPError` if options are incompatible."""
 
     @property
     def ignored(self) -> dict[str, str]:
-        """Options that have no effect, with what they would need."""
+        """Options that have no effect, with the condition on which they have one."""
         return {}
 
     @classmethod
@@ -148,7 +137,11 @@ class Config:
     @classmethod
     def choice_fields(cls, options: Mapping[str, Any]) -> dict[str, Field]:
         """Return the fields of the choices' options by name, including those of modules that `options` names."""
-        return {}
+        kinds = [name for name in cls.option_names() if name in KINDS]
+        owners = [owner for kind in kinds for owner in built_in_options(kind).values()]
+        named = [(kind, options[kind]) for kind in kinds if is_module(kind, options.get(kind))]
+        owners += filter(None, (options_of(kind, name) for kind, name in named))
+        return {field.name: field for owner in owners for field in owner.option_fields()}
 
     @classmethod
     def all_fields(cls) -> list[Field]:
@@ -163,11 +156,8 @@ class Config:
 
     def for_stages(self, *stages: str) -> dict[str, Any]:
         """Return the options whose first dependent stage is one of these."""
-        return {
-            field.name: getattr(self, field.name)
-            for field in self.option_fields()
-            if field.metadata["stage"] in stages
-        }
+        chosen = (field.name for field in self.option_fields() if field.metadata["stage"] in stages)
+        return {name: getattr(self, name) for name in chosen}
 
     def to_dict(self) -> dict[str, Any]:
         """Return all options in JSON-ready form."""
@@ -192,16 +182,17 @@ class Config:
             FFPError: If the file can't be read, or a value is not allowed.
         """
         record = read_file(path)
-        options, own = cls.options_from_record(record, path), cls.option_fields()
         replaced = {other for name in overrides for other in (name, *cls.replaces.get(name, ()))}
-        replaced |= {field.name for field in cls.all_fields() if field.metadata["presets"] and "preset" in overrides}
+        if "preset" in overrides:
+            replaced |= {field.name for field in cls.all_fields() if field.metadata["presets"]}
+        options = cls.options_from_record(record, path)
         options = {name: value for name, value in options.items() if name not in replaced}
-        for field in own:
-            value = options.get(field.name)
-            if isinstance(value, str) and is_module(field, value):
+        for field in cls.option_fields():
+            value: Any = options.get(field.name)
+            if is_module(field.name, value):
                 raise FFPError(
                     f"{path} needs {field.name} {value}, which a file alone can't select; install the package "
-                    f"{value.partition('.')[0]} and pass --{field.name.replace('_', '-')} {value} ({field.name}=...)"
+                    f"{value.partition('.')[0]} and pass {argument_name(field.name)} {value} ({field.name}=...)"
                 )
         known = {*cls.option_names(), *cls.choice_fields(options | overrides)}
         # The record of a result has other entries too.
@@ -212,15 +203,13 @@ class Config:
     @classmethod
     def add_arguments(cls, parser: ArgumentParser) -> dict[str, _ArgumentGroup]:
         """Add the options that have a group to a parser, and return the argument groups by title."""
-        groups: dict[str, _ArgumentGroup] = {}
-        for field in cls.all_fields():
-            title = field.metadata["group"]
-            if title is None:
-                continue
-            if title not in groups:
-                groups[title] = parser.add_argument_group(title)
-            help = f"{field.metadata['help']} Default: {format_default(field)}.".replace("%", "%%")
-            groups[title].add_argument(f"--{field.name.replace('_', '-')}", help=help, **_argument(field))
+        shown = [field for field in cls.all_fields() if field.metadata["group"]]
+        names = {field.name for field in shown}
+        titles = dict.fromkeys(field.metadata["group"] for field in shown)
+        groups = {title: parser.add_argument_group(title) for title in titles}
+        for field in shown:
+            help = name_arguments(describe_option(field), names).replace("%", "%%")
+            groups[field.metadata["group"]].add_argument(argument_name(field.name), help=help, **_argument(field))
         return groups
 
     @classmethod
@@ -231,8 +220,39 @@ class Config:
         file = getattr(args, "config", None)
         config = cls(**given) if file is None else cls.from_file(file, **given)
         for name in given.keys() & config.ignored.keys():
-            logger.warning(f"--{name.replace('_', '-')} is ignored without {config.ignored[name]}")
+            logger.warning(f"{argument_name(name)} is ignored unless {config.ignored[name]}")
         return config
+
+
+def argument_name(name: str) -> str:
+    """Return the name of an option on the command line."""
+    return f"--{name.replace('_', '-')}"
+
+
+def name_arguments(text: str, names: Collection[str]) -> str:
+    """Return a text in which options have their names on the command line: `--seq-len` for `seq_len`."""
+    known = "|".join(name for name in names if "_" in name)
+    return re.sub(rf"(?<![\w./-])({known})(?![\w/=])", lambda match: argument_name(match[0]), text) if known else text
+
+
+def describe_option(field: Field) -> str:
+    """Return the help of an option, with its default and the values of presets."""
+    values = [f"{preset}: {_format(field, value)}" for preset, value in field.metadata["presets"].items()]
+    presets = f" ({', '.join(values)})" if values else ""
+    return f"{field.metadata['help']} Default: {format_default(field)}{presets}."
+
+
+def format_default(field: Field) -> str:
+    """Return the default of an option as text."""
+    return field.metadata["default_text"] or _format(field, field.default)
+
+
+def _format(field: Field, value: Any) -> str:
+    if field.name in QUANTITIES and isinstance(value, int):
+        return format_value(field.name, value)
+    if isinstance(value, tuple):
+        return " ".join(map(str, value)) or "none"
+    return f"{value:g}" if isinstance(value, float) else str(value).lower()
 
 
 def expand(path: str | os.PathLike) -> Path:
@@ -241,12 +261,7 @@ def expand(path: str | os.PathLike) -> Path:
 
 
 def read_file(path: str | os.PathLike) -> dict[str, Any]:
-    """Read a JSON object from a file.
-
-    Raises:
-        OSError: If it can't be read.
-        FFPError: If it holds no object.
-    """
+    """Read a JSON object from a file. Raises `OSError` if it can't be read, and `FFPError` if it holds no object."""
     try:
         record = json.loads(expand(path).read_text(encoding="utf-8"))
     except ValueError as error:
@@ -257,24 +272,8 @@ def read_file(path: str | os.PathLike) -> dict[str, Any]:
 
 
 def choices_of(field: Field) -> tuple[str, ...]:
-    """Return the choices of an option. A module `fisher_obs.py` is the choice `fisher-obs`."""
-    choices = field.metadata["choices"]
-    if not isinstance(choices, str):
-        return tuple(choices)
-    return tuple(sorted(module.name.replace("_", "-") for module in iter_modules([str(choice_folder(choices))])))
-
-
-def choice_folder(package: str) -> Path:
-    """Return the folder of a package whose modules are choices, such as `search.agents`."""
-    return Path(__file__).parents[1].joinpath(*package.split("."))
-
-
-def format_default(field: Field) -> str:
-    """Return the default of an option as text."""
-    if isinstance(field.default, tuple) and field.default:
-        return " ".join(map(str, field.default))
-    number = isinstance(field.default, float)
-    return field.metadata["default_text"] or (f"{field.default:g}" if number else str(field.default).lower())
+    """Return the choices of an option."""
+    return built_in_choices(field.name) if field.name in KINDS else field.metadata["choices"]
 
 
 def _types(field: Field) -> tuple[Any, ...]:
@@ -283,12 +282,13 @@ def _types(field: Field) -> tuple[Any, ...]:
 
 def _argument(field: Field) -> dict[str, Any]:
     """Return the arguments of `add_argument` for an option. Options that aren't given are `None`."""
-    types = _types(field)
+    types, choices = _types(field), choices_of(field)
     if bool in types:
-        return {"action": BooleanOptionalAction} | field.metadata["cli"]
+        return {"action": BooleanOptionalAction}
     argument_type = str if str in types else types[0]
-    choices = choices_of(field)
-    metavar = f"{{{','.join(choices)}}}" if choices else METAVARS.get(argument_type)
+    metavar = "N" if field.name in QUANTITIES else METAVARS.get(argument_type)
+    if choices:
+        metavar = f"{{{','.join(choices)}}}"
     return {"type": argument_type, "metavar": metavar} | field.metadata["cli"]
 
 
@@ -304,45 +304,39 @@ def check_value(field: Field, value: Any) -> Any:
         value = os.fspath(value)
     if field.name in QUANTITIES:
         value = parse_quantity(field.name, value)
-    _check_type(field, value)
-    return value
+    return _check_type(field, value)
 
 
 def _check_type(field: Field, value: Any) -> Any:
     value_type = _types(field)[0]
-    if field.metadata["choices"]:
-        _check_choice(field, value)
-    elif value_type is bool and not isinstance(value, bool):
-        raise FFPError(f"{field.name} must be true or false, found {value!r}")
-    elif value_type is str and not (isinstance(value, str) and value):
-        raise FFPError(f"{field.name} must be a name, found {value!r}")
-    elif get_origin(value_type) is dict and not (isinstance(value, (dict, str)) and value):
-        raise FFPError(f"{field.name} must be a file or what it holds, found {value!r}")
+    if choices := choices_of(field):
+        is_valid, expected = _is_choice(field, value), f"one of {', '.join(choices)}"
+    elif value_type is bool:
+        is_valid, expected = isinstance(value, bool), "true or false"
+    elif value_type is str:
+        is_valid, expected = isinstance(value, str) and value, "a name"
     elif value_type in METAVARS:
-        _check_number(field, value_type, value)
+        is_valid, expected = _check_number(field, value)
+    else:
+        is_valid, expected = isinstance(value, (dict, str)) and value, "a file or its content"
+    if not is_valid:
+        raise FFPError(f"{field.name} must be {expected}, found {value!r}")
     return value
 
 
-def is_module(field: Field, value: Any) -> bool:
-    """Return whether a value is the dotted name of a module, where the choices are modules."""
-    return isinstance(field.metadata["choices"], str) and isinstance(value, str) and "." in value
+def _is_choice(field: Field, value: Any) -> bool:
+    if not is_module(field.name, value):
+        return value in choices_of(field)
+    try:
+        return find_spec(value) is not None
+    except ImportError:
+        return False
 
 
-def _check_choice(field: Field, value: Any) -> None:
-    choices = choices_of(field)
-    if value in choices:
-        return
-    with suppress(ImportError):
-        if is_module(field, value) and find_spec(value):
-            return
-    raise FFPError(f"{field.name} {value!r} is not known; choose from {', '.join(choices)}")
-
-
-def _check_number(field: Field, number_type: type, value: Any) -> Any:
-    low, high = field.metadata["low"], field.metadata["high"]
-    valid = isinstance(value, (int, float) if number_type is float else int) and not isinstance(value, bool)
-    if not valid or not math.isfinite(value) or not low <= value <= high:
-        expected = "an integer" if number_type is int else "a number"
-        interval = f"of at least {low}" if high == math.inf else f"between {low} and {high}"
-        raise FFPError(f"{field.name} must be {expected} {interval}, found {value!r}")
-    return value
+def _check_number(field: Field, value: Any) -> tuple[bool, str]:
+    """Return whether a number is allowed, and which ones are."""
+    low, high, is_integer = field.metadata["low"], field.metadata["high"], _types(field)[0] is int
+    is_number = isinstance(value, int if is_integer else (int, float)) and not isinstance(value, bool)
+    interval = f"of at least {low}" if high == math.inf else f"between {low} and {high}"
+    is_valid = is_number and math.isfinite(value) and low <= value <= high
+    return is_valid, f"{'an integer' if is_integer else 'a number'} {interval}"

@@ -1,16 +1,16 @@
 """Options of a prune, with their defaults and the values of the paper."""
 
 import os
-from collections.abc import Mapping
-from dataclasses import Field, dataclass, field
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
 from functools import partial
 from typing import Any, ClassVar
 
 from ..errors import FFPError
 from ..version import __version__
 from .budgets import LIMITS, format_value, parse_workload
-from .choices import KINDS, built_in_options, fields_of_choices, options_of
-from .fields import Config, expand, named_options, option, read_file
+from .choices import KINDS, built_in_options, options_of
+from .fields import Config, expand, named_options, option
 from .texts import HUB_NAME, TextConfig
 
 
@@ -18,16 +18,21 @@ from .texts import HUB_NAME, TextConfig
 GRADIENT_COST = 3
 # Storage of the weights of layers that aren't running, fastest first.
 OFFLOADS = ("none", "host", "disk")
-# Workload that speed is measured on.
+# Workload that speed is measured with.
 WORKLOAD = "512+32"
 DEFAULT_SPARSITY = 0.2
 # Sparsity from which training makes up for what a search gains: at 20 %, divergence is still 1.9 % lower after one.
 TRAINING_SUFFICES = 0.25
+# Maximum tokens per window by default.
+MAX_DEFAULT_LENGTH = 2048
+# Candidate evaluations by default, and those of the agent ppo.
+SEARCH_STEPS, PPO_STEPS = 26, 256
 
-SEQ_LEN_DEFAULT = "the model's maximum length, up to 2048"
+SEQ_LEN_DEFAULT = f"the model's maximum length, up to {MAX_DEFAULT_LENGTH}"
 SEARCHES = ("ffp", "random", "evolutionary")
 limit_option = partial(option, None, group="Budget", cli={"nargs": "+"})
 measured_option = partial(option, stage="measured")
+data_option = partial(option, stage="measured", group="Data")
 # Without a meaning for mixtures of experts, all layers of which keep the same number.
 dense_option = partial(option, for_experts=False)
 
@@ -51,53 +56,44 @@ class FFPConfig(TextConfig):
     replaces |= {"costs": ("workload",), "workload": ("costs",), "calibration": ("distillation_passes", "lora")}
 
     sparsity: float | None = limit_option(
-        "Fraction of the attention and FFN parameters to remove, between 0 and 1; for a mixture of experts, fraction "
-        "of the expert parameters. All budget options can be combined. On the command line, one of them can take "
-        "several values: each writes a folder, with a plot of size against perplexity.",
-        default_text="0.2, or none with another budget",
+        "Fraction of the attention and FFN parameters to remove, between 0 and 1; for a mixture of experts, the "
+        "fraction of the expert parameters. Budget options can be combined. On the command line, one of them can take "
+        "several values: each writes its own folder, and a plot shows perplexity against size.",
+        default_text=f"{DEFAULT_SPARSITY:g} if no other budget option is set",
     )
-    params: int | str | None = limit_option(
-        "Maximum number of parameters, such as 600M or 6B.", low=1, cli={"nargs": "+", "metavar": "N"}
-    )
+    params: int | str | None = limit_option("Maximum number of parameters, such as 600M or 6B.", low=1)
     memory: int | str | None = limit_option(
-        "Maximum memory for the weights and the KV cache together, such as 900MiB or 12GiB.",
-        low=1,
-        cli={"nargs": "+", "metavar": "BYTES"},
+        "Maximum memory for the weights and the KV cache together, such as 900MiB or 12GiB.", low=1
     )
     kv_cache: float | None = limit_option(
-        "Maximum size of the KV cache as a fraction of the dense model's, between 0 and 1.",
-        for_experts=False,
+        "Maximum size of the KV cache relative to the dense model's, between 0 and 1.", for_experts=False
     )
     context: int | str = option(
         4096,
-        "Tokens per sequence in the KV cache, such as 4096 or 32k (32768). Layers with a sliding window cache at most "
-        "their window.",
+        "Tokens per sequence in the KV cache, such as 4096 or 32k (32768). Layers with sliding-window attention cache "
+        "at most their window.",
         "Budget",
         low=1,
-        cli={"metavar": "TOKENS"},
     )
     sequences: int = option(1, "Number of sequences in the KV cache.", "Budget", low=1)
     speedup: float | None = limit_option(
-        "Minimum speed as a multiple of the dense model's, such as 1.3. Attention and FFNs of several sizes are timed "
-        "first, on the device of the prune.",
+        "Minimum speed relative to the dense model's, such as 1.3. Attention and FFNs of several sizes are timed "
+        "first, on the device that prunes.",
         low=1,
         for_experts=False,
     )
-    experts: int | None = limit_option(
-        "Maximum number of experts in every layer of a mixture of experts.",
-        low=1,
-    )
+    experts: int | None = limit_option("Maximum number of experts per layer of a mixture of experts.", low=1)
     workload: str | None = measured_option(
         None,
-        "Workload to measure the speed on: prompt tokens + new tokens x sequences, such as 1024+200x8. 1024+0 "
-        "measures the prompt alone, 1+200 decoding.",
+        "Workload to measure the speed with: prompt tokens + new tokens x sequences, such as 1024+200x8. 1024+0 "
+        "measures only the prompt, 1+200 only decoding.",
         "Budget",
         default_text=f"the workload in costs, or {WORKLOAD}",
     )
     costs: dict[str, Any] | str | None = dense_option(
         None,
-        "JSON file of measured times to reuse, or the ffp_config.json of a result. The file is written if it doesn't "
-        "exist. With other budgets, a warning is printed if the prune saves little time.",
+        "JSON file with measured times to reuse, or the ffp_config.json of a result. The file is written if it "
+        "doesn't exist. With other budgets, only warns if little time is saved.",
         "Budget",
         cli={"metavar": "FILE"},
     )
@@ -110,73 +106,59 @@ class FFPConfig(TextConfig):
         "Common options",
         paper="wikitext2",
     )
-    eval_dataset: str | None = measured_option(
+    eval_dataset: str | None = data_option(
         None,
         "Text to report perplexity on, in the same format as the dataset. Several texts, separated by commas, are "
         "reported separately.",
-        "Data",
-        default_text="the test split of the dataset, for each text of a mix except self",
-        cli={"metavar": "DATASET"},
+        default_text="each text of the dataset except self",
     )
     base_model: str | None = option(
         None,
-        "Hub id of the dense model for the lineage and license in the model card, if the model is a local folder or a "
-        ".gguf file. To prune a pruned model further, this can also be the folder or .gguf file of its dense model.",
+        "Hub id of the dense model, for the lineage and license in the model card, if the model is a local folder or "
+        "a .gguf file. To prune a pruned model further, this can also be the folder or .gguf file of its dense model.",
         "Data",
-        default_text="the model, if it is on the Hub",
-        cli={"metavar": "ID"},
     )
-    text_column: str | None = measured_option(
+    text_column: str | None = data_option(
         None,
         "Dataset column with texts, or with conversations to render with the chat template.",
-        "Data",
-        default_text="the first nonempty of text, messages, conversations, content, document, or prompt with "
-        "completion",
-        cli={"metavar": "NAME"},
+        default_text="the first nonempty column with a usual name, such as text or messages",
     )
-    seq_len: int | None = measured_option(
-        None,
-        "Tokens per window (2048 in the paper).",
-        "Data",
-        low=2,
-        default_text=SEQ_LEN_DEFAULT,
+    seq_len: int | None = data_option(
+        None, "Tokens per window (2048 in the paper).", low=2, default_text=SEQ_LEN_DEFAULT
     )
     start_token: str = measured_option(
         "auto",
-        "Whether the first token of every window is the start token: auto (if the tokenizer adds one) or never (as in "
-        "most published WikiText-2 perplexities).",
+        "Whether every window begins with the start token: auto (if the tokenizer adds one) or never (as in most "
+        "published WikiText-2 perplexities).",
         choices=("auto", "never"),
     )
-    num_samples: int = measured_option(
-        128, "Number of windows to calibrate on, from the train split.", "Data", low=1, paper=32, fast=32
+    num_samples: int = data_option(
+        128, "Number of windows to calibrate on, from the train split.", low=1, paper=32, fast=32
     )
-    search_samples: int = measured_option(
-        28, "Number of windows to compare candidates on, from the validation split.", "Data", low=1, paper=4
+    search_samples: int = data_option(
+        28, "Number of windows to compare candidates on, from the validation split.", low=1, paper=4
     )
-    eval_samples: int | None = measured_option(
+    eval_samples: int | None = data_option(
         None,
         "Number of windows per text to report perplexity on, from the test split.",
-        "Data",
         low=1,
-        default_text="all of the test split, or the first 100 if the text has none",
+        default_text="the whole test split, or the first 100 windows of a text without one",
     )
     method: str | None = dense_option(
         None,
         "How to choose the number of heads and channels per layer: ffp (loss-guided search), no-search (from layer "
         "measurements), uniform (the same fraction in every layer), homogeneous (exactly the same number in every "
-        "layer, so that the checkpoint needs no custom code), given (by a policy), or the baselines random and "
+        "layer, so that the checkpoint needs no custom code), given (as in the policy), or the baselines random and "
         "evolutionary.",
         "Pruning",
-        choices=KINDS["method"].package,
         fast="no-search",
-        default_text=f"ffp, or no-search if weights are trained and at least {TRAINING_SUFFICES:g} is removed",
+        default_text=f"ffp, or no-search if at least {TRAINING_SUFFICES:g} is removed and weights are trained",
     )
     policy: str | None = dense_option(
         None,
-        "Policy to use instead of a search: a pruned model (folder or Hub id), or a JSON file with a list of units as "
-        "in ffp_config.json. The policy determines the sparsity.",
+        "Policy to use instead of a search, which determines the sparsity: a pruned model (folder or Hub id), or a "
+        "JSON file with the list `units` of an ffp_config.json.",
         "Pruning",
-        cli={"metavar": "POLICY"},
     )
     preset: str = option(
         "default",
@@ -190,7 +172,6 @@ class FFPConfig(TextConfig):
         "How to rank heads and channels within a layer: fisher-obs (backward elimination, weighted by the Fisher "
         "matrix), obs (backward elimination), flap or wanda, or a custom module as package.module.",
         "Pruning",
-        choices=KINDS["criterion"].package,
         paper="wanda",
         for_experts=False,
     )
@@ -199,24 +180,23 @@ class FFPConfig(TextConfig):
         "How to rank the experts of a mixture: reap (gate times output norm, averaged over the expert's tokens) or "
         "loss (increase of the loss when the expert's tokens are routed to others; slower).",
         "Pruning",
-        choices=KINDS["expert_criterion"].package,
     )
     attention: str | None = measured_option(
         None,
         "What to remove from attention: kv-groups (KV heads with their query heads), query-heads (the same number of "
-        "query heads per KV head) or auto (whichever has the lower loss curve, per layer). Models with a single KV "
+        "query heads per KV head) or auto (whichever increases the loss less, per layer). Models with a single KV "
         "head, or one per query head, allow only one of them. OLMo's attention is not pruned.",
         "Pruning",
         choices=("auto", "kv-groups", "query-heads"),
         paper="kv-groups",
-        default_text="auto, or kv-groups with method homogeneous or a limit on the KV cache",
+        default_text="auto, or kv-groups with method homogeneous or a limit on memory or the KV cache",
         for_experts=False,
     )
     depth: str = dense_option(
         "none",
-        "What can be removed entirely, regardless of min_retention, if that costs less than removing heads and "
-        "channels: none, layers (the checkpoint has fewer; also with method homogeneous) or sublayers (the attention "
-        "or the FFN of a layer). The number removed is the one with the lowest loss.",
+        "Also remove whole layers or sublayers where that hurts less than narrowing, regardless of min_retention: "
+        "none, layers (the checkpoint has fewer; also with method homogeneous) or sublayers (the attention or the FFN "
+        "of a layer).",
         "Pruning",
         choices=("none", "layers", "sublayers"),
     )
@@ -225,7 +205,7 @@ class FFPConfig(TextConfig):
     )
     max_retention: float = dense_option(1.0, "Maximum fraction of heads or FFN channels to keep in a layer.", high=1)
     rate_precision: float | None = dense_option(
-        None, "Step size to round retentions to.", high=1, paper=0.01, default_text="no rounding"
+        None, "Round the fraction that a layer keeps to multiples of this.", high=1, paper=0.01
     )
     multiple_of: int | None = measured_option(
         None,
@@ -234,18 +214,19 @@ class FFPConfig(TextConfig):
         "Pruning",
         low=1,
         paper=1,
-        default_text="256 or 32 (llama.cpp block sizes) if that leaves at least 32 steps, otherwise 1",
+        default_text="256 or 32 (llama.cpp block sizes) if the FFN is wide enough, otherwise 1",
         for_experts=False,
     )
     relative_outputs: bool = measured_option(
         True,
-        "Whether to weight tokens by the inverse norm of a unit's output, in families that normalize that output.",
+        "Whether to weight tokens by the inverse norm of the attention's or FFN's output, in families that normalize "
+        "it.",
         paper=False,
     )
     first_tokens: int = measured_option(
         32,
-        "Read every n-th calibration token also as the first token of a text, unless texts have a start token; 0 to "
-        "disable. Many models give the first token a massive activation that attention relies on.",
+        "Also run every n-th calibration token at position 0 (attention sinks). 0 disables this; so do texts with a "
+        "start token.",
         paper=0,
     )
     fisher_samples: int = measured_option(
@@ -260,17 +241,16 @@ class FFPConfig(TextConfig):
         None,
         "Search algorithm of method ffp: gradient (gradient descent on the loss) or ppo (the paper's).",
         "Search",
-        choices=KINDS["agent"].package,
         paper="ppo",
         default_text="gradient, or ppo with reward pruned",
     )
     search_steps: int | None = dense_option(
         None,
-        "Number of candidates (pruned models) to evaluate; a candidate with a backward pass counts as three.",
+        f"Number of candidates (pruned models) to evaluate; one with a backward pass counts as {GRADIENT_COST}.",
         "Search",
         low=1,
         paper=1000,
-        default_text="26, or 256 with agent ppo",
+        default_text=f"{SEARCH_STEPS}, or {PPO_STEPS} with agent ppo",
     )
     fall_back: bool = option(
         True,
@@ -286,7 +266,7 @@ class FFPConfig(TextConfig):
     )
     update_samples: int = option(
         4,
-        "Number of search windows per update of the agent, or per candidate of random and evolutionary search. "
+        "Number of search windows per update of the agent, or per candidate of a random or evolutionary search. "
         "Updates cycle through the search windows.",
         low=1,
     )
@@ -302,7 +282,6 @@ class FFPConfig(TextConfig):
         "How to convert the agent's scores to layer sizes: curves (from the estimated loss at every size), greedy "
         "(Algorithm 1 of the paper) or water-filling.",
         "Search",
-        choices=KINDS["mapping"].package,
         paper="greedy",
         for_experts=False,
     )
@@ -318,10 +297,9 @@ class FFPConfig(TextConfig):
         "layer), layers (train each layer to reproduce the dense layer's output, with memory for one layer) or model "
         "(train the whole model to match the dense model's predictions).",
         "Calibration",
-        choices=KINDS["calibration"].package,
         paper="ridge",
         stage="calibration",
-        default_text="model if it fits into memory (with lora 32, if peft is installed), otherwise layers",
+        default_text="model if it fits into memory, otherwise layers",
     )
     ridge_lambda: float = measured_option(
         0.01, "Penalty λ of ridge regression, relative to the mean diagonal of the Gram matrix.", paper=0.01
@@ -350,34 +328,11 @@ class FFPConfig(TextConfig):
     @property
     def budget_name(self) -> str:
         """Name of the budget for folders: `20`, `6B`, `12GiB`, `kv-50`, `1.3x` or `96-experts`."""
-        names = []
+        forms, names = {"kv_cache": "kv-{}", "speedup": "{}x", "experts": "{}-experts"}, []
         for limit, value in self.limits.items():
             text = f"{100 * value:g}" if limit in ("sparsity", "kv_cache") else format_value(limit, value)
-            suffix = {"speedup": "x", "experts": "-experts"}.get(limit, "")
-            names.append(f"kv-{text}" if limit == "kv_cache" else text + suffix)
+            names.append(forms.get(limit, "{}").format(text))
         return "-".join(names)
-
-    @property
-    def cost_table(self) -> dict[str, Any] | None:
-        """The measured times, as returned by `measure_costs`; `None` if there are none yet.
-
-        Raises:
-            FFPError: If the file has none, or they are for another workload.
-        """
-        table = self.costs
-        if isinstance(table, str):
-            if not os.path.exists(expand(table)):
-                return None
-            record = read_file(table)
-            if "units" not in (table := record.get("costs") or record):
-                raise FFPError(
-                    f"{self.costs} has no measured times; pass a result of a prune with speedup, or a new file"
-                )
-        if table and self.workload and parse_workload(self.workload) != parse_workload(table["workload"]):
-            raise FFPError(
-                f"costs were measured on workload {table['workload']}, found {self.workload}; leave out one of them"
-            )
-        return table
 
     @property
     def agent_name(self) -> str:
@@ -385,11 +340,7 @@ class FFPConfig(TextConfig):
         return self.agent or ("ppo" if self.reward == "pruned" else "gradient")
 
     def options_for(self, option: str, name: str, **decided: Any) -> Config | None:
-        """Return the options of a choice, with the values of the preset and those given; `None` if it has none.
-
-        Raises:
-            FFPError: If the module can't be imported, or a value is not allowed.
-        """
+        """Return the options of a choice, with values of the preset and those set; `None` if it has no options."""
         if (owner := options_of(option, name)) is None:
             return None
         given = {name: self.choice_options[name] for name in owner.option_names() if name in self.choice_options}
@@ -397,92 +348,85 @@ class FFPConfig(TextConfig):
 
     @property
     def ignored(self) -> dict[str, str]:
-        """Options that have no effect, with what they would need."""
-        ignored = {}
-        if not self.memory:
-            ignored["sequences"] = "--memory"
-            if not self.kv_cache:
-                ignored["context"] = "--memory or --kv-cache"
-        if not (self.speedup or self.costs):
-            ignored["workload"] = "--speedup or --costs"
-        if self.method not in (None, *SEARCHES):
-            ignored |= dict.fromkeys(("search_steps", "fall_back", "update_samples"), f"--method {SEARCHES[0]}")
-        if self.method not in (None, "ffp"):
-            ignored["agent"] = "--method ffp"
-        if self.calibration in ("none", "ridge"):
-            ignored["held_out_samples"] = "--calibration layers or model"
+        """Options that have no effect, with the condition on which they have one."""
+        conditions = [
+            ("sequences", "--memory is set", self.memory),
+            ("context", "--memory or --kv-cache is set", self.memory or self.kv_cache),
+            ("workload", "--speedup or --costs is set", self.speedup or self.costs),
+            ("agent", "method is ffp", self.method in (None, "ffp")),
+            ("held_out_samples", "calibration is layers or model", self.calibration not in ("none", "ridge")),
+        ]
+        searches = f"method is {' or '.join(SEARCHES)}", self.method in (None, *SEARCHES)
+        conditions += [(name, *searches) for name in ("search_steps", "fall_back", "update_samples")]
+        ignored = {name: condition for name, condition, is_met in conditions if not is_met}
         used = {"agent": None if "agent" in ignored else self.agent_name, "calibration": self.calibration or "model"}
         for kind, chosen in used.items():
             known = built_in_options(kind)
             own = known[chosen].option_names() if chosen in known else ()
             for name, owner in known.items():
-                ignored |= dict.fromkeys({*owner.option_names()} - {*own, *ignored}, f"--{kind} {name}")
+                ignored |= dict.fromkeys({*owner.option_names()} - {*own, *ignored}, f"{kind} is {name}")
         return ignored
 
     def check(self) -> None:
         """Check combinations of options."""
-        self._check_sizes()
-        self._check_search()
-        if self.base_model and not (HUB_NAME.fullmatch(self.base_model) or os.path.exists(expand(self.base_model))):
-            raise FFPError(f"base_model must be a Hub id such as Qwen/Qwen3-0.6B, found {self.base_model!r}")
-        names = self.texts.names
-        if min(self.num_samples, self.search_samples) < len(names):
-            raise FFPError(
-                f"num_samples and search_samples must be at least {len(names)}, one window for each of "
-                f"{', '.join(names)}, found {self.num_samples} and {self.search_samples}"
-            )
-        defaults = {"method": "ffp", "agent": self.agent_name, "calibration": "model"}
-        for kind in KINDS:
-            self.options_for(kind, getattr(self, kind) or defaults[kind])
-
-    def _check_sizes(self) -> None:
         for name in ("sparsity", "kv_cache"):
             if (value := getattr(self, name)) is not None and not 0 < value < 1:
                 hint = f"; for {value:g} % pass {value / 100:g}" if 1 < value < 100 else ""
                 raise FFPError(f"{name} must be a number between 0 and 1, found {value!r}{hint}")
         if self.workload:
             parse_workload(self.workload)
-        if self.policy and (given := self.limits.keys() - {"sparsity"}):
-            raise FFPError(f"the policy determines the sizes; leave out {' and '.join(sorted(given))}")
-        if self.policy and self.depth != "none":
-            raise FFPError(f"the policy determines what is removed entirely; leave out depth {self.depth!r}")
-        if self.min_retention > self.max_retention:
-            raise FFPError(f"min_retention {self.min_retention:g} is above max_retention {self.max_retention:g}")
+        if self.base_model and not (HUB_NAME.fullmatch(self.base_model) or os.path.exists(expand(self.base_model))):
+            raise FFPError(f"base_model must be a Hub id such as Qwen/Qwen3-0.6B, found {self.base_model!r}")
+        for is_refused, message in self._conflicts():
+            if is_refused:
+                raise FFPError(message)
+        defaults = {"method": "ffp", "agent": self.agent_name, "calibration": "model"}
+        for kind in KINDS:
+            self.options_for(kind, getattr(self, kind) or defaults[kind])
 
-    def _check_search(self) -> None:
-        if self.method in (None, "ffp") and self.agent_name == "gradient":
-            if self.mapping != "curves":
-                raise FFPError(
-                    f"agent 'gradient' needs mapping 'curves', found {self.mapping!r}; or choose agent 'ppo'"
-                )
-            if self.reward != "compensated":
-                raise FFPError("agent 'gradient' needs reward 'compensated'; or choose agent 'ppo'")
-        if self.method == "given" and not self.policy:
-            raise FFPError("method 'given' needs a policy, such as a pruned folder; pass it as --policy (policy=...)")
-        if self.method == "homogeneous" and self.attention == "auto":
-            raise FFPError(
-                "method 'homogeneous' needs the same kind of group in all layers; choose attention 'kv-groups' or "
-                "'query-heads'"
-            )
-        if self.method == "homogeneous" and self.depth == "sublayers":
-            raise FFPError("method 'homogeneous' needs the same parts in all layers; choose depth 'layers' or 'none'")
-        if self.speedup and (self.mapping != "curves" or self.method == "uniform"):
-            raise FFPError("speedup needs mapping 'curves', and a method other than uniform")
+    def _conflicts(self) -> Iterator[tuple[bool, str]]:
+        """Yield whether options conflict, and how."""
+        names = self.texts.names
+        yield (
+            min(self.num_samples, self.search_samples) < len(names),
+            f"num_samples and search_samples must be at least {len(names)}, one window for each of "
+            f"{', '.join(names)}, found {self.num_samples} and {self.search_samples}",
+        )
+        yield (
+            self.min_retention > self.max_retention,
+            f"min_retention {self.min_retention:g} is above max_retention {self.max_retention:g}",
+        )
+        decided = [*self.limits, "depth"] if self.depth != "none" else [*self.limits]
+        sizes = [name for name in decided if name != "sparsity"]
+        yield bool(self.policy and sizes), f"the policy determines the sizes; leave out {' and '.join(sizes)}"
+        yield (
+            self.method == "given" and not self.policy,
+            "method 'given' needs a policy; pass a pruned folder as --policy (policy=...)",
+        )
+        yield (
+            self.method in (None, "ffp")
+            and self.agent_name == "gradient"
+            and (self.mapping, self.reward) != ("curves", "compensated"),
+            "agent 'gradient' needs mapping 'curves' and reward 'compensated'; change them, or choose agent 'ppo'",
+        )
+        yield (
+            self.method == "homogeneous" and (self.attention == "auto" or self.depth == "sublayers"),
+            "method 'homogeneous' needs the same parts in all layers; choose attention 'kv-groups' or 'query-heads', "
+            "and depth 'layers' or 'none'",
+        )
+        yield (
+            self.speedup is not None and (self.mapping != "curves" or self.method == "uniform"),
+            "speedup needs mapping 'curves', and a method other than uniform",
+        )
 
     def to_dict(self) -> dict[str, Any]:
         """Return all options and the version of optimum-ffp in JSON-ready form."""
         return super().to_dict() | dict(self.choice_options) | {"ffp_version": __version__}
 
     @classmethod
-    def choice_fields(cls, options: Mapping[str, Any]) -> dict[str, Field]:
-        """Return the fields of options of the choices, by name."""
-        return fields_of_choices(options)
-
-    @classmethod
     def options_from_record(cls, record: dict[str, Any], path: str | os.PathLike) -> dict[str, Any]:
         """Return the options in a record, which is itself the `policy` if its prune was given one."""
-        options = dict(record)
-        if isinstance(options.get("policy"), dict):
-            is_given = options.get("method") == "given"
-            options |= {"policy": os.fspath(path), "method": None} if is_given else {"policy": None}
-        return options
+        if not isinstance(record.get("policy"), dict):
+            return record
+        is_given = record.get("method") == "given"
+        return record | ({"policy": os.fspath(path), "method": None} if is_given else {"policy": None})

@@ -27,7 +27,7 @@ class RecoveryConfig(TrainingOptions, TextConfig):
         FFPError: If a value is not allowed, or `lora` is set and peft is not installed.
     """
 
-    replaces: ClassVar = {"lora": ("learning_rate",), "max_tokens": ("batch_tokens",)}
+    replaces: ClassVar = {"lora": ("learning_rate",), "max_tokens": ("batch_tokens",), "preset": ("batch_tokens",)}
 
     dataset: str | None = option(
         None,
@@ -39,7 +39,7 @@ class RecoveryConfig(TrainingOptions, TextConfig):
     )
     preset: str = option(
         "quick",
-        "Number of training tokens: quick 2,000,000, standard 100,000,000, full 2,000,000,000.",
+        "Values for max_tokens and batch_tokens if you don't set them.",
         "Common options",
         choices=tuple(BATCH_TOKENS),
     )
@@ -50,8 +50,6 @@ class RecoveryConfig(TrainingOptions, TextConfig):
         low=1,
         standard=100_000_000,
         full=2_000_000_000,
-        default_text="set by the preset",
-        cli={"metavar": "TOKENS"},
     )
     eval_dataset: str | None = same_as(FFPConfig, "eval_dataset")
     text_column: str | None = same_as(FFPConfig, "text_column")
@@ -64,9 +62,9 @@ class RecoveryConfig(TrainingOptions, TextConfig):
     )
     start_token: str | None = option(
         None,
-        "Whether the first token of every window is the start token: auto (if the tokenizer adds one) or never.",
+        "Whether every window begins with the start token: auto (if the tokenizer adds one) or never.",
         choices=("auto", "never"),
-        default_text="the prune's value if its text is used, otherwise auto",
+        default_text="as in the prune if its text is used, otherwise auto",
     )
     held_out_samples: int = option(
         16, "Number of windows to evaluate on during training, from the validation split.", low=1
@@ -76,25 +74,22 @@ class RecoveryConfig(TrainingOptions, TextConfig):
         None,
         "Peak learning rate of AdamW.",
         "Training",
-        default_text=f"{TRAINED_RATE:g} × RMS of the weights, {ADAPTER_RATE:g} with adapters",
+        default_text=f"{TRAINED_RATE:g} × RMS of the weights, or {ADAPTER_RATE:g} with adapters",
     )
     batch_tokens: int | str | None = option(
         None,
         "Tokens per optimizer step across all processes, rounded to whole windows.",
         "Training",
         low=1,
-        default_text="set by the preset, but at most 1/200 of max_tokens",
-        cli={"metavar": "TOKENS"},
-        quick=None,
-        standard=None,
-        full=None,
+        default_text=f"at most 1/{MIN_STEPS} of max_tokens, and at most "
+        + ", ".join(f"{tokens:,} ({preset})" for preset, tokens in BATCH_TOKENS.items()),
     )
     batch_size: int = option(1, "Windows per forward pass and process.", "Resources", low=1)
     bf16: bool | None = option(
         None,
         "Whether to compute in bfloat16, with float32 weights.",
         "Resources",
-        default_text="if the hardware is faster at it",
+        default_text="true if the hardware is faster at it",
     )
 
     def check(self) -> None:
@@ -110,8 +105,7 @@ class RecoveryConfig(TrainingOptions, TextConfig):
             return record
         if not record.get("recovery"):
             raise FFPError(f"{path} records a prune without a recovery; pass the ffp_config.json of a recovered model")
-        options = record["recovery"][-1]["options"]
-        return {name: value for name, value in options.items() if name in cls.option_names()}
+        return record["recovery"][-1]["options"]
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -15,7 +15,7 @@ LORA_RANK = 32
 
 @dataclass(frozen=True, kw_only=True)
 class TrainingOptions(Config):
-    """Options of the training, of a recovery or of the calibration `model`."""
+    """Options of a recovery, or of the calibration `model`."""
 
     warmup_ratio: float = option(0.1, "Fraction of the steps for linear warmup, before cosine decay to 0.", high=1)
     weight_decay: float = option(0.0, "Weight decay of AdamW.")
@@ -29,7 +29,6 @@ class TrainingOptions(Config):
         None,
         "Stop after this number of evaluations without improvement on the held-out windows.",
         low=1,
-        default_text="no early stopping",
     )
     seed: int = option(0, "Random seed.", "Training", high=2**32 - 1)
     lora: int = option(
@@ -37,7 +36,6 @@ class TrainingOptions(Config):
         "Train LoRA adapters of this rank (32 if no number is given) and merge them, instead of training all weights; "
         "needs peft.",
         "Training",
-        default_text="0, which trains the weights themselves",
         cli={"nargs": "?", "const": LORA_RANK},
     )
     gradient_checkpointing: bool = option(

@@ -6,13 +6,12 @@ from dataclasses import dataclass
 from transformers import PretrainedConfig
 
 from ..config import RecoveryPlan
+from ..config.prune import MAX_DEFAULT_LENGTH
 from ..config.texts import TextMix
 from ..errors import FFPError
 from ..plan import Plan
 
 
-# Maximum tokens per window by default.
-MAX_DEFAULT_LENGTH = 2048
 # Maximum channels of the widest unit per calibration token; beyond that, the Gram matrix is meaningless.
 CHANNELS_PER_TOKEN = 16
 

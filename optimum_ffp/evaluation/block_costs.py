@@ -11,18 +11,45 @@ from accelerate.utils import set_module_tensor_to_device
 from transformers import PreTrainedModel
 
 from ..allocation.policy import PruningPolicy, Unit
+from ..config import FFPConfig
 from ..config.budgets import parse_workload
+from ..config.fields import read_file
 from ..errors import FFPError
 from ..modeling.auto import pruned_config
 from ..modeling.families import find_family, find_units
 from ..modeling.loading import empty_model
 from ..utils.device_memory import device_name
+from ..utils.folders import expand
 from ..utils.precision import dtype_name
+from ..utils.record import Record
 from .latency import time_models
 
 
 # Number of sizes below the dense one that are measured.
 SIZES = 8
+
+
+def read_costs(config: FFPConfig) -> dict[str, Any] | None:
+    """Return the times in the option `costs`, as measured by `measure_costs`; `None` if there are none yet.
+
+    Raises:
+        FFPError: If the file has none, or they are for another workload.
+    """
+    table = config.costs
+    if isinstance(table, str):
+        if not expand(table).exists():
+            return None
+        record = Record.read(table)
+        table = record.options.get("costs") if record else read_file(table)
+        if not table or "units" not in table:
+            raise FFPError(
+                f"{config.costs} has no measured times; pass a result of a prune with speedup, or a new file"
+            )
+    if table and config.workload and parse_workload(config.workload) != parse_workload(table["workload"]):
+        raise FFPError(
+            f"costs were measured on workload {table['workload']}, found {config.workload}; leave out one of them"
+        )
+    return table
 
 
 def measure_costs(model: PreTrainedModel, workload: str) -> dict[str, Any]:

@@ -14,10 +14,11 @@ from ..analysis.attention import find_unit_variants
 from ..compression.training.end_to_end import check_launch
 from ..config import FFPConfig
 from ..config.fields import Config
-from ..config.prune import TRAINING_SUFFICES, WORKLOAD
+from ..config.prune import PPO_STEPS, SEARCH_STEPS, TRAINING_SUFFICES, WORKLOAD
 from ..config.training import LORA_RANK
 from ..data import check_calibration_tokens, window_length
 from ..errors import FFPError
+from ..evaluation.block_costs import read_costs
 from ..hub.record import read_policy
 from ..modeling.families import Mixture, ModelUnit, find_family
 from ..modeling.loading import LoadOptions, loading_errors
@@ -93,7 +94,7 @@ def make_plans(
 
 def _decide(config: FFPConfig, model: PreTrainedModel, length: int | None) -> tuple[dict[str, Any], list[ModelUnit]]:
     """Return all options with those that are decided before the calibration, and the units of the model."""
-    family, limits, times = find_family(model.config), config.limits, config.cost_table
+    family, limits, times = find_family(model.config), config.limits, read_costs(config)
     if isinstance(family, Mixture):
         check_experts(config)
         config = replace(config, **FOR_EXPERTS, attention="kv-groups")
@@ -111,7 +112,7 @@ def _decide(config: FFPConfig, model: PreTrainedModel, length: int | None) -> tu
         "method": config.method or ("no-search" if skips else "ffp"),
         "attention": attention,
         "agent": config.agent_name,
-        "search_steps": config.search_steps or (256 if config.agent_name == "ppo" else 26),
+        "search_steps": config.search_steps or (PPO_STEPS if config.agent_name == "ppo" else SEARCH_STEPS),
         "workload": (times or {}).get("workload", config.workload or WORKLOAD),
         "sparsity": limits.get("sparsity"),
         "budget": budget,

@@ -54,11 +54,11 @@ def test_a_column_that_is_named(run, tmp_path):
 @pytest.mark.parametrize(
     ("words", "word"),
     [
-        (["--seq-len", 1], "seq_len"),
+        (["--seq-len", 1], "seq-len"),
         (["--seq-len", 65], "64 positions"),
-        (["--eval-samples", 0], "eval_samples"),
+        (["--eval-samples", 0], "eval-samples"),
         (["--limit", 0, "--tasks", "boolq"], "limit"),
-        (["--num-fewshot", -1, "--tasks", "boolq"], "num_fewshot"),
+        (["--num-fewshot", -1, "--tasks", "boolq"], "num-fewshot"),
         (["--dataset", "c4,self"], "self"),
         (["--dataset", "nowhere.txt"], "nowhere.txt"),
         (["--dataset", "wikitext2"], "offline"),
