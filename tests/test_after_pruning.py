@@ -20,7 +20,7 @@ def load(folder: Path) -> PreTrainedModel:
 
 # peft has default targets for llama and gpt-neox, and none for ministral3; GPT-2 has layers of its own.
 @pytest.mark.parametrize("name", ["llama", "gpt-neox", "gpt2", "phi3", "ministral3"])
-def test_lora_trains_and_loads_and_merges(name, windows, tmp_path):
+def test_lora_on_pruned_model_trains_loads_and_merges(name, windows, tmp_path):
     peft = pytest.importorskip("peft")
     folder = prune_tiny_model(name, tmp_path / "pruned")
     # peft finds a family's default targets, if it has some, by the model type, which pruning keeps.
@@ -62,7 +62,7 @@ def relative_error(model: PreTrainedModel, exact: PreTrainedModel, windows: torc
 
 # GPT-2 has none of torch's Linear layers, which torchao looks for.
 @pytest.mark.parametrize("name", ["llama", "gpt-neox", "phi3", "opt"])
-def test_int8_costs_a_pruned_model_no_more_than_a_dense_one(name, windows, tmp_path):
+def test_torchao_int8_error_of_pruned_model_is_like_dense(name, windows, tmp_path):
     quantization = pytest.importorskip("torchao.quantization")
     options = {"quantization_config": TorchAoConfig(quantization.Int8WeightOnlyConfig())}
     make_tiny_model(name).save_pretrained(tmp_path / "dense")
@@ -89,7 +89,7 @@ def test_quantization_example(run_example, data_folder, tmp_path):
     assert after == pytest.approx(before, rel=0.05)
 
 
-def test_eight_bits_by_bitsandbytes(windows, tmp_path):
+def test_bitsandbytes_int8_checkpoint_round_trips(windows, tmp_path):
     pytest.importorskip("bitsandbytes")
     folder = prune_tiny_model("llama", tmp_path / "pruned")
     options = {"quantization_config": BitsAndBytesConfig(load_in_8bit=True), "device_map": "cpu"}

@@ -7,7 +7,7 @@ from tests.helpers import make_tiny_model, prune_by_hand
 
 
 @pytest.mark.slow
-def test_compiled_forward_and_generation_with_a_static_cache(windows):
+def test_torch_compile_of_forward_and_generation(windows):
     torch.compiler.reset()
     model, _ = prune_by_hand(make_tiny_model())
     options = {"max_new_tokens": 6, "do_sample": False, "pad_token_id": 1}

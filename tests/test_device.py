@@ -51,7 +51,7 @@ def prunes(tmp_path_factory):
 
 
 @pytest.mark.parametrize("name", OFFLOADS)
-def test_a_prune_on_a_card_is_that_of_the_cpu(name, prunes):
+def test_prune_on_fake_accelerator_matches_cpu(name, prunes):
     (sizes, perplexity, _), (others, other, device) = prunes[name]
     assert others == sizes and other == pytest.approx(perplexity, rel=1e-3)
     # Offloaded weights stay in host memory.

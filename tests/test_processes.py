@@ -38,7 +38,7 @@ def check_stages(*records: dict) -> None:
         assert one[0] == two[0] and two[1:] == pytest.approx(one[1:], rel=1e-3)
 
 
-def test_two_processes_prune_to_the_perplexity_of_one(save_tiny_model, data_folder, tmp_path, run_ffp):
+def test_pruning_with_two_processes_matches_one(save_tiny_model, data_folder, tmp_path, run_ffp):
     (tmp_path / "options.json").write_text(
         '{"search_dtype": "model", "calibration": "model", "distillation_passes": 1}'
     )
@@ -56,7 +56,7 @@ def test_two_processes_prune_to_the_perplexity_of_one(save_tiny_model, data_fold
     assert not list(tmp_path.glob("*.work"))
 
 
-def test_two_processes_with_layers_on_disk_remove_the_experts_that_one_does(
+def test_expert_pruning_from_disk_with_two_processes_matches_one(
     save_tiny_model, data_folder, tmp_path, run_ffp
 ):
     (tmp_path / "options.json").write_text('{"search_dtype": "model"}')
@@ -71,7 +71,7 @@ def test_two_processes_with_layers_on_disk_remove_the_experts_that_one_does(
     check_stages(*records)
 
 
-def test_an_error_is_one_line_and_a_non_zero_exit(save_tiny_model, data_folder, tmp_path):
+def test_error_in_two_processes_is_one_line_and_nonzero_exit_code(save_tiny_model, data_folder, tmp_path):
     out = tmp_path / "out"
     out.mkdir()
     (out / "notes.txt").write_text("mine")
@@ -100,7 +100,7 @@ main()
 """
 
 
-def test_two_processes_recover_along_the_curve_of_one_with_ddp_and_with_fsdp(
+def test_recovery_with_ddp_and_fsdp_matches_one_process(
     pruned, folder, data_folder, tmp_path, run_ffp
 ):
     words = ["--teacher", pruned[0].model_id, "--dataset", data_folder, "--eval-samples", "3", "--device", "cpu"]

@@ -53,7 +53,7 @@ def folder(pruner, tmp_path_factory) -> Path:
     return folder
 
 
-def test_it_is_pruned_to_the_budget_and_still_reads_english(pruner):
+def test_smollm2_is_pruned_to_sparsity_with_low_perplexity(pruner):
     result, total = pruner.result, sum(unit.parameters for unit in pruner.measured.units)
     quantum = min(step_parameters(unit) for unit in pruner.measured.units)
     assert total == 106_168_320
@@ -66,7 +66,7 @@ def test_it_is_pruned_to_the_budget_and_still_reads_english(pruner):
     assert 20 < dense < calibrated < min(uncalibrated, 1.3 * dense)
 
 
-def test_plain_transformers_measures_the_same_perplexity(pruner, folder):
+def test_smollm2_checkpoint_has_same_perplexity_in_plain_transformers(pruner, folder):
     windows = str(pruner.measured.data.test.tokens.tolist())
     done = subprocess.run([sys.executable, "-c", STANDALONE, folder, windows], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr

@@ -114,7 +114,7 @@ def overlay(request: pytest.FixtureRequest) -> tuple[Path | None, set[str]]:
     return folder, UNKNOWN.get(request.param, set())
 
 
-def test_plain_transformers_finds_nothing_wrong(folders, overlay):
+def test_checkpoints_work_in_plain_transformers(folders, overlay):
     release, unknown = overlay
     environment = os.environ | ({"PYTHONPATH": str(release)} if release else {})
     script = Path(__file__).with_name("standalone.py")

@@ -4,7 +4,7 @@ from optimum_ffp.modeling.families import find_family, find_units
 from tests.helpers import statistics_of
 
 
-def test_statistics_equal_those_of_the_recorded_inputs(tiny_model, windows, monkeypatch):
+def test_statistics_equal_moments_of_recorded_inputs(tiny_model, windows, monkeypatch):
     # Not a divisor of the widths.
     monkeypatch.setattr("optimum_ffp.analysis.gram.BLOCK", 7)
     units = find_units(tiny_model, find_family(tiny_model.config))
@@ -28,7 +28,7 @@ def test_statistics_equal_those_of_the_recorded_inputs(tiny_model, windows, monk
             assert torch.allclose(found.variance, inputs.var(0, correction=0), rtol=1e-2, atol=1e-3)
 
 
-def test_no_hook_is_left_behind(tiny_model, windows):
+def test_collecting_statistics_leaves_no_hooks(tiny_model, windows):
     units = find_units(tiny_model, find_family(tiny_model.config))
     statistics_of(tiny_model, units, windows)
     assert not any(unit.output.module._forward_pre_hooks for unit in units)

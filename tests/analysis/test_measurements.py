@@ -31,7 +31,7 @@ def given(length: int, largest: int = 128) -> DataSplits:
     return DataSplits(*windows[:3], (windows[3],))
 
 
-def test_given_windows_are_taken_as_they_are(caplog):
+def test_given_windows_are_used_unchanged(caplog):
     """Their length counts, not that of windows of a text, and there are as many as there should be."""
     plan = plan_of(data=given(24), train_seq_len=8)
     measured = Measurements(make_tiny_model(), make_tokenizer(), plan, given(24))
@@ -40,14 +40,14 @@ def test_given_windows_are_taken_as_they_are(caplog):
     assert measured.differences(plan_of(data=given(24))) == []
 
 
-def test_given_windows_that_the_model_can_not_read():
+def test_given_windows_beyond_context_or_vocabulary_are_rejected():
     with pytest.raises(FFPError, match="65"):
         Measurements(make_tiny_model(), make_tokenizer(), plan_of(data=given(65)), given(65))
     with pytest.raises(FFPError, match="embedding"):
         Measurements(make_tiny_model(), make_tokenizer(), plan_of(data=given(24)), given(24, 999))
 
 
-def test_losses_of_the_dense_model_though_its_groups_are_sorted(measure):
+def test_dense_losses_are_unchanged_by_sorting_groups(measure):
     measured = measure()
     assert measured.dense_losses == pytest.approx(losses_by_transformers(measured.data.search), rel=1e-5)
     expected = losses_by_transformers(measured.data.test)
@@ -57,7 +57,7 @@ def test_losses_of_the_dense_model_though_its_groups_are_sorted(measure):
     assert not all(torch.equal(tensor, weights[name]) for name, tensor in measured.model.state_dict().items())
 
 
-def test_all_of_it_is_measured_once(measure, monkeypatch):
+def test_measurements_are_cached(measure, monkeypatch):
     measured = measure()
     found = measured.data, measured.prepared, measured.dense_losses
     for name in ("load_windows", "prepare", "policy_losses"):
@@ -65,7 +65,7 @@ def test_all_of_it_is_measured_once(measure, monkeypatch):
     assert all(one is other for one, other in zip(found, (measured.data, measured.prepared, measured.dense_losses)))
 
 
-def test_texts_begin_with_a_start_token_if_the_tokenizer_adds_one(measure):
+def test_windows_have_start_token_if_tokenizer_adds_one(measure):
     adds = with_start_token(make_tokenizer())
 
     def begins(*tokenizer, **options) -> bool:
@@ -76,7 +76,7 @@ def test_texts_begin_with_a_start_token_if_the_tokenizer_adds_one(measure):
     assert not begins(adds, start_token="never") and not begins(dataset="self")
 
 
-def test_plans_that_differ_in_other_options_share_it(measure, data_folder):
+def test_plans_differing_only_in_search_options_share_measurements(measure, data_folder):
     measured = measure()
     later = {"search_steps": 3, "sparsity": 0.4, "calibration": "ridge", "method": "random", "seq_len": 24}
     assert measured.differences(plan_of(dataset=str(data_folder), **SETTINGS | later)) == []

@@ -30,7 +30,7 @@ def prepared_with(windows):
     return call
 
 
-def test_groups_are_sorted_by_the_criterion(prepared_with, windows):
+def test_groups_are_sorted_by_criterion(prepared_with, windows):
     model = make_tiny_model()
     unit = find_units(model, find_family(model.config))[1]
     seen = []
@@ -44,7 +44,7 @@ def test_groups_are_sorted_by_the_criterion(prepared_with, windows):
 
 
 @pytest.mark.parametrize("start_token", [False, True])
-def test_factors_are_of_the_sorted_model_and_of_first_tokens_if_any_token_may_be_first(
+def test_ridge_factors_include_first_tokens_without_start_token(
     prepared_with, windows, start_token
 ):
     prepared, _ = prepared_with(start_token=start_token, first_tokens=4)
@@ -68,14 +68,14 @@ def test_factors_are_of_the_sorted_model_and_of_first_tokens_if_any_token_may_be
     ],
     ids=["default", "no curves", "no factors"],
 )
-def test_only_what_is_read_is_measured(prepared_with, options, stages):
+def test_only_required_statistics_are_measured(prepared_with, options, stages):
     prepared, meter = prepared_with(**options)
     assert list(meter.seconds) == stages
     assert (prepared.curves is not None) == (options.get("mapping") is None)
     assert bool(prepared.sorted_model.ridges) == (options != PLAINEST)
 
 
-def test_entries_of_the_journal_are_not_measured_again(prepared_with, tmp_path, monkeypatch):
+def test_journaled_statistics_are_not_measured_again(prepared_with, tmp_path, monkeypatch):
     journal = Journal.open(tmp_path / "work", {}, resume=False)
     first, _ = prepared_with(journal)
     for name in ("collect_statistics", "collect_fisher"):

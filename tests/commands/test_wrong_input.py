@@ -100,7 +100,7 @@ def files(save_tiny_model, data_folder, tmp_path):
 
 
 @pytest.mark.parametrize(("command", "word"), TABLE, ids=[command for command, _ in TABLE])
-def test_wrong_input_is_one_line_and_exit_code_2(run_ffp, files, tmp_path, monkeypatch, command, word):
+def test_invalid_input_is_one_line_error_with_exit_code_2(run_ffp, files, tmp_path, monkeypatch, command, word):
     monkeypatch.chdir(tmp_path)
     before = sorted(tmp_path.rglob("*"))
     code, output, errors = run_ffp(*[files.get(word, word) for word in command.split()])

@@ -37,7 +37,7 @@ def layer_error(model, dense, windows, layer, seen):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("group", ["kv_group", "query_head"])
-def test_held_out_errors_of_layers_are_those_of_the_whole_model_and_fall(windows, group):
+def test_held_out_layer_errors_match_whole_model_and_decrease(windows, group):
     sorted_model, _ = make_sorted_model(make_tiny_model(), windows, (group,))
     dense, policy, held_out = make_tiny_model(), random_policy(sorted_model, 2), windows[:3]
     distilled = learn(sorted_model, policy, windows, held_out)
@@ -51,7 +51,7 @@ def test_held_out_errors_of_layers_are_those_of_the_whole_model_and_fall(windows
     assert layer_error(pruned, dense, windows, 1, windows) < 0.95 * layer_error(ridge, dense, windows, 1, windows)
 
 
-def test_all_parameters_of_a_layer_are_trained_and_the_dense_model_stays(tiny_model, windows):
+def test_all_layer_parameters_are_trained_and_dense_model_is_unchanged(tiny_model, windows):
     sorted_model, _ = make_sorted_model(tiny_model, windows)
     model, policy = sorted_model.model, random_policy(sorted_model, 2)
     before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
@@ -69,7 +69,7 @@ def test_all_parameters_of_a_layer_are_trained_and_the_dense_model_stays(tiny_mo
                 assert torch.equal(weight, parameter) == (fit not in gained)
 
 
-def test_weights_that_gain_nothing_stay(windows, unseen):
+def test_weights_that_do_not_improve_are_kept(windows, unseen):
     sorted_model, _ = make_sorted_model(make_tiny_model(), windows)
     policy = random_policy(sorted_model, 2)
     distilled = learn(sorted_model, policy, windows, unseen, passes=1, learning_rate=100.0)
@@ -82,7 +82,7 @@ def test_weights_that_gain_nothing_stay(windows, unseen):
 
 
 @pytest.mark.parametrize("start_token", [False, True])
-def test_all_passes_of_a_layer_are_counted(windows, start_token):
+def test_token_counter_counts_all_layer_passes(windows, start_token):
     sorted_model, _ = make_sorted_model(make_tiny_model(), windows)
     length, held_out, counter = windows.shape[1], windows[:3], sorted_model.layerwise.counter
     # Runs the first layer once to know what it returns.
@@ -98,7 +98,7 @@ def test_all_passes_of_a_layer_are_counted(windows, start_token):
 
 
 @pytest.mark.slow
-def test_steps_are_relative_to_the_size_of_the_weights(windows):
+def test_learning_rate_is_relative_to_weight_scale(windows):
     """A model whose keys are a thousand times as large and whose queries as small is the same, and learns the same."""
     scaled = make_tiny_model()
     for layer in scaled.model.layers:
@@ -113,7 +113,7 @@ def test_steps_are_relative_to_the_size_of_the_weights(windows):
 
 
 @pytest.mark.slow
-def test_first_tokens_are_trained_where_windows_begin_with_any_token(windows):
+def test_first_token_error_is_trained_without_start_token(windows):
     dense, errors = make_tiny_model(), {}
     first = windows[:, ::FIRST_TOKENS].reshape(-1, 1)
     for start_token in (False, True):
@@ -130,7 +130,7 @@ def test_first_tokens_are_trained_where_windows_begin_with_any_token(windows):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
-def test_weights_are_trained_in_float32_and_kept_in_the_dtype_of_the_model(windows, dtype):
+def test_weights_are_trained_in_float32_and_kept_in_model_dtype(windows, dtype):
     sorted_model, _ = make_sorted_model(make_tiny_model().to(dtype), windows)
     # Most steps are smaller than what bfloat16 can add to a weight.
     distilled = learn(sorted_model, random_policy(sorted_model, 2), windows, windows[:3], learning_rate=0.003)
@@ -138,7 +138,7 @@ def test_weights_are_trained_in_float32_and_kept_in_the_dtype_of_the_model(windo
     assert distilled.layers[0].after < 0.99 * distilled.layers[0].before
 
 
-def test_an_interrupted_distillation_ends_with_the_same_weights(windows, tmp_path):
+def test_interrupted_distillation_resumes_to_identical_weights(windows, tmp_path):
     def calibrate(journal: Journal) -> Distilled:
         sorted_model, _ = make_sorted_model(make_tiny_model(), windows)
         return learn(sorted_model, random_policy(sorted_model, 2), windows, windows[:3], passes=2, journal=journal)
@@ -153,7 +153,7 @@ def test_an_interrupted_distillation_ends_with_the_same_weights(windows, tmp_pat
     assert found.keys() == wanted.keys() and all(torch.equal(found[name], wanted[name]) for name in wanted)
 
 
-def test_windows_are_split_into_parts_that_begin_with_the_start_token():
+def test_split_windows_begin_with_start_token():
     windows = torch.arange(22).view(2, 11)
     assert torch.equal(split_windows(Windows(windows, "", ""), 1), windows)
     expected = [[0, 1, 2], [3, 4, 5], [6, 7, 8], [11, 12, 13], [14, 15, 16], [17, 18, 19]]
@@ -164,7 +164,7 @@ def test_windows_are_split_into_parts_that_begin_with_the_start_token():
 
 
 @pytest.mark.slow
-def test_a_step_of_several_windows_is_one_on_their_mean_error(windows, monkeypatch):
+def test_batched_step_uses_mean_gradient(windows, monkeypatch):
     steps = []
 
     def watched(optimizer, *args):

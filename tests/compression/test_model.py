@@ -41,21 +41,21 @@ def pruner(tmp_path_factory):
     return prepare(tmp_path_factory.mktemp("dense"))
 
 
-def test_a_policy_is_calibrated_with_options_that_name_no_calibration(pruner):
+def test_finish_without_calibration_option_uses_planned_one(pruner):
     search = pruner.search()
     chosen = pruner.finish(search, calibration=None, distillation_passes=0)
     assert (chosen.plan.calibration, chosen.plan.lora) == ("model", 0)
     assert_same_weights(chosen, pruner.finish(search, distillation_passes=0))
 
 
-def test_adapters_that_memory_has_decided_on_stay(pruner):
+def test_planned_lora_rank_is_kept_unless_calibration_changes(pruner):
     pytest.importorskip("peft")
     plan = make_plan(FFPConfig(), pruner.model, LoadOptions("cpu"), decided={"calibration": "model", "lora": 4})
     ranks = [recalibrated(plan, {"model_passes": 2} | options).lora for options in ({}, {"calibration": "model"})]
     assert ranks == [4, 0]
 
 
-def test_several_processes_without_a_work_folder_end_before_they_measure(tmp_path, monkeypatch):
+def test_several_processes_without_work_folder_are_rejected(tmp_path, monkeypatch):
     pruner = prepare(tmp_path)
     monkeypatch.setattr(processes, "count", lambda: 2)
     with pytest.raises(FFPError, match="several processes need a work_folder"):
@@ -69,7 +69,7 @@ def assert_same_weights(result, other):
 
 
 @pytest.mark.parametrize(("passes", "before"), [(0, "ridge"), (1, "layers")])
-def test_a_stage_that_raises_the_perplexity_leaves_the_weights_before_it(pruner, passes, before):
+def test_stage_that_raises_perplexity_is_reverted(pruner, passes, before):
     search = pruner.search()
     result = pruner.finish(search, distillation_passes=passes, model_rate=1e3)
     assert result.calibration["kept"] == before
@@ -78,13 +78,13 @@ def test_a_stage_that_raises_the_perplexity_leaves_the_weights_before_it(pruner,
 
 
 @pytest.mark.parametrize("name", ["llama", pytest.param("phi3", marks=pytest.mark.slow)])
-def test_the_figures_on_record_are_those_of_the_saved_model(name, tmp_path):
+def test_recorded_calibration_results_match_saved_model(name, tmp_path):
     pruner, dense = prepare(tmp_path, name), make_tiny_model(name)
     check_figures(pruner, dense)
 
 
 @pytest.mark.parametrize("name", ["llama", pytest.param("gpt2", marks=pytest.mark.slow)])
-def test_parts_that_a_policy_removes_are_left_out_of_every_stage(name, tmp_path):
+def test_removed_sublayers_are_skipped_by_every_calibration_stage(name, tmp_path):
     dense = make_deep_model(name)
     dense.save_pretrained(tmp_path)
     make_tokenizer().save_pretrained(tmp_path)
@@ -111,7 +111,7 @@ def check_figures(pruner, dense):
     return result
 
 
-def test_a_text_of_fewer_windows_than_asked_for_is_read_as_often_as_asked(tmp_path, monkeypatch):
+def test_short_text_is_read_for_requested_number_of_passes(tmp_path, monkeypatch):
     make_tiny_model("llama").save_pretrained(tmp_path)
     make_tokenizer().save_pretrained(tmp_path)
     data = write_data(tmp_path / "text")
@@ -130,7 +130,7 @@ def test_a_text_of_fewer_windows_than_asked_for_is_read_as_often_as_asked(tmp_pa
 
 
 @pytest.mark.slow
-def test_an_interrupted_training_is_resumed_and_not_that_of_another_sparsity(tmp_path, monkeypatch):
+def test_interrupted_training_resumes_per_sparsity(tmp_path, monkeypatch):
     alone = prepare(tmp_path / "dense")
     expected = {sparsity: alone.prune(sparsity=sparsity) for sparsity in (0.3, 0.5)}
     training_step, steps = DistillationTrainer.training_step, []
@@ -154,7 +154,7 @@ def test_an_interrupted_training_is_resumed_and_not_that_of_another_sparsity(tmp
 
 
 @pytest.mark.slow
-def test_the_calibration_that_memory_suffices_for_is_chosen_once(tmp_path, monkeypatch):
+def test_calibration_chosen_by_memory_is_kept_on_resume(tmp_path, monkeypatch):
     def prune_with(host, **options):
         cpu = torch.device("cpu")
         monkeypatch.setattr("optimum_ffp.planning.make.Machine.of", lambda device: Machine(cpu, host))

@@ -16,7 +16,7 @@ def problem(seed: int = 0) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
 
 @settings(deadline=None)
 @given(kept=st.integers(1, 23), seed=st.integers(0, 50), ridge=st.sampled_from([1e-3, 0.01, 1.0]))
-def test_prefix_ridge_equals_the_direct_solve(kept, seed, ridge):
+def test_prefix_ridge_equals_direct_solution(kept, seed, ridge):
     weight, _, gram = problem(seed=seed)
     expected = ridge_direct(weight, gram, kept, ridge)
     found = PrefixRidge.of(gram, ridge).compensated(weight, kept)
@@ -24,7 +24,7 @@ def test_prefix_ridge_equals_the_direct_solve(kept, seed, ridge):
 
 
 @pytest.mark.parametrize("kept", [5, 12])
-def test_prefix_ridge_equals_least_squares_on_the_activations(kept):
+def test_prefix_ridge_equals_least_squares_on_activations(kept):
     weight, inputs, gram = problem()
     # Eq. 6 as it is printed: for every removed channel, regress its activation on the retained ones.
     ridge = 0.02 * float(gram.diagonal().mean())
@@ -38,12 +38,12 @@ def test_prefix_ridge_equals_least_squares_on_the_activations(kept):
     assert torch.allclose(found.double(), expected, rtol=1e-3, atol=1e-3)
 
 
-def test_all_retained_is_the_identity():
+def test_retaining_all_columns_is_identity():
     weight, _, gram = problem()
     assert torch.equal(PrefixRidge.of(gram).compensated(weight, 24), weight)
 
 
-def test_dead_channels_do_not_break_the_factor():
+def test_zero_channels_give_finite_ridge_solution():
     weight, inputs, _ = problem()
     inputs[:, 3:9] = 0
     found = PrefixRidge.of(inputs.T @ inputs / len(inputs)).compensated(weight, 12)

@@ -52,19 +52,19 @@ def agree(logits: torch.Tensor, expected: torch.Tensor) -> bool:
 
 
 @pytest.mark.parametrize("name", EVERY_MODEL)
-def test_sliced_equals_masked_before_and_after_save(name, windows, tmp_path):
+def test_sliced_model_equals_masked_model_before_and_after_saving(name, windows, tmp_path):
     check_sliced_equals_masked(make_tiny_model(name), windows, tmp_path)
 
 
 @pytest.mark.parametrize("grouping", GROUPINGS)
 @pytest.mark.parametrize("name", ["llama", "phi3", pytest.param("gemma3", marks=SLOW)])
-def test_sliced_equals_masked_with_query_heads_pruned(name, grouping, windows, tmp_path):
+def test_sliced_model_equals_masked_model_with_query_heads(name, grouping, windows, tmp_path):
     sizes, groups = GROUPINGS[grouping]
     check_sliced_equals_masked(make_tiny_model(name, **sizes), windows, tmp_path, groups)
 
 
 @pytest.mark.parametrize("name", EVERY_MODEL)
-def test_sliced_equals_masked_without_attention_ffn_or_a_layer(name, windows, tmp_path):
+def test_sliced_model_equals_masked_model_without_sublayers(name, windows, tmp_path):
     model, dense = make_deep_model(name), make_tiny_model(name)
     check_sliced_equals_masked(model, windows, tmp_path, change=without_parts)
     config = AutoConfig.from_pretrained(tmp_path)
@@ -101,7 +101,7 @@ def check_sliced_equals_masked(model, windows, folder, groups=(None,), change=la
 
 
 @pytest.mark.parametrize("grouping", GROUPINGS)
-def test_compensation_with_query_heads_pruned_is_the_direct_solution(grouping, windows):
+def test_compensation_of_query_heads_equals_direct_ridge_solution(grouping, windows):
     sizes, groups = GROUPINGS[grouping]
     model = make_tiny_model("qwen3", **sizes)
     heads, kv_heads, head_dim = find_family(model.config).heads(model.config)
@@ -138,7 +138,7 @@ def test_compensation_with_query_heads_pruned_is_the_direct_solution(grouping, w
     assert torch.allclose(outputs[0], inputs[:, :kept] @ found.T, rtol=1e-3, atol=1e-3)
 
 
-def test_full_retention_is_the_identity(tiny_model, windows):
+def test_dense_policy_is_identity(tiny_model, windows):
     before = tiny_model(windows).logits
     sorted_model, _ = make_sorted_model(tiny_model, windows)
     dense = PruningPolicy.dense(sorted_model.units)
@@ -146,7 +146,7 @@ def test_full_retention_is_the_identity(tiny_model, windows):
         assert (sorted_model.materialize(dense, outputs)(windows).logits - before).abs().max() < 1e-4
 
 
-def test_a_context_leaves_the_dense_model_behind(tiny_model, windows):
+def test_dense_model_is_restored_after_error(tiny_model, windows):
     sorted_model, _ = make_sorted_model(tiny_model, windows)
     before = sorted_model.model(windows).logits
     policy = random_policy(sorted_model, 0)
@@ -156,7 +156,7 @@ def test_a_context_leaves_the_dense_model_behind(tiny_model, windows):
 
 
 @torch.no_grad()
-def test_any_parameter_is_replaced_for_the_duration_of_a_context(tiny_model, windows):
+def test_replaced_parameters_are_restored_after_context(tiny_model, windows):
     sorted_model, _ = make_sorted_model(tiny_model, windows)
     before, policy = sorted_model.model(windows).logits, random_policy(sorted_model, 0)
     with applied(sorted_model, policy) as model:
@@ -171,7 +171,7 @@ def test_any_parameter_is_replaced_for_the_duration_of_a_context(tiny_model, win
     assert torch.equal(sorted_model.model(windows).logits, before)
 
 
-def test_the_weights_of_a_trained_model_give_the_same_model(tiny_model, windows):
+def test_weights_of_trained_model_reproduce_its_logits(tiny_model, windows):
     sorted_model, _ = make_sorted_model(tiny_model, windows)
     policy = random_policy(sorted_model, 0)
     trained = sorted_model.materialize(policy)
@@ -185,7 +185,7 @@ def test_the_weights_of_a_trained_model_give_the_same_model(tiny_model, windows)
         assert agree(model(windows).logits, expected)
 
 
-def test_candidates_run_on_views(tiny_model, windows):
+def test_applied_policy_shares_memory_with_dense_weights(tiny_model, windows):
     sorted_model, _ = make_sorted_model(tiny_model, windows)
     storage = {id(unit): unit.output.module.weight.data_ptr() for unit in sorted_model.model_units}
     with applied(sorted_model, random_policy(sorted_model, 0)):
@@ -193,7 +193,7 @@ def test_candidates_run_on_views(tiny_model, windows):
             assert unit.output.module.weight.data_ptr() == storage[id(unit)]
 
 
-def test_compensation_brings_outputs_closer(tiny_model, windows):
+def test_compensation_reduces_output_error(tiny_model, windows):
     sorted_model, _ = make_sorted_model(tiny_model, windows)
     unit = sorted_model.model_units[1]
     seen = []
@@ -210,19 +210,19 @@ def test_compensation_brings_outputs_closer(tiny_model, windows):
     assert repaired < 0.95 * plain
 
 
-def test_generation_with_a_cache_whose_width_differs_by_layer(tiny_model, windows):
+def test_generation_with_cache_of_different_width_per_layer(tiny_model, windows):
     check_generation(tiny_model, windows)
 
 
 @pytest.mark.parametrize("grouping", GROUPINGS)
 @pytest.mark.parametrize("name", ["llama", "phi3", pytest.param("gemma3", marks=SLOW)])
-def test_generation_with_query_heads_pruned(name, grouping, windows):
+def test_generation_with_cache_and_pruned_query_heads(name, grouping, windows):
     sizes, groups = GROUPINGS[grouping]
     check_generation(make_tiny_model(name, **sizes), windows, groups)
 
 
 @pytest.mark.parametrize("name", KINDS)
-def test_generation_without_attention_ffn_or_a_layer(name, windows):
+def test_generation_with_cache_and_removed_sublayers(name, windows):
     check_generation(make_deep_model(name), windows, change=without_parts)
 
 

@@ -30,14 +30,14 @@ def states_by_hooks(model, layers, windows):
     return seen
 
 
-def test_layer_by_layer_is_the_model(tiny_model, layers, windows):
+def test_layer_outputs_equal_whole_model(tiny_model, layers, windows):
     hidden, run = runners(tiny_model, layers, windows)
     for runner, expected in zip(run, states_by_hooks(tiny_model, layers, windows)):
         hidden = torch.cat([runner.output(window) for window in hidden.split(1)])
         assert torch.allclose(hidden, expected, atol=1e-4)
 
 
-def test_states_wait_in_another_type_and_no_hook_stays(tiny_model, layers, windows):
+def test_hidden_states_are_stored_in_given_dtype_without_leaving_hooks(tiny_model, layers, windows):
     hidden, run = runners(tiny_model, layers, windows, torch.bfloat16)
     assert hidden.dtype == torch.bfloat16 and hidden.shape == (6, 24, 32)
     after = hidden[:1].clone()

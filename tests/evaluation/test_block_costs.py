@@ -33,7 +33,7 @@ def variants_of(model):
 
 
 @pytest.mark.parametrize("name", KINDS)
-def test_the_speed_of_measured_sizes_is_predicted_exactly(clock, name):
+def test_predicted_speedup_equals_measured_speedup_at_measured_sizes(clock, name):
     model = make_deep_model(name)
     table = measure_costs(model, "10+3x2")
     rng = np.random.default_rng(0)
@@ -48,7 +48,7 @@ def test_the_speed_of_measured_sizes_is_predicted_exactly(clock, name):
 
 
 @pytest.mark.parametrize("name", [*KINDS])
-def test_measuring_leaves_the_model_as_it_is(name, windows):
+def test_measuring_block_costs_leaves_model_unchanged(name, windows):
     model = make_deep_model(name)
     before = model(windows).logits
     table = measure_costs(model, "6+2x2")
@@ -56,14 +56,14 @@ def test_measuring_leaves_the_model_as_it_is(name, windows):
     assert table["dense"] > 0 and {row["unit"] for row in table["units"]} == {"attention", "ffn"}
 
 
-def test_a_workload_longer_than_the_model_allows_is_refused(clock):
+def test_workload_beyond_max_positions_is_rejected(clock):
     model = make_deep_model("llama")
     with pytest.raises(FFPError, match="64 positions"):
         measure_costs(model, "60+5")
 
 
 @pytest.mark.slow
-def test_times_are_corrected_by_a_whole_model(save_tiny_model, data_folder, monkeypatch):
+def test_block_times_are_rescaled_by_whole_model_time(save_tiny_model, data_folder, monkeypatch):
     def seconds(model, *_):
         return sum(weight.numel() for layer in decoder_layers(model) for weight in layer.parameters()) + 5000, 0.0
 

@@ -61,7 +61,7 @@ def beside_two(places):
     return evaluate(pruned, [dense, pruned], dataset=str(data), seq_len=LENGTH, **sizes)
 
 
-def test_perplexity_is_that_of_the_test_split_by_hand(beside_two, places):
+def test_perplexity_equals_reference_on_test_split(beside_two, places):
     pruned, dense, data = places
     windows = windows_of(data / "test.txt")
     for role, folder in (("model", pruned), ("baseline", dense), ("baseline 2", pruned)):
@@ -72,7 +72,7 @@ def test_perplexity_is_that_of_the_test_split_by_hand(beside_two, places):
         assert measured["comparable"]
 
 
-def test_divergence_is_that_from_the_first_baseline_by_hand(beside_two, places):
+def test_divergence_from_first_baseline_equals_reference(beside_two, places):
     pruned, dense, data = places
     windows = windows_of(data / "test.txt")
     expected, found = (
@@ -87,14 +87,14 @@ def test_divergence_is_that_from_the_first_baseline_by_hand(beside_two, places):
     assert "divergence" not in beside_two["baseline"]["perplexity"]
 
 
-def test_size_and_speed_beside_the_baseline(beside_two, pruned):
+def test_evaluation_reports_sparsity_size_and_speed(beside_two, pruned):
     model, baseline, policy = beside_two["model"], beside_two["baseline"], pruned[0].result.policy
     assert model["sparsity"] == pytest.approx(policy.sparsity) and model["sparsity_source"] == "the baseline"
     assert model["weight_bytes"] < baseline["weight_bytes"]
     assert model["speed"]["new_tokens"] == 4
 
 
-def test_the_table_has_a_column_for_each_model_and_the_first_ratio(beside_two):
+def test_table_has_column_per_model_and_ratio_to_first_baseline(beside_two):
     rows = {re.split("  +", line)[0]: line for line in str(beside_two).splitlines()}
     model, baseline, other = (record["perplexity"] for record in beside_two.values())
     words = rows["perplexity"].split()
@@ -105,14 +105,14 @@ def test_the_table_has_a_column_for_each_model_and_the_first_ratio(beside_two):
     assert "windows of 24 tokens" in note
 
 
-def test_error_of_the_ratio_is_that_of_paired_losses(beside_two):
+def test_perplexity_ratio_error_uses_paired_losses(beside_two):
     losses = [torch.tensor(beside_two[role]["perplexity"]["losses"]).double() for role in ("model", "baseline")]
     differences = losses[0] - losses[1]
     expected = differences.mean().exp() * differences.std() / len(differences) ** 0.5
     assert beside_two["model"]["perplexity"]["ratio_error"] == pytest.approx(float(expected)) and expected > 0
 
 
-def test_a_loaded_model_has_the_figures_of_its_folder(beside_two, places):
+def test_loaded_model_and_its_folder_give_same_results(beside_two, places):
     pruned, dense, data = places
     model = FFPModelForCausalLM.from_pretrained(pruned)
     found = evaluate(model, str(dense), dataset=str(data), **QUICK)
@@ -123,7 +123,7 @@ def test_a_loaded_model_has_the_figures_of_its_folder(beside_two, places):
 
 
 @pytest.mark.slow
-def test_every_text_is_reported_alone(places, tmp_path):
+def test_every_dataset_of_mix_is_reported_separately(places, tmp_path):
     pruned, dense, data = places
     (tmp_path / "my.txt").write_text(make_text(1500, 9))
     found = evaluate(str(pruned), str(dense), dataset=f"{data},{tmp_path / 'my.txt'}", **QUICK)
@@ -144,7 +144,7 @@ def test_every_text_is_reported_alone(places, tmp_path):
 
 
 @pytest.mark.parametrize("start_token", ["auto", "never"])
-def test_a_pruned_model_agrees_with_its_prune(start_token, tmp_path):
+def test_evaluate_reproduces_perplexity_recorded_by_prune(start_token, tmp_path):
     data = write_data(tmp_path / "data")
     dense = save(tmp_path / "dense", tokenizer=with_start_token(make_tokenizer()))
     pruner = make_pruner(dense, data, method="uniform", calibration="ridge", start_token=start_token)
@@ -160,7 +160,7 @@ def test_a_pruned_model_agrees_with_its_prune(start_token, tmp_path):
 
 
 @pytest.mark.slow
-def test_a_gguf_file_has_the_figures_of_the_model_that_it_was_made_from(tmp_path):
+def test_gguf_file_evaluates_like_its_source_model(tmp_path):
     pytest.importorskip("gguf")
     from optimum_ffp.export import export_gguf
 
@@ -176,21 +176,21 @@ def test_a_gguf_file_has_the_figures_of_the_model_that_it_was_made_from(tmp_path
     assert found["model"]["weight_bytes"] == file.stat().st_size and "is dequantized" in str(found)
 
 
-def test_models_of_different_lengths_are_measured_on_the_same_windows(places, tmp_path):
+def test_window_length_is_shortest_context_of_all_models(places, tmp_path):
     short = save(tmp_path / "short", make_tiny_model(max_position_embeddings=32))
     found = evaluate(places[1], short, dataset=str(places[2]), speed=False, device="cpu")
     assert {record["perplexity"]["window_length"] for record in found.values()} == {32}
     assert found["model"]["perplexity"]["comparable"]
 
 
-def test_perplexities_of_other_tokens_are_not_compared(places, tmp_path):
+def test_different_tokenizers_are_not_compared(places, tmp_path):
     other = save(tmp_path / "other", tokenizer=with_start_token(make_tokenizer()))
     found = evaluate(places[1], other, dataset=str(places[2]), eval_samples=3, **QUICK)
     assert "ratio_error" not in found["model"]["perplexity"] and "divergence" not in found["model"]["perplexity"]
     assert "tokenizers differ" in str(found)
 
 
-def test_without_speed_only_one_model_is_in_memory(places, monkeypatch):
+def test_evaluate_without_speed_keeps_one_model_in_memory(places, monkeypatch):
     loaded = []
 
     def load(*arguments):
@@ -205,7 +205,7 @@ def test_without_speed_only_one_model_is_in_memory(places, monkeypatch):
     assert len(loaded) == 3
 
 
-def test_what_is_not_finite_is_printed(places):
+def test_nan_perplexity_is_printed(places):
     model = make_tiny_model()
     model.lm_head.weight.data.fill_(torch.nan)
     options = {"dataset": str(places[2]), "eval_samples": 2, "tokenizer": make_tokenizer()}
@@ -214,7 +214,7 @@ def test_what_is_not_finite_is_printed(places):
 
 
 @pytest.mark.slow
-def test_batches_are_halved_where_memory_runs_out(places, monkeypatch):
+def test_evaluation_halves_batch_size_when_out_of_memory(places, monkeypatch):
     decoder = type(make_tiny_model().model)
     forward, options = decoder.forward, {"dataset": str(places[2]), "eval_samples": 2}
 
@@ -230,7 +230,7 @@ def test_batches_are_halved_where_memory_runs_out(places, monkeypatch):
         assert found[name] == pytest.approx(expected[name], rel=1e-4)
 
 
-def test_the_revision_of_a_baseline_stands_after_its_id(places, tmp_path, monkeypatch):
+def test_baseline_revision_is_given_after_at_sign(places, tmp_path, monkeypatch):
     snapshot = tmp_path / "hub" / "models--someone--model" / "snapshots" / ("0" * 40)
     shutil.copytree(places[1], snapshot)
     (snapshot.parent.parent / "refs").mkdir()
@@ -244,13 +244,13 @@ def test_the_revision_of_a_baseline_stands_after_its_id(places, tmp_path, monkey
         evaluate(places[0], "someone/model@v2", **options)
 
 
-def test_a_model_that_was_trained_is_measured_without_dropout(places):
+def test_model_in_training_mode_is_evaluated_without_dropout(places):
     model, data = make_tiny_model("gpt2", resid_pdrop=0.5, embd_pdrop=0.5), places[2]
     expected = perplexity_of(model.eval(), windows_of(data / "test.txt"))
     measured = evaluate(model.train(), dataset=str(data), tokenizer=make_tokenizer(), **QUICK)
     assert measured["model"]["perplexity"]["perplexity"] == pytest.approx(expected, rel=1e-5)
 
 
-def test_a_loaded_model_from_nowhere_needs_its_tokenizer():
+def test_loaded_model_without_name_requires_tokenizer():
     with pytest.raises(FFPError, match="tokenizer="):
         evaluate(make_tiny_model(), dataset=None)

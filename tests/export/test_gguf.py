@@ -64,7 +64,7 @@ CASES = {
 @pytest.mark.network
 @pytest.mark.slow
 @pytest.mark.parametrize("case", CASES)
-def test_pruned_model_runs_in_llama_cpp_as_it_does_in_transformers(case, run_llama_cpp, tmp_path):
+def test_pruned_model_matches_transformers_in_llama_cpp(case, run_llama_cpp, tmp_path):
     name, sizes, architecture = CASES[case]
     model, tokenizer, path = make_model(name, **sizes), make_byte_level_tokenizer(), tmp_path / "model.gguf"
     assert export_gguf(model, tokenizer, path, "f32").name == architecture
@@ -83,13 +83,13 @@ def make_model_without_parts(name, **sizes):
     ("name", "sizes", "pad_uniform", "architecture"),
     [("llama", {}, False, "deci"), ("qwen2", {}, True, "qwen2"), ("qwen3", TIED, False, "openelm")],
 )
-def test_layers_without_attention_or_ffn_run(name, sizes, pad_uniform, architecture, run_llama_cpp, tmp_path):
+def test_layers_without_attention_or_ffn_match_in_llama_cpp(name, sizes, pad_uniform, architecture, run_llama_cpp, tmp_path):
     model, tokenizer, path = make_model_without_parts(name, **sizes), make_byte_level_tokenizer(), tmp_path / "a.gguf"
     assert export_gguf(model, tokenizer, path, "f32", pad_uniform).name == architecture
     check(model, tokenizer, path, run_llama_cpp)
 
 
-def test_a_missing_attention_has_no_heads_and_a_missing_ffn_a_channel_of_zeros(tmp_path):
+def test_removed_attention_has_no_heads_and_removed_ffn_one_zero_channel(tmp_path):
     import gguf
 
     export_gguf(make_model_without_parts("llama"), make_byte_level_tokenizer(), tmp_path / "model.gguf", "q8_0")
@@ -107,7 +107,7 @@ def test_a_missing_attention_has_no_heads_and_a_missing_ffn_a_channel_of_zeros(t
 @pytest.mark.parametrize(
     ("name", "pruned", "sizes"), [("llama", False, {}), ("qwen2", True, {}), ("qwen3", True, BOTH_GROUPS)]
 )
-def test_dense_and_padded_models_are_of_the_standard_architecture(name, pruned, sizes, run_llama_cpp, tmp_path):
+def test_dense_and_padded_models_use_standard_architecture(name, pruned, sizes, run_llama_cpp, tmp_path):
     model, tokenizer, path = make_model(name, pruned, **sizes), make_byte_level_tokenizer(), tmp_path / "model.gguf"
     assert export_gguf(model, tokenizer, path, "f32", pad_uniform=pruned).name == name
     check(model, tokenizer, path, run_llama_cpp)
@@ -121,7 +121,7 @@ def test_dense_and_padded_models_are_of_the_standard_architecture(name, pruned, 
         ("qwen2", ONE_KV_HEAD, [(7, 1, 46), (5, 1, 47), (6, 1, 45)]),
     ],
 )
-def test_heads_and_kv_heads_are_written_by_layer(name, sizes, expected, tmp_path):
+def test_heads_and_kv_heads_are_written_per_layer(name, sizes, expected, tmp_path):
     import gguf
 
     model = make_model(name, **sizes)
@@ -138,7 +138,7 @@ def test_heads_and_kv_heads_are_written_by_layer(name, sizes, expected, tmp_path
 
 
 @pytest.mark.parametrize("name", ["llama", "qwen2"])
-def test_transformers_reads_what_is_padded_to_the_most_heads_of_either_kind(name, windows, tmp_path):
+def test_transformers_loads_uniformly_padded_gguf_file(name, windows, tmp_path):
     # Layers of one KV head with four query heads, and of two with one each: together, of two with four each.
     model, tokenizer = make_model(name, **BOTH_GROUPS), make_byte_level_tokenizer()
     export_gguf(model, tokenizer, tmp_path / "model.gguf", "f32", pad_uniform=True)
@@ -153,7 +153,7 @@ def test_transformers_reads_what_is_padded_to_the_most_heads_of_either_kind(name
     ("name", "pad_uniform", "groups"),
     [("llama", False, ("kv_group",)), ("qwen2", True, ("query_head",)), ("qwen3", False, ("query_head",))],
 )
-def test_layers_of_one_size_that_lost_heads_run(name, pad_uniform, groups, run_llama_cpp, tmp_path):
+def test_homogeneous_models_with_pruned_heads_match_in_llama_cpp(name, pad_uniform, groups, run_llama_cpp, tmp_path):
     model, tokenizer = make_tiny_model(name, vocab_size=VOCABULARY), make_byte_level_tokenizer()
     pruned = prune_by_hand(model, lambda count, index: count // 2 if index % 2 == 0 else count - 3, groups, True)[0]
     assert type(pruned) is type(model) and pruned.config.num_attention_heads == 4
@@ -171,7 +171,7 @@ GEMMA3 |= {"query_pre_attn_scalar": 6}
 @pytest.mark.parametrize(
     ("pruned", "sizes"), [(False, {}), (True, {"num_key_value_heads": 1, "groups": ("query_head",)})]
 )
-def test_gemma3_is_padded_to_layers_of_one_size(pruned, sizes, run_llama_cpp, tmp_path):
+def test_gemma3_requires_uniform_padding(pruned, sizes, run_llama_cpp, tmp_path):
     model, tokenizer, path = (
         make_model("gemma3", pruned, **GEMMA3 | sizes),
         make_byte_fallback_tokenizer(),
@@ -187,7 +187,7 @@ def test_gemma3_is_padded_to_layers_of_one_size(pruned, sizes, run_llama_cpp, tm
 
 @pytest.mark.network
 @pytest.mark.slow
-def test_tokenizer_with_byte_fallback(run_llama_cpp, tmp_path):
+def test_tokenizer_with_byte_fallback_matches_in_llama_cpp(run_llama_cpp, tmp_path):
     model, tokenizer, path = make_model(), make_byte_fallback_tokenizer(), tmp_path / "model.gguf"
     export_gguf(model, tokenizer, path, "f32")
     check(model, tokenizer, path, run_llama_cpp)
@@ -208,7 +208,7 @@ def make_gemma_tokenizer():
 
 @pytest.mark.network
 @pytest.mark.slow
-def test_runs_of_spaces_stay_spaces(run_llama_cpp, tmp_path):
+def test_runs_of_spaces_are_preserved(run_llama_cpp, tmp_path):
     model, tokenizer, path = make_model(), make_gemma_tokenizer(), tmp_path / "model.gguf"
     export_gguf(model, tokenizer, path, "f32")
     texts = ["the  quick brown", "fox\n    night"]
@@ -219,7 +219,7 @@ def test_runs_of_spaces_stay_spaces(run_llama_cpp, tmp_path):
 
 
 @pytest.mark.parametrize("output_type", ["f16", "bf16", "q8_0", "q4_0"])
-def test_smaller_types_hold_the_weights_as_well_as_they_can(output_type, tmp_path):
+def test_output_types_have_expected_rounding_error(output_type, tmp_path):
     import gguf
 
     model = make_model(pruned=False, hidden_size=64, intermediate_size=96)
@@ -235,7 +235,7 @@ def test_smaller_types_hold_the_weights_as_well_as_they_can(output_type, tmp_pat
     assert tensors["blk.0.attn_norm.weight"].tensor_type.name == "F32"
 
 
-def test_rows_that_blocks_do_not_divide_stay_float16(tmp_path):
+def test_rows_not_divisible_into_blocks_stay_float16(tmp_path):
     import gguf
 
     export_gguf(make_model(), make_byte_level_tokenizer(), tmp_path / "model.gguf", "q8_0")
@@ -255,25 +255,25 @@ def test_rows_that_blocks_do_not_divide_stay_float16(tmp_path):
         ("llama", {"rope_parameters": {"rope_type": "dynamic", "rope_theta": 1e4, "factor": 2.0}}, "dynamic"),
     ],
 )
-def test_what_llama_cpp_cannot_run_is_refused(name, sizes, word, tmp_path):
+def test_models_unsupported_by_llama_cpp_are_rejected(name, sizes, word, tmp_path):
     with pytest.raises(FFPError, match=word):
         export_gguf(make_model(name, **sizes), make_byte_level_tokenizer(), tmp_path / "model.gguf")
     assert not list(tmp_path.iterdir())
 
 
-def test_a_quantized_model_is_refused(tmp_path):
+def test_quantized_model_is_rejected(tmp_path):
     model = make_model()
     model.config.quantization_config = {"quant_method": "bitsandbytes"}
     with pytest.raises(FFPError, match="quanti"):
         export_gguf(model, make_byte_level_tokenizer(), tmp_path / "model.gguf")
 
 
-def test_tokenizer_that_llama_cpp_does_not_know_is_refused(tmp_path):
+def test_tokenizer_unsupported_by_llama_cpp_is_rejected(tmp_path):
     with pytest.raises(FFPError, match="WordLevel"):
         export_gguf(make_model(), make_tokenizer(), tmp_path / "model.gguf")
 
 
-def test_every_exported_model_type_has_a_tiny_model():
+def test_every_exported_model_type_has_tiny_model():
     from optimum_ffp.export.architectures import PER_LAYER, UNIFORM
 
     assert set(PER_LAYER) < set(UNIFORM) <= {model_type for model_type, _ in CONFIGS.values()}

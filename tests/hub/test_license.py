@@ -10,7 +10,7 @@ def card(folder, **fields):
     return folder
 
 
-def test_the_license_is_that_of_the_card(tmp_path):
+def test_license_is_read_from_model_card(tmp_path):
     assert read_license(card(tmp_path, license="mit", language="en")) == {"license": "mit"}
     named = {"license": "other", "license_name": "tiny", "license_link": "https://example.org/LICENSE"}
     assert read_license(card(tmp_path, **named)) == named
@@ -19,7 +19,7 @@ def test_the_license_is_that_of_the_card(tmp_path):
 
 
 @pytest.mark.parametrize("content", [None, "", "---\nlicense: [\n---\n", "# No metadata", "---\nlicense: 3\n---\n"])
-def test_a_model_without_a_readable_card_has_none(tmp_path, content, monkeypatch):
+def test_missing_or_malformed_model_card_has_no_license(tmp_path, content, monkeypatch):
     if content is not None:
         (tmp_path / "README.md").write_text(content)
     assert read_license(tmp_path) == {}

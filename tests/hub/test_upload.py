@@ -35,7 +35,7 @@ for name in ("me/tiny-ffp", sys.argv[1]):
 
 
 @pytest.mark.slow
-def test_a_model_of_the_hub_is_pruned_uploaded_and_loaded(tmp_path):
+def test_hub_model_is_pruned_uploaded_and_loaded(tmp_path):
     data, base = write_data(tmp_path / "some data"), tmp_path / "base"
     make_tiny_model().save_pretrained(base)
     make_tokenizer().save_pretrained(base)
@@ -121,7 +121,7 @@ def api(monkeypatch):
     return use
 
 
-def test_a_folder_is_uploaded_with_the_card_of_the_repository(api, folder):
+def test_upload_rewrites_only_model_card(api, folder):
     (folder / "LICENSE").touch()
     (folder / "NOTES.md").touch()
     (folder / "my.txt").touch()
@@ -136,7 +136,7 @@ def test_a_folder_is_uploaded_with_the_card_of_the_repository(api, folder):
     ]
 
 
-def test_files_of_the_checkpoint_before_are_deleted(api, folder, tmp_path):
+def test_upload_deletes_files_of_previous_checkpoint(api, folder, tmp_path):
     there = ["ffp_config.json", "model-00001-of-00002.safetensors", "my.bin", "notes.txt", "policy.png"]
     write_record(tmp_path, files=["ffp_config.json", "my.bin", "policy.png"])
     hub = api(there, folder=tmp_path)
@@ -144,7 +144,7 @@ def test_files_of_the_checkpoint_before_are_deleted(api, folder, tmp_path):
     assert hub.deleted == ["my.bin"]
 
 
-def test_branches_and_pull_requests(api, folder):
+def test_upload_to_branches_and_pull_requests(api, folder):
     for options, calls, url in (
         ({"revision": "v1"}, [("create_repo", "me/it", None), ("create_branch", "me/it", "v1")], "the commit"),
         ({"revision": "refs/pr/1"}, [("create_repo", "me/it", None)], "the commit"),
@@ -174,7 +174,7 @@ def http_error(status: int, message: str) -> Exception:
         ("create_commit", OSError(f"Connection broke, Bearer {TOKEN}\nmore"), ["Connection broke, Bearer ***"]),
     ],
 )
-def test_a_failed_upload_is_one_line_and_the_folder_is_whole(api, folder, call, error, words):
+def test_failed_upload_is_one_line_error_and_keeps_folder(api, folder, call, error, words):
     before = contents(folder)
     api().fails[call] = error
     with pytest.raises(FFPError) as caught:
@@ -187,7 +187,7 @@ def test_a_failed_upload_is_one_line_and_the_folder_is_whole(api, folder, call, 
     assert "\n" not in str(caught.value) and TOKEN not in str(caught.value) and contents(folder) == before
 
 
-def test_what_links_lead_to_outside_the_folder_is_not_uploaded(api, folder, tmp_path):
+def test_symlink_out_of_folder_is_not_uploaded(api, folder, tmp_path):
     hub = api()
     (tmp_path / "secret").touch()
     (folder / "NOTES.md").symlink_to(tmp_path / "secret")
@@ -196,14 +196,14 @@ def test_what_links_lead_to_outside_the_folder_is_not_uploaded(api, folder, tmp_
     assert not hub.calls
 
 
-def test_a_result_is_saved_and_uploaded(api, folder, tmp_path, monkeypatch):
+def test_result_is_saved_and_uploaded(api, folder, tmp_path, monkeypatch):
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
     hub = api()
     push_result(lambda place: folder.rename(place), "me/it")
     assert hub.added.keys() == FILES and not list(tmp_path.glob("optimum-ffp-*"))
 
 
-def test_a_result_that_could_not_be_uploaded_stays(api, folder, tmp_path, monkeypatch):
+def test_result_is_kept_when_upload_fails(api, folder, tmp_path, monkeypatch):
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
     api().fails["create_commit"] = http_error(503, "Away")
     with pytest.raises(FFPError, match="complete in"):
@@ -212,7 +212,7 @@ def test_a_result_that_could_not_be_uploaded_stays(api, folder, tmp_path, monkey
     assert contents(parent / "it").keys() == FILES
 
 
-def test_uploads_are_checked_before_the_work(monkeypatch):
+def test_invalid_repository_and_missing_token_are_rejected(monkeypatch):
     with pytest.raises(FFPError, match="not a valid repository name"):
         check_push("../../evil", TOKEN)
     monkeypatch.setattr("optimum_ffp.hub.upload.get_token", lambda: None)
@@ -221,12 +221,12 @@ def test_uploads_are_checked_before_the_work(monkeypatch):
 
 
 @pytest.mark.parametrize("repo_id", ["../../etc/passwd", "a/b/c", "me/..", "--flag", "me/it@../x"])
-def test_repository_ids_are_no_paths(repo_id):
+def test_path_like_repository_ids_are_rejected(repo_id):
     with pytest.raises(FFPError, match="no folder"):
         load_agent(repo_id)
 
 
-def test_causes_of_errors_are_read():
+def test_failure_message_uses_error_cause_and_hides_token():
     outer = RuntimeError("Error while uploading")
     outer.__cause__ = http_error(403, "Bearer hf_given refused")
     assert "Bearer *** refused" in describe_failure(outer, "hf_given")

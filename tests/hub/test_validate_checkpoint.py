@@ -54,7 +54,7 @@ def refused(load: Callable[[], object], *words: str) -> None:
 
 
 @pytest.mark.slow
-def test_code_of_a_pruned_checkpoint_runs_only_if_it_is_trusted(folder, sprung):
+def test_checkpoint_code_runs_only_with_trust_remote_code(folder, sprung):
     set_trap(folder / "modeling_ffp_llama.py", sprung)
     set_trap(folder / "custom_generate" / "generate.py", sprung)
     with open(folder / "custom_generate" / "generate.py", "a") as file:
@@ -71,7 +71,7 @@ def test_code_of_a_pruned_checkpoint_runs_only_if_it_is_trusted(folder, sprung):
     assert sprung.exists()
 
 
-def test_code_of_a_dense_model_never_runs(save_tiny_model, sprung, monkeypatch):
+def test_code_of_dense_model_never_runs(save_tiny_model, sprung, monkeypatch):
     monkeypatch.setattr("builtins.input", lambda *_: pytest.fail("transformers has asked for permission"))
     base = save_tiny_model()
     set_trap(base / "evil.py", sprung)
@@ -86,7 +86,7 @@ def test_code_of_a_dense_model_never_runs(save_tiny_model, sprung, monkeypatch):
 
 
 @pytest.mark.parametrize("entry", ["../../evil.Foo", "/tmp/evil.Foo", "other/repository--evil.Foo", "evil.Foo"])
-def test_auto_map_names_our_code_or_nothing(folder, entry):
+def test_auto_map_to_foreign_code_is_rejected(folder, entry):
     auto_map = json.loads((folder / "config.json").read_text())["auto_map"]
     for auto in ("AutoModel", "AutoModelForCausalLM", "AutoConfig"):
         edit(folder / "config.json", auto_map=auto_map | {auto: entry})
@@ -97,7 +97,7 @@ OUTSIDE = ["../x.safetensors", "/etc/x.safetensors", "a/../../x.safetensors", ".
 
 
 @pytest.mark.parametrize("name", OUTSIDE)
-def test_weights_are_files_of_the_checkpoint(tmp_path, name):
+def test_weight_files_outside_checkpoint_are_rejected(tmp_path, name):
     edit(tmp_path / INDEX, weight_map={"lm_head.weight": name})
     refused(lambda: check_checkpoint(tmp_path), repr(name), INDEX, "outside")
     edit(tmp_path / "config.json", transformers_weights=name)
@@ -116,18 +116,18 @@ def test_weights_are_files_of_the_checkpoint(tmp_path, name):
         ("adapter_config.json", {"base_model_name_or_path": "other/repository"}, ["adapter", "merge"]),
     ],
 )
-def test_other_entries_that_are_refused(folder, file, entries, words):
+def test_unsafe_config_entries_are_rejected(folder, file, entries, words):
     edit(folder / file, **entries)
     refused(lambda: load_any(str(folder), CPU), *words)
 
 
 @pytest.mark.parametrize("content", ["[]", "{", "\xff"])
-def test_json_that_is_broken(tmp_path, content):
+def test_malformed_json_is_one_line_error(tmp_path, content):
     (tmp_path / INDEX).write_text(content, encoding="latin-1")
     refused(lambda: check_checkpoint(tmp_path), INDEX)
 
 
-def test_pickles_are_not_read(folder, save_tiny_model, sprung):
+def test_pickled_weights_are_never_loaded(folder, save_tiny_model, sprung):
     base = save_tiny_model()
     for place, loads in (
         (base, [load_dense, load_any]),
@@ -146,7 +146,7 @@ def test_pickles_are_not_read(folder, save_tiny_model, sprung):
 
 
 @pytest.mark.slow
-def test_broken_and_missing_weights_are_one_line(folder):
+def test_truncated_and_missing_weights_are_one_line_errors(folder):
     weights = folder / "model.safetensors"
     weights.write_bytes(weights.read_bytes()[:99])
     refused(lambda: FFPModelForCausalLM.from_pretrained(folder), str(folder))
@@ -155,7 +155,7 @@ def test_broken_and_missing_weights_are_one_line(folder):
     refused(lambda: FFPModelForCausalLM.from_pretrained(folder), str(folder))
 
 
-def test_a_cached_model_in_a_subfolder_needs_no_hub(tmp_path, monkeypatch):
+def test_cached_model_in_subfolder_needs_no_request(tmp_path, monkeypatch):
     monkeypatch.setattr("huggingface_hub.HfApi.file_exists", lambda *_, **__: pytest.fail("asked the Hub"))
     repository = tmp_path / "models--me--tiny"
     folder = repository / "snapshots" / "abc" / "sub"
@@ -166,7 +166,7 @@ def test_a_cached_model_in_a_subfolder_needs_no_hub(tmp_path, monkeypatch):
     check_reachable("me/tiny", cache_dir=str(tmp_path), subfolder="sub")
 
 
-def test_a_model_that_is_nowhere_is_refused_at_once(monkeypatch):
+def test_missing_model_is_rejected_after_one_request(monkeypatch):
     requests = []
 
     def fail(self, repo_id, *args, **options):

@@ -11,7 +11,7 @@ from optimum_ffp.modeling.families import find_family
 from tests.helpers import applied, make_sorted_model, make_tiny_model, prune_by_hand
 
 
-def test_every_layer_of_the_class_has_the_sizes_of_its_policy(tiny_model):
+def test_pruned_class_has_sizes_of_policy(tiny_model):
     family = find_family(tiny_model.config)
     _, policy = prune_by_hand(tiny_model)
     config = pruned_config(tiny_model.config, policy)
@@ -23,7 +23,7 @@ def test_every_layer_of_the_class_has_the_sizes_of_its_policy(tiny_model):
     assert config.num_attention_heads == tiny_model.config.num_attention_heads == 8
 
 
-def test_a_checkpoint_loads_as_what_was_saved(tiny_model, windows, tmp_path):
+def test_checkpoint_loads_with_saved_class_and_given_config(tiny_model, windows, tmp_path):
     pruned, _ = prune_by_hand(tiny_model)
     pruned.save_pretrained(tmp_path)
     loaded = FFPModelForCausalLM.from_pretrained(tmp_path)
@@ -47,7 +47,7 @@ ANY_HEADS = {"mistral", "phi3"}
 
 @pytest.mark.parametrize("heads", [0, 1, 2])
 @pytest.mark.parametrize("name", ["llama", "mistral", "phi3", "gpt2", "opt", "gemma3"])
-def test_homogeneous_layers_give_a_model_of_the_dense_class(name, heads, windows, tmp_path):
+def test_homogeneous_policy_gives_dense_class_checkpoint(name, heads, windows, tmp_path):
     model = make_tiny_model(name)
     # Either kind of group where there are two.
     groups = ("query_head",) if heads == 1 and name not in ("gpt2", "opt") else (None,)
@@ -76,6 +76,6 @@ def test_homogeneous_layers_give_a_model_of_the_dense_class(name, heads, windows
         assert torch.equal(AutoModelForCausalLM.from_pretrained(tmp_path)(windows).logits, expected)
 
 
-def test_dense_models_with_a_config_per_layer_are_not_pruned_models():
+def test_heterogeneous_dense_config_is_not_pruned_model():
     config = pytest.importorskip("transformers.models.gemma4").Gemma4TextConfig()
     assert config.is_heterogeneous and not is_pruned(config)

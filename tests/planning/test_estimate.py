@@ -32,7 +32,7 @@ def plan(machine=None, options=AUTO, saves_work=True, **config):
 @pytest.mark.parametrize(
     ("machine", "offload"), [(card(24), "none"), (card(12), "host"), (card(12, host=16), "disk")], ids=str
 )
-def test_weights_are_at_the_first_place_that_memory_suffices_for(machine, offload):
+def test_auto_offload_uses_fastest_device_with_enough_memory(machine, offload):
     found, warnings = plan(machine)
     assert (found.offload, warnings) == (offload, [])
     # Without a work folder there is nowhere for what doesn't fit into memory.
@@ -45,26 +45,26 @@ def test_weights_are_at_the_first_place_that_memory_suffices_for(machine, offloa
     [(card(140), "model", 0), (card(60), "model", 32), (card(24), "layers", 0)],
     ids=str,
 )
-def test_the_deepest_calibration_that_memory_suffices_for_is_chosen(machine, calibration, lora):
+def test_default_calibration_is_strongest_that_fits_in_memory(machine, calibration, lora):
     pytest.importorskip("peft")
     found, warnings = plan(machine)
     assert (found.calibration, found.lora, found.offload, warnings) == (calibration, lora, "none", [])
 
 
-def test_no_adapters_are_planned_for_a_calibration_that_trains_none():
+def test_lora_is_disabled_for_calibrations_without_whole_model_training():
     pytest.importorskip("peft")
     found, _ = plan(card(140), calibration="ridge", lora=8)
     assert (found.calibration, found.lora) == ("ridge", 0)
 
 
-def test_what_is_trained_as_a_whole_is_not_offloaded():
+def test_whole_model_calibration_disables_offloading():
     found, warnings = plan(card(24), calibration="model")
     assert (found.calibration, found.offload) == ("model", "none") and warnings
     with pytest.raises(FFPError, match="calibration"):
         plan(card(24), LoadOptions(offload="host"), calibration="model")
 
 
-def test_what_can_not_be_trained_on_a_device_is_refused_if_it_would_be():
+def test_training_on_second_gpu_is_rejected_only_if_model_is_trained():
     second = torch.device("cuda", 1)
     with pytest.raises(FFPError, match="CUDA_VISIBLE_DEVICES=1"):
         plan(replace(card(140), device=second))
@@ -73,7 +73,7 @@ def test_what_can_not_be_trained_on_a_device_is_refused_if_it_would_be():
 
 
 @pytest.mark.parametrize("config", [{"dataset": "self"}, {"speedup": 1.3}])
-def test_a_model_that_writes_or_is_timed_on_an_accelerator_is_not_offloaded(config):
+def test_self_generated_text_and_speedup_budget_disable_offloading(config):
     found, (warning,) = plan(card(12), **config)
     assert found.offload == "none" and "of memory of cuda" in warning and "12.00 GiB is free" in warning
 
@@ -88,7 +88,7 @@ def test_a_model_that_writes_or_is_timed_on_an_accelerator_is_not_offloaded(conf
         ({}, LoadOptions("cpu", "bfloat16", offload="disk"), "offload 'disk'"),
     ],
 )
-def test_what_a_prune_would_refuse_is_refused(config, options, word):
+def test_plan_rejects_invalid_options_like_prune(config, options, word):
     with pytest.raises(FFPError, match=word):
         plan(None, options, **config)
 
@@ -106,7 +106,7 @@ def test_what_a_prune_would_refuse_is_refused(config, options, word):
         {"method": None, "params": "23k"},
     ],
 )
-def test_a_prune_reads_no_more_tokens_than_estimated(save_tiny_model, data_folder, options):
+def test_estimated_tokens_bound_tokens_read(save_tiny_model, data_folder, options):
     pruner = make_pruner(save_tiny_model(), data_folder, **options)
     _, estimate = make_plans([pruner.plan.asked], pruner.model, AUTO)
     assert estimate.tokens / 3 < pruner.prune().tokens <= estimate.tokens
@@ -132,7 +132,7 @@ print(json.dumps([max(peaks.values()) - peaks["data"], estimate.host - PROCESS_B
 
 @pytest.mark.slow
 @pytest.mark.parametrize("calibration", ["layers", "model"])
-def test_the_estimate_of_a_prune_is_what_is_measured(calibration, tmp_path):
+def test_estimated_prune_memory_matches_measured_peak(calibration, tmp_path):
     """On a model whose weights, matrices and logits are large beside what Python and torch take."""
     sizes = {"hidden_size": 512, "intermediate_size": 3072, "num_hidden_layers": 3, "num_attention_heads": 8}
     config = LlamaConfig(**sizes, num_key_value_heads=4, vocab_size=8192, max_position_embeddings=1024)
@@ -153,7 +153,7 @@ def recovery(**options):
     return estimate_recovery(dense, dense, found, LoadOptions(), machine=card(80))
 
 
-def test_a_recovery_needs_weights_gradients_and_moments():
+def test_recovery_memory_covers_weights_gradients_and_adam_moments():
     whole, parameters = recovery(), empty_model(LLAMA_2_7B).num_parameters()
     assert 16 * parameters < whole.device < 24 * parameters and whole.warnings
     for option in ({"lora": 8}, {"gradient_checkpointing": True}):
@@ -180,7 +180,7 @@ print(json.dumps([peak - before, estimate.host - PROCESS_BYTES]))
 
 
 @pytest.mark.slow
-def test_the_estimate_of_a_recovery_is_what_is_measured(tmp_path):
+def test_estimated_recovery_memory_matches_measured_peak(tmp_path):
     sizes = {"hidden_size": 512, "intermediate_size": 2048, "num_hidden_layers": 4, "num_attention_heads": 8}
     dense = LlamaForCausalLM(LlamaConfig(**sizes, vocab_size=16384, max_position_embeddings=512))
     dense.save_pretrained(tmp_path / "dense")

@@ -16,7 +16,7 @@ def losses_by_transformers(model, windows) -> np.ndarray:
 
 
 @pytest.mark.parametrize("compensated", [False, True])
-def test_losses_are_those_of_the_model_that_would_be_saved(sorted_model, windows, compensated):
+def test_candidate_losses_equal_losses_of_sliced_model(sorted_model, windows, compensated):
     policies = [random_policy(sorted_model, seed) for seed in (0, 1)]
     evaluate = CandidateEvaluator(sorted_model, np.zeros(6), windows, compensated)
     found = evaluate(policies, np.array([4, 1]))
@@ -26,7 +26,7 @@ def test_losses_are_those_of_the_model_that_would_be_saved(sorted_model, windows
         assert losses == pytest.approx(losses_by_transformers(sliced, windows[[4, 1]]), rel=1e-5)
 
 
-def test_entries_of_the_journal_are_not_measured_again(sorted_model, windows, tmp_path, monkeypatch):
+def test_journaled_losses_are_not_measured_again(sorted_model, windows, tmp_path, monkeypatch):
     policy = random_policy(sorted_model, 0)
     journal = Journal.open(tmp_path / "work", {}, resume=False)
     first = CandidateEvaluator(sorted_model, np.zeros(6), windows, journal=journal)([policy], np.arange(6))

@@ -44,7 +44,7 @@ def search(save_tiny_model, data_folder):
     bounds=st.tuples(st.floats(0, 1), st.floats(0.5, 1)).map(sorted),
     data=st.data(),
 )
-def test_any_mix_of_pruned_groups_meets_the_budget(heads, widths, by_query_heads, sparsity, bounds, data):
+def test_mixed_attention_groups_meet_budget(heads, widths, by_query_heads, sparsity, bounds, data):
     (kv_heads, per_kv_head, head_dim), (hidden, width), layers = heads, widths, len(by_query_heads)
     queries, keys = 2 * kv_heads * per_kv_head * head_dim * hidden, 2 * kv_heads * head_dim * hidden
     kv_groups = partial(Unit, group="kv_group", groups=kv_heads, group_parameters=(queries + keys) // kv_heads)
@@ -78,7 +78,7 @@ def test_any_mix_of_pruned_groups_meets_the_budget(heads, widths, by_query_heads
         assert PruningPolicy.from_dict(saved, units) == policy
 
 
-def test_an_infeasible_sparsity_names_the_other_groups():
+def test_infeasible_sparsity_suggests_other_attention_group():
     ffn = Unit(0, "channel", 100, 1)
     variants = [
         [Unit(0, "kv_group", 10, 90), ffn],
@@ -93,7 +93,7 @@ def test_an_infeasible_sparsity_names_the_other_groups():
     check({"sparsity": 0.4})
 
 
-def test_the_record_is_what_was_done(search):
+def test_search_record_matches_evaluations(search):
     measured, entries = search.measured, []
     found = search.run(on_entry=entries.append)
     assert found.log == entries and 6 < len(entries) <= 6 + 2
@@ -106,7 +106,7 @@ def test_the_record_is_what_was_done(search):
     assert record.best_perplexity == pytest.approx(perplexity(sliced, tokens), rel=1e-5)
 
 
-def test_baselines_are_the_uniform_policy_and_that_of_equal_scores(search):
+def test_baselines_are_uniform_and_no_search_policies(search):
     prepared, tokens = search.measured.prepared, search.measured.data.search.tokens
     zeros, budget = np.zeros(len(search.measured.units)), search.budget
     expected = {"uniform": uniform(budget), "no-search": prepared.curves(zeros, budget)}
@@ -122,7 +122,7 @@ def test_baselines_are_the_uniform_policy_and_that_of_equal_scores(search):
         assert alone.policy == policy and not alone.log and counter.tokens == before
 
 
-def test_without_a_search_training_moves_what_is_removed_to_earlier_layers(search):
+def test_no_search_with_training_prunes_earlier_layers_more(search):
     def later_share(method, calibration):
         config = replace(search.plan, method=method, calibration=calibration)
         policy = PolicySearch(search.measured, config).run().policy
@@ -136,13 +136,13 @@ def test_without_a_search_training_moves_what_is_removed_to_earlier_layers(searc
 
 
 @pytest.mark.parametrize("method", ["random", "ffp"])
-def test_a_search_falls_back_on_the_baselines(method, save_tiny_model, data_folder):
+def test_search_falls_back_on_best_baseline(method, save_tiny_model, data_folder):
     options = {"search_steps": 4, "method": method, "calibration": "ridge"}
     record = make_pruner(save_tiny_model(), data_folder, **options).search()
     assert record.best_perplexity <= min(record.baselines.values()) * (1 + 1e-9)
 
 
-def test_candidates_at_the_edge_of_what_the_bounds_allow_lose_no_step_more(save_tiny_model, data_folder, monkeypatch):
+def test_candidates_at_bounds_are_not_pruned_beyond_budget(save_tiny_model, data_folder, monkeypatch):
     options = {"sparsity": 0.2, "max_retention": 0.9, "multiple_of": 16, "calibration": "none", "reward": "pruned"}
     options |= {"method": "random", "criterion": "wanda", "mapping": "greedy", "search_steps": 6}
     pruner = make_pruner(save_tiny_model("gpt-neox-sequential"), data_folder, **options)
@@ -167,7 +167,7 @@ TOO_FEW = [("gradient", 4, True), ("gradient", 5, False), ("ppo", 3, True)]
 
 
 @pytest.mark.parametrize(("agent", "steps", "warns"), TOO_FEW)
-def test_too_few_evaluations_for_an_update_are_said(agent, steps, warns, save_tiny_model, data_folder, caplog):
+def test_too_few_search_steps_is_warning(agent, steps, warns, save_tiny_model, data_folder, caplog):
     pruner = make_pruner(save_tiny_model(), data_folder, agent=agent, search_steps=steps)
     found = PolicySearch(pruner.measured, pruner.plan).run()
     assert warns == ("nothing was searched; raise search_steps" in caplog.text)

@@ -21,7 +21,7 @@ GROUPS = [
 
 
 @pytest.mark.parametrize(("found", "controller", "file", "limited"), GROUPS)
-def test_groups_have_limits_of_their_own(found, controller, file, limited, tmp_path, monkeypatch):
+def test_free_host_memory_respects_cgroup_limits(found, controller, file, limited, tmp_path, monkeypatch):
     monkeypatch.setattr(host_memory, "GROUP", tmp_path / "cgroup")
     monkeypatch.setattr(host_memory, "ROOT", tmp_path)
     if found is not None:
@@ -35,7 +35,7 @@ def test_groups_have_limits_of_their_own(found, controller, file, limited, tmp_p
 
 
 @pytest.mark.parametrize("name", ["anon", "total_rss"])
-def test_other_processes_of_a_group_take_of_its_memory(name, tmp_path, monkeypatch):
+def test_free_host_memory_subtracts_usage_of_other_processes(name, tmp_path, monkeypatch):
     monkeypatch.setattr(host_memory, "GROUP", tmp_path / "cgroup")
     monkeypatch.setattr(host_memory, "ROOT", tmp_path)
     own = psutil.Process().memory_info()
@@ -59,7 +59,7 @@ def test_other_processes_of_a_group_take_of_its_memory(name, tmp_path, monkeypat
         ({"": "200000 100000"}, "3", "3"),
     ],
 )
-def test_threads_follow_the_smallest_quota(quotas, variable, expected, tmp_path, monkeypatch):
+def test_thread_count_follows_smallest_cpu_quota(quotas, variable, expected, tmp_path, monkeypatch):
     monkeypatch.setattr(host_memory, "GROUP", tmp_path / "cgroup")
     monkeypatch.setattr(host_memory, "ROOT", tmp_path)
     monkeypatch.setattr("os.sched_getaffinity", lambda pid: range(4))
@@ -91,7 +91,7 @@ print(before, resident())
 
 @pytest.mark.slow
 @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
-def test_free_heap_memory_is_returned():
+def test_free_heap_memory_is_returned_to_system():
     done = subprocess.run([sys.executable, "-c", PROGRAM], capture_output=True, text=True, check=True)
     before, after = map(float, done.stdout.split())
     assert before - after > 100

@@ -30,7 +30,7 @@ def on(device: str, dtype: torch.dtype = torch.float32) -> SimpleNamespace:
 
 
 @pytest.mark.parametrize("native", [False, True])
-def test_bfloat16_is_for_hardware_that_has_it(monkeypatch, native):
+def test_autocast_uses_bfloat16_only_with_hardware_support(monkeypatch, native):
     expected = torch.bfloat16 if native else None
     monkeypatch.setattr(MEASURED, lambda dtype: native)
     monkeypatch.setattr("torch.cuda.is_bf16_supported", lambda including_emulation: native)
@@ -40,14 +40,14 @@ def test_bfloat16_is_for_hardware_that_has_it(monkeypatch, native):
 
 @pytest.mark.slow
 @pytest.mark.parametrize(("instructions", "results"), [("AVX2", ["{False}"]), ("DEFAULT", ["{False}", "{True}"])])
-def test_a_cpu_is_measured_with_the_same_result_every_time(instructions, results):
+def test_cpu_bfloat16_detection_is_reproducible(instructions, results):
     environment = os.environ | {"ONEDNN_MAX_CPU_ISA": instructions}
     done = subprocess.run([sys.executable, "-c", PROGRAM], capture_output=True, text=True, env=environment, check=True)
     assert done.stdout.strip() in results
 
 
 @pytest.mark.parametrize("native", [False, True])
-def test_a_device_computes_in_what_it_multiplies(monkeypatch, native):
+def test_compute_dtype_follows_hardware_support(monkeypatch, native):
     monkeypatch.setattr(MEASURED, lambda dtype: native)
     monkeypatch.setattr("torch.cuda.is_bf16_supported", lambda including_emulation: native)
     for dtype in (torch.bfloat16, torch.float16):
@@ -58,13 +58,13 @@ def test_a_device_computes_in_what_it_multiplies(monkeypatch, native):
     assert compute_dtype(CPU, torch.float32) == compute_dtype(CARD, torch.float32) == torch.float32
 
 
-def test_a_model_in_another_type_and_the_choice_of_its_own_stay(monkeypatch):
+def test_autocast_is_off_for_half_precision_or_model_dtype(monkeypatch):
     monkeypatch.setattr(MEASURED, lambda dtype: True)
     assert autocast_dtype(on("cpu", torch.float16), "auto") is None
     assert autocast_dtype(on("cpu"), "model") is None
 
 
-def test_autocast_to_a_type_or_not_at_all():
+def test_computing_in_enables_and_disables_autocast():
     matrix = torch.eye(3)
     with computing_in(CPU, torch.bfloat16):
         assert (matrix @ matrix).dtype == torch.bfloat16
@@ -78,7 +78,7 @@ def precisions() -> list[str]:
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
-def test_products_in_float32_inside_of_autocast(monkeypatch, dtype):
+def test_float32_products_inside_autocast(monkeypatch, dtype):
     monkeypatch.setattr(MEASURED, lambda dtype: True)
     lossless = {torch.float32: "highest", torch.bfloat16: "medium", torch.float16: "high"}[dtype]
     generator = torch.Generator().manual_seed(0)
@@ -94,7 +94,7 @@ def test_products_in_float32_inside_of_autocast(monkeypatch, dtype):
     torch.set_float32_matmul_precision(before)
 
 
-def test_an_error_puts_the_precision_back():
+def test_matmul_precision_is_restored_after_error():
     before = torch.get_float32_matmul_precision()
     with pytest.raises(RuntimeError), float32_products(torch.eye(2, dtype=torch.bfloat16)):
         raise RuntimeError
@@ -102,7 +102,7 @@ def test_an_error_puts_the_precision_back():
 
 
 @pytest.mark.parametrize("chosen", ["tf32", "ieee"])
-def test_a_precision_that_is_set_for_cards_alone_stays(monkeypatch, chosen):
+def test_cuda_matmul_precision_set_by_user_is_restored(monkeypatch, chosen):
     monkeypatch.setattr(MEASURED, lambda dtype: True)
     # As `torch.backends.cuda.matmul.fp32_precision` of a user, after which torch tells no precision of all.
     before = precisions()
@@ -117,7 +117,7 @@ def test_a_precision_that_is_set_for_cards_alone_stays(monkeypatch, chosen):
     assert torch.get_float32_matmul_precision() == "highest"
 
 
-def test_a_model_is_computed_in_float32_where_that_is_faster_and_is_as_before_afterwards(monkeypatch):
+def test_in_compute_dtype_casts_and_restores_model(monkeypatch):
     model = make_tiny_model().to(torch.bfloat16)
     model.model.norm.weight.data = model.model.norm.weight.data.float()
     before = {name: tensor.clone() for name, tensor in model.state_dict().items()}

@@ -60,7 +60,7 @@ def interrupted(tmp_path_factory):
     return folder
 
 
-def test_training_lowers_the_divergence_that_is_measured(trained):
+def test_training_lowers_held_out_divergence(trained):
     assert [point["tokens"] for point in trained.curve] == [0, 240, 480]
     assert trained.best == trained.curve[-1] and trained.best["kl"] < 0.9 * trained.curve[0]["kl"]
     assert "forward" not in vars(trained.model)
@@ -70,7 +70,7 @@ def test_training_lowers_the_divergence_that_is_measured(trained):
     assert trained.best["perplexity"] == pytest.approx(losses.exp().item(), rel=1e-4)
 
 
-def test_the_learning_rate_rises_from_the_first_step_and_falls(monkeypatch):
+def test_learning_rate_warms_up_and_decays(monkeypatch):
     rates, step = [], torch.optim.AdamW.step
 
     def watch(optimizer, *arguments):
@@ -84,7 +84,7 @@ def test_the_learning_rate_rises_from_the_first_step_and_falls(monkeypatch):
 
 
 @torch.no_grad()
-def test_the_default_rate_is_relative_to_the_matrices_of_the_layers():
+def test_default_learning_rate_scales_with_layer_matrices():
     model = make_tiny_model()
     rate = default_rate(model, 1e-3)
     for name, weight in model.named_parameters():
@@ -93,13 +93,13 @@ def test_the_default_rate_is_relative_to_the_matrices_of_the_layers():
 
 
 @pytest.mark.parametrize("change", [{"batch_size": 2}, {"gradient_checkpointing": True}])
-def test_how_a_step_is_divided_changes_nothing(trained, change):
+def test_micro_batches_and_checkpointing_give_same_curve(trained, change):
     divided = train(**change).curve
     assert [point["kl"] for point in divided] == pytest.approx([point["kl"] for point in trained.curve], rel=1e-4)
 
 
 @pytest.mark.slow
-def test_an_interrupted_training_ends_with_the_same_weights(trained, interrupted, tmp_path, monkeypatch):
+def test_interrupted_training_resumes_to_identical_weights(trained, interrupted, tmp_path, monkeypatch):
     folder, steps = copytree(interrupted, tmp_path / "work"), []
     training_step = DistillationTrainer.training_step
 
@@ -122,7 +122,7 @@ def test_an_interrupted_training_ends_with_the_same_weights(trained, interrupted
 
 
 @pytest.mark.slow
-def test_the_best_weights_are_kept_and_end_a_training_early(monkeypatch):
+def test_best_weights_are_kept_and_patience_stops_training(monkeypatch):
     """Weights that are ruined after some steps."""
     step, steps = torch.optim.AdamW.step, []
 
@@ -143,7 +143,7 @@ def test_the_best_weights_are_kept_and_end_a_training_early(monkeypatch):
         assert torch.equal(weight, early.model.state_dict()[name])
 
 
-def test_the_weights_with_the_lowest_perplexity_are_kept():
+def test_weights_with_lowest_perplexity_are_kept():
     """The teacher itself has no divergence that could fall, and learns the text."""
     trained = train(student=make_tiny_model(), label_share=1.0, evaluations=5)
     start, *rest = trained.curve
@@ -151,13 +151,13 @@ def test_the_weights_with_the_lowest_perplexity_are_kept():
     assert trained.best["perplexity"] == min(point["perplexity"] for point in rest)
 
 
-def test_a_loss_that_is_not_finite_ends_the_training():
+def test_nonfinite_loss_stops_training():
     trained = train(learning_rate=1e30, max_grad_norm=0, evaluations=10)
     assert len(trained.curve) < 5 and not math.isfinite(trained.curve[-1]["kl"])
 
 
 @pytest.mark.parametrize("name", ["llama", "qwen2", "gpt2"])
-def test_embeddings_and_head_stay_and_everything_else_is_trained(name):
+def test_embeddings_and_lm_head_stay_frozen(name):
     student = prune_by_hand(make_tiny_model(name))[0]
     before = {name: parameter.clone() for name, parameter in student.named_parameters()}
     trained = train(student=student, teacher=make_tiny_model(name), max_tokens=96).model
@@ -167,14 +167,14 @@ def test_embeddings_and_head_stay_and_everything_else_is_trained(name):
     assert same == {key for key, one in trained.named_parameters() if one in matrices | positions}
 
 
-def test_weights_are_rounded_to_their_dtype():
+def test_trained_weights_are_rounded_to_model_dtype():
     trained = train(dtype=torch.bfloat16, max_tokens=96)
     assert {one.dtype for one in trained.model.parameters()} == {trained.model.config.dtype} == {torch.bfloat16}
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ["llama", "gpt2"])
-def test_merged_adapters_have_the_divergence_of_the_adapters(name, tmp_path):
+def test_merged_lora_adapters_keep_divergence(name, tmp_path):
     pytest.importorskip("peft")
     student = FFPModelForCausalLM.from_pretrained(prune_tiny_model(name, tmp_path / "pruned"))
     teacher, frozen = make_tiny_model(name), student.get_input_embeddings().weight.clone()
@@ -186,7 +186,7 @@ def test_merged_adapters_have_the_divergence_of_the_adapters(name, tmp_path):
 
 
 @pytest.mark.slow
-def test_nothing_is_dropped():
+def test_training_disables_dropout():
     """The dense model, of which the loss is, drops nothing either."""
     curves = []
     for rate in (0.0, 0.5):

@@ -32,7 +32,7 @@ def ids(windows) -> torch.Tensor:
 
 @pytest.mark.parametrize("name", KINDS)
 @pytest.mark.parametrize(("temperature", "label_share"), [(1.0, 0.0), (2.0, 0.3)])
-def test_loss_and_gradients_are_those_of_whole_logits(name, temperature, label_share, ids):
+def test_chunked_distillation_loss_and_gradients_equal_full_logits(name, temperature, label_share, ids):
     teacher, student = make_tiny_model(name), make_student(name)
     parameters = [parameter for parameter in student.parameters() if parameter.requires_grad]
     logits, target = (model(ids, use_cache=False).logits[:, :-1].flatten(0, 1) for model in (student, teacher))
@@ -54,7 +54,7 @@ def test_loss_and_gradients_are_those_of_whole_logits(name, temperature, label_s
     assert (one - other).abs().max() < 1e-5 * other.abs().max()
 
 
-def test_no_more_logits_than_those_of_a_piece(ids):
+def test_distillation_loss_holds_at_most_one_chunk_of_logits(ids):
     """Of autograd's doings too: tensors with the vocabulary as last dimension that it saves or makes."""
     teacher, student, sizes = make_tiny_model(), make_student(), []
 
@@ -71,7 +71,7 @@ def test_no_more_logits_than_those_of_a_piece(ids):
     assert sizes and max(sizes) <= 2 * PIECE
 
 
-def test_the_head_of_the_student_is_a_module_that_runs_once(ids):
+def test_student_lm_head_module_runs_once_for_fsdp(ids):
     """FSDP gathers the weights in its hooks, and frees them at the end of the backward pass of what they return."""
     teacher, student, calls = make_tiny_model(), make_student(), []
     head = student.get_output_embeddings()

@@ -31,7 +31,7 @@ def folder(tmp_path: Path) -> Path:
     return tmp_path / "dense"
 
 
-def test_it_is_pruned_saved_and_loaded_like_any_other(folder, data_folder, windows, tmp_path, monkeypatch):
+def test_custom_family_is_pruned_saved_and_loaded(folder, data_folder, windows, tmp_path, monkeypatch):
     monkeypatch.setitem(FAMILIES, "starcoder2", STARCODER2)
     sizes = {"seq_len": 24, "num_samples": 6, "search_samples": 2, "eval_samples": 2, "search_steps": 8}
     pruner = FFPPruner.from_pretrained(

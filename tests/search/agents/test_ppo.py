@@ -47,7 +47,7 @@ def environment() -> PruningEnvironment:
     return PruningEnvironment(task, ProgressiveSchedule(40, 0.3, 8, start=0.25), candidates=4)
 
 
-def test_it_shows_the_sparsity_of_the_schedule_and_ends_every_episode_at_once(environment):
+def test_environment_observes_scheduled_sparsity_in_one_step_episodes(environment):
     assert environment.reset().tolist() == pytest.approx(np.full((4, 1), 0.3 * environment.schedule.alpha(0)))
     actions = np.random.default_rng(0).normal(size=(4, 6)).astype(np.float32)
     observed, rewards, done, _ = environment.step(actions)
@@ -56,7 +56,7 @@ def test_it_shows_the_sparsity_of_the_schedule_and_ends_every_episode_at_once(en
     assert all(environment.observation_space.contains(row) for row in observed)
 
 
-def test_rewards_are_perplexities_paired_with_the_dense_model(environment):
+def test_rewards_are_perplexity_ratios_to_dense_model(environment):
     actions = np.random.default_rng(1).normal(size=(4, 6)).astype(np.float32)
     _, rewards, *_ = environment.step(actions)
     # At the start a quarter of the eight windows, and of the sparsity.
@@ -67,14 +67,14 @@ def test_rewards_are_perplexities_paired_with_the_dense_model(environment):
     assert {entry["samples"] for entry in environment.task.log} == {2}
 
 
-def test_history_says_how_a_candidate_did_among_those_of_its_update(environment):
+def test_history_gains_are_centered_within_each_update(environment):
     for seed in range(2):
         environment.step(np.random.default_rng(seed).normal(size=(4, 6)).astype(np.float32))
     gains = np.array([gain for _, gain in environment.history]).reshape(2, 4)
     assert gains.sum(1) == pytest.approx(0, abs=1e-6) and (gains.std(1) > 0).all()
 
 
-def test_schedule_rises_from_easy_to_the_target():
+def test_schedule_rises_to_target_sparsity():
     schedule = ProgressiveSchedule(1000, 0.3, 32, start=0.25)
     alphas = [schedule.alpha(step) for step in range(0, 1001, 50)]
     assert alphas == sorted(alphas)
@@ -86,12 +86,12 @@ def test_schedule_rises_from_easy_to_the_target():
     assert ProgressiveSchedule(10, 0.3, 1).samples(0) == 1
 
 
-def test_candidates_of_the_curriculum_are_not_kept():
+def test_best_policy_ignores_candidates_below_target_sparsity():
     result, _, _ = run("ffp", "ppo")
     assert min(entry["perplexity"] for entry in result.log) < result.best_perplexity
 
 
-def test_it_leaves_no_temporary_files(tmp_path, monkeypatch):
+def test_ppo_search_leaves_no_temporary_files(tmp_path, monkeypatch):
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
     run("ffp", "ppo", steps=12)
     assert not list(tmp_path.iterdir())
@@ -106,7 +106,7 @@ def learned_scores(task):
 
 
 @pytest.mark.slow
-def test_a_few_updates_move_the_mean_from_the_curves_to_what_is_better():
+def test_ppo_improves_on_curves_within_few_updates():
     landscape = WideLandscape()
     start = landscape.loss(landscape.map_scores(np.zeros(30), 0.2))
     for seed in range(3):
@@ -116,7 +116,7 @@ def test_a_few_updates_move_the_mean_from_the_curves_to_what_is_better():
 
 @pytest.mark.slow
 @pytest.mark.parametrize("seed", [0, 1, 2])
-def test_a_thousand_steps_with_the_papers_settings_beat_a_thousand_random_policies(seed):
+def test_ppo_with_paper_preset_beats_random_search(seed):
     landscape = WideLandscape()
     scores = learned_scores(landscape.task(plan_of(preset="paper", search_steps=1000, seed=seed)))
     learned = landscape.loss(landscape.map_scores(scores, 0.2))

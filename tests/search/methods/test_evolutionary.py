@@ -3,7 +3,7 @@ import numpy as np
 from tests.search.landscape import KnownLandscape, run
 
 
-def test_it_begins_as_the_random_search_does_and_then_comes_closer():
+def test_evolutionary_search_starts_random_and_improves():
     # Sixty-four evaluations, four of them for finalists, are seven generations of eight and one of four.
     random, evolved = (run(method)[1].calls for method in ("random", "evolutionary"))
     assert evolved[:8] == random[:8] and evolved[8:] != random[8:]
