@@ -25,7 +25,7 @@ ALL_PAGES = [
 # Pages of figures, and of generated text.
 LONG = {"reference.md", "results.md"}
 pytestmark = pytest.mark.skipif(not (ROOT / "docs").is_dir(), reason="needs a checkout")
-of_every_page = pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+on_every_page = pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
 
 
 def anchors(page: Path) -> set[str]:
@@ -50,7 +50,7 @@ def test_links_resolve(page):
             assert not anchor or anchor in anchors(target), link
 
 
-@of_every_page
+@on_every_page
 def test_mentioned_files_exist(page):
     for path in re.findall(r"`((?:\w+/)+(?:\w+\.py)?)`", page.read_text()):
         assert (ROOT / path).exists() or (ROOT / "optimum_ffp" / path).exists(), path
@@ -59,7 +59,7 @@ def test_mentioned_files_exist(page):
             assert all((ROOT / path).exists() for path in words[3:]), words
 
 
-@of_every_page
+@on_every_page
 def test_documented_commands_parse(page):
     parsers = {}
     for command in FFPCommand.SUBCOMMANDS:
@@ -69,7 +69,7 @@ def test_documented_commands_parse(page):
         parsers[name].parse_args(words)
 
 
-@of_every_page
+@on_every_page
 def test_documented_benchmark_commands_parse(page, monkeypatch):
     class Understood(Exception):
         pass

@@ -15,7 +15,7 @@ from tests.helpers import (
     make_text,
     make_tiny_model,
     make_tokenizer,
-    prune_tiny_model,
+    save_pruned_model,
 )
 
 
@@ -72,6 +72,6 @@ def test_write_chats_example(run_example, dense, tmp_path):
 def test_lm_eval_example(run_example, tmp_path):
     pytest.importorskip("lm_eval")
     make_task(tmp_path / "tasks")
-    folder = prune_tiny_model("llama", tmp_path / "pruned")
+    folder = save_pruned_model("llama", tmp_path / "pruned")
     printed = run_example("evaluate_with_lm_eval.py", folder, "--tasks", "tiny", "--tasks-path", tmp_path / "tasks")
     assert "|tiny " in printed and "acc_norm" in printed

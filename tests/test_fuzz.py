@@ -12,7 +12,7 @@ from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
 from optimum_ffp import FFPConfig, FFPError, FFPModelForCausalLM, RecoveryConfig
-from tests.helpers import contents
+from tests.helpers import read_files
 
 
 # What fixtures provide is the same for all examples.
@@ -59,7 +59,7 @@ def break_weights(content: bytes, broken: tuple[str, Any], tensor: int) -> bytes
 @settings(fuzz, max_examples=12)
 @given(broken=weights_breaks, tensor=st.integers(0, 30))
 def test_corrupt_weights_never_load_as_other_model(pruned, windows, broken, tensor):
-    files = contents(pruned[1])
+    files = read_files(pruned[1])
     expected = FFPModelForCausalLM.from_pretrained(pruned[1])(windows).logits
     with TemporaryDirectory() as folder:
         files["model.safetensors"] = break_weights(files["model.safetensors"], broken, tensor)

@@ -3,8 +3,6 @@
 import json
 import os
 import shutil
-import subprocess
-import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -16,7 +14,7 @@ from optimum_ffp import FFPConfig, FFPError, FFPPruner
 from optimum_ffp.analysis.measurements import policy_losses
 from optimum_ffp.modeling.loading import LoadOptions, load_dense
 from optimum_ffp.utils.device_memory import device_name
-from tests.helpers import SETTINGS, make_pruner, make_tokenizer
+from tests.helpers import SETTINGS, assert_same_weights, make_pruner, make_tokenizer, run_python
 
 
 pytestmark = pytest.mark.slow
@@ -27,39 +25,34 @@ pytestmark = pytest.mark.slow
 def test_killed_and_resumed_prune_is_bit_identical(save_tiny_model, data_folder, tmp_path, kills, options):
     scratch = tmp_path / "prunes"
     scratch.mkdir()
-    script = Path(__file__).with_name("kill.py")
-    command = [sys.executable, script, save_tiny_model(), data_folder, scratch, str(kills), json.dumps(options)]
-    # A module of the tests is not on the path of a script.
-    done = subprocess.run(command, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
-    outcomes = [json.loads(line) for line in done.stdout.splitlines()]
+    script = Path(__file__).with_name("kill_and_resume.py")
+    output = run_python(script, save_tiny_model(), data_folder, scratch, str(kills), json.dumps(options))
+    outcomes = [json.loads(line) for line in output.splitlines()]
     assert len(outcomes) == kills
     assert [outcome for outcome in outcomes if outcome["differing"] or outcome["left"]] == []
     # Some kills came when something was done already, so that there was something to go on from.
     assert any(outcome["entries"] > 1 for outcome in outcomes)
 
 
-def evaluate_nothing(monkeypatch):
-    for module in ("analysis.measurements", "search.evaluator"):
-        monkeypatch.setattr(f"optimum_ffp.{module}.policy_losses", None)
+def assert_same(result, other):
+    assert (result.policy, result.log, result.perplexities) == (other.policy, other.log, other.perplexities)
+    assert_same_weights(result.model, other.model)
+
+
+def forbid_measurements(patch):
+    for name in ("prepare.collect_statistics", "prepare.collect_fisher", "measurements.policy_losses"):
+        patch.setattr(f"optimum_ffp.analysis.{name}", None)
+    patch.setattr("optimum_ffp.search.evaluator.policy_losses", None)
 
 
 def test_resumed_prune_repeats_no_computation(save_tiny_model, data_folder, tmp_path, monkeypatch):
     folder = save_tiny_model()
     first = make_pruner(folder, data_folder, work_folder=tmp_path / "work").prune()
-    for stage in (
-        *("analysis.gram.collect_statistics", "analysis.fisher.collect_fisher"),
-        "compression.training.layer.Adam",
-    ):
-        name = stage.rpartition(".")[2]
-        for module in ("optimum_ffp." + stage.rpartition(".")[0], "optimum_ffp.analysis.prepare"):
-            monkeypatch.setattr(f"{module}.{name}", None, raising=False)
-    evaluate_nothing(monkeypatch)
+    forbid_measurements(monkeypatch)
+    monkeypatch.setattr("optimum_ffp.compression.training.layer.Adam", None)
     again = make_pruner(folder, data_folder, work_folder=tmp_path / "work").prune(resume=True)
-    assert again.policy == first.policy and again.perplexities == first.perplexities and again.log == first.log
+    assert_same(again, first)
     assert again.cost.tokens == first.cost.tokens
-    state = first.model.state_dict()
-    assert all(tensor.equal(state[name]) for name, tensor in again.model.state_dict().items())
 
 
 def test_resumed_prune_repeats_no_speed_measurement(save_tiny_model, data_folder, tmp_path, monkeypatch):
@@ -111,12 +104,6 @@ def test_dense_model_is_measured_once_for_all_searches(save_tiny_model, data_fol
     assert len({one.dense_perplexity for one in found}) == 1
 
 
-def assert_same(result, other):
-    assert (result.policy, result.log, result.perplexities) == (other.policy, other.log, other.perplexities)
-    state = other.model.state_dict()
-    assert all(tensor.equal(state[name]) for name, tensor in result.model.state_dict().items())
-
-
 def test_warm_started_search_has_separate_journal_entries(save_tiny_model, data_folder, tmp_path):
     folder, work = save_tiny_model(), tmp_path / "work"
     alone = make_pruner(folder, data_folder, agent="gradient", search_steps=48)
@@ -139,13 +126,7 @@ def test_second_prune_shares_work_folder(save_tiny_model, data_folder, tmp_path,
     pruner.prune(sparsity=0.2)
     second = pruner.prune(sparsity=0.3)
     with monkeypatch.context() as patch:
-        for name in (
-            "analysis.prepare.collect_statistics",
-            "analysis.prepare.collect_fisher",
-            "analysis.measurements.policy_losses",
-            "search.evaluator.policy_losses",
-        ):
-            patch.setattr(f"optimum_ffp.{name}", None)
+        forbid_measurements(patch)
         assert_same(make_pruner(folder, data_folder, work_folder=work).prune(sparsity=0.3, resume=True), second)
     pruner.save_pretrained(tmp_path / "out")
     assert not work.exists()

@@ -11,7 +11,7 @@ from optimum_ffp.data import Windows
 from optimum_ffp.modeling.families import find_family
 from optimum_ffp.utils.profiling import StageMeter
 from optimum_ffp.utils.resume import Journal
-from tests.helpers import layerwise_of, make_tiny_model, plan_of, prune_by_hand
+from tests.helpers import layerwise_of, make_tiny_model, plan_of, prune_to_sizes
 
 
 @pytest.mark.parametrize(
@@ -41,7 +41,7 @@ def test_attention_groups_follow_option_and_model(name, kv_heads, options, expec
 
 def test_attention_groups_follow_given_policy(tmp_path):
     model = make_tiny_model(num_key_value_heads=2)
-    _, policy = prune_by_hand(model, groups=("kv_group", "query_head"))
+    _, policy = prune_to_sizes(model, groups=("kv_group", "query_head"))
     (tmp_path / "policy.json").write_text(json.dumps(policy.to_dict()["units"]))
     config = FFPConfig(policy=str(tmp_path / "policy.json"), multiple_of=1, attention="query-heads")
     (units,) = find_unit_variants(model, find_family(model.config), config, config.attention)

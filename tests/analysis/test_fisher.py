@@ -8,7 +8,7 @@ from accelerate.hooks import AlignDevicesHook, add_hook_to_module
 from optimum_ffp.analysis.fisher import collect_fisher, loss_curve
 from optimum_ffp.compression.ridge import PrefixRidge
 from optimum_ffp.modeling.families import find_family, find_units
-from tests.helpers import layerwise_of, make_tiny_model, ridge_direct, statistics_of
+from tests.helpers import layerwise_of, make_tiny_model, solve_ridge, statistics_of
 
 
 def test_loss_curve_equals_ridge_regression_error():
@@ -19,7 +19,7 @@ def test_loss_curve_equals_ridge_regression_error():
     damped = gram + 0.01 * gram.diagonal().mean() * torch.eye(12)
     for kept in range(1, 12):
         repaired = torch.zeros_like(weight)
-        repaired[:, :kept] = ridge_direct(weight, gram, kept, 0.01)
+        repaired[:, :kept] = solve_ridge(weight, gram, kept, 0.01)
         change = repaired - weight
         # Eq. 6 minimizes over S for the removed channels: its objective is the damped metric of the change.
         assert np.isclose(curve[kept], (change @ damped * change).sum(), rtol=1e-3)

@@ -5,7 +5,7 @@ from optimum_ffp.analysis.criteria import flap, wanda
 from optimum_ffp.analysis.criteria.obs import DAMPING, _compact
 from optimum_ffp.analysis.gram import Statistics
 from optimum_ffp.analysis.importance import order_groups, root
-from tests.helpers import ridge_direct
+from tests.helpers import solve_ridge
 
 
 def test_wanda_sums_weight_times_input_norm():
@@ -60,7 +60,7 @@ def test_obs_removes_group_with_lowest_ridge_regression_loss(block):
         index = torch.tensor(kept + gone)
         moved = found.gram[index][:, index]
         repaired = torch.zeros_like(weight)
-        repaired[:, : len(kept)] = ridge_direct(weight[:, index], moved, len(kept), DAMPING)
+        repaired[:, : len(kept)] = solve_ridge(weight[:, index], moved, len(kept), DAMPING)
         # obs keeps the damping of the whole matrix, as the factor of all prefixes does.
         damped = moved + DAMPING * moved.diagonal().mean() * torch.eye(16)
         change = repaired - weight[:, index]

@@ -1,11 +1,10 @@
-import numpy as np
 import pytest
 import torch
 
 from optimum_ffp import FFPError
 from optimum_ffp.analysis.measurements import Measurements
 from optimum_ffp.data import DataSplits, Windows
-from tests.helpers import SETTINGS, make_tiny_model, make_tokenizer, plan_of, with_start_token
+from tests.helpers import SETTINGS, make_tiny_model, make_tokenizer, plan_of, reference_losses, with_start_token
 
 
 @pytest.fixture
@@ -17,12 +16,7 @@ def measure(data_folder):
     return call
 
 
-def losses_by_transformers(windows) -> np.ndarray:
-    model = make_tiny_model()
-    return np.array([model(row[None], labels=row[None]).loss.item() for row in windows.tokens])
-
-
-def given(length: int, largest: int = 128) -> DataSplits:
+def make_windows(length: int, largest: int = 128) -> DataSplits:
     generator = torch.Generator().manual_seed(0)
     windows = [
         Windows(torch.randint(3, largest, (count, length), generator=generator), "mine", "given")
@@ -33,36 +27,30 @@ def given(length: int, largest: int = 128) -> DataSplits:
 
 def test_given_windows_are_used_unchanged(caplog):
     """Their length counts, not that of windows of a text, and there are as many as there should be."""
-    plan = plan_of(data=given(24), train_seq_len=8)
-    measured = Measurements(make_tiny_model(), make_tokenizer(), plan, given(24))
+    plan = plan_of(data=make_windows(24), train_seq_len=8)
+    measured = Measurements(make_tiny_model(), make_tokenizer(), plan, make_windows(24))
     assert plan.seq_len == 24 and plan.options["calibration"].parts(24) == 3
     assert measured.data.calibration.tokens.shape == (8, 24) and not caplog.records
-    assert measured.differences(plan_of(data=given(24))) == []
+    assert measured.differences(plan_of(data=make_windows(24))) == []
 
 
 def test_given_windows_beyond_context_or_vocabulary_are_rejected():
     with pytest.raises(FFPError, match="65"):
-        Measurements(make_tiny_model(), make_tokenizer(), plan_of(data=given(65)), given(65))
+        Measurements(make_tiny_model(), make_tokenizer(), plan_of(data=make_windows(65)), make_windows(65))
     with pytest.raises(FFPError, match="embedding"):
-        Measurements(make_tiny_model(), make_tokenizer(), plan_of(data=given(24)), given(24, 999))
+        Measurements(make_tiny_model(), make_tokenizer(), plan_of(data=make_windows(24)), make_windows(24, 999))
 
 
 def test_dense_losses_are_unchanged_by_sorting_groups(measure):
     measured = measure()
-    assert measured.dense_losses == pytest.approx(losses_by_transformers(measured.data.search), rel=1e-5)
-    expected = losses_by_transformers(measured.data.test)
-    assert measured.dense_test_losses.losses == [pytest.approx(expected, rel=1e-5)]
+    search, test = (
+        reference_losses(make_tiny_model(), part.tokens) for part in (measured.data.search, measured.data.test)
+    )
+    assert measured.dense_losses == pytest.approx(search.numpy(), rel=1e-5)
+    assert measured.dense_test_losses.losses == [pytest.approx(test.tolist(), rel=1e-5)]
     # Sorting was not for nothing.
     weights = make_tiny_model().state_dict()
     assert not all(torch.equal(tensor, weights[name]) for name, tensor in measured.model.state_dict().items())
-
-
-def test_measurements_are_cached(measure, monkeypatch):
-    measured = measure()
-    found = measured.data, measured.prepared, measured.dense_losses
-    for name in ("load_windows", "prepare", "policy_losses"):
-        monkeypatch.setattr(f"optimum_ffp.analysis.measurements.{name}", None)
-    assert all(one is other for one, other in zip(found, (measured.data, measured.prepared, measured.dense_losses)))
 
 
 def test_windows_have_start_token_if_tokenizer_adds_one(measure):

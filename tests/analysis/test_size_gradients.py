@@ -7,7 +7,7 @@ from torch import nn
 
 from optimum_ffp.analysis.size_gradients import measure_size_gradients
 from optimum_ffp.compression.ridge import PrefixRidge
-from tests.helpers import GROUPINGS, applied, make_sorted_model, make_tiny_model, random_policy
+from tests.helpers import GROUPINGS, apply_policy, make_sorted_model, make_tiny_model, random_policy
 
 
 STEP = 1e-3
@@ -63,7 +63,7 @@ def _losses(sorted_model, policy, neighbor, windows, index, step):
             for size in (here, there)
         )
         weights |= [sorted_model.named_output(i, torch.lerp(weight, other, step) if i == index else weight)]
-    with applied(sorted_model, up, weights) as model:
+    with apply_policy(sorted_model, up, weights) as model:
         # In float64, as differences of them would be rounding errors otherwise.
         logits = model(windows).logits[:, :-1].double()
         return nn.functional.cross_entropy(logits.mT, windows[:, 1:], reduction="none").mean(1).detach().numpy()

@@ -98,10 +98,8 @@ def test_model_card_names_base_model_of_gguf_file(record):
     record["base_model"] = "org/Tiny"
     record["provenance"] |= {"base_model": "tiny.Q8_0.gguf", "revision": None}
     card = render_card(record, "me/it")
-    assert (
-        "# Tiny, 50 %" in card
-        and "[org/Tiny](https://huggingface.co/org/Tiny), read from tiny.Q8_0.gguf, pruned" in card
-    )
+    assert "# Tiny, 50 %" in card
+    assert "[org/Tiny](https://huggingface.co/org/Tiny), read from tiny.Q8_0.gguf, pruned" in card
     assert ModelCard(card).data.base_model == "org/Tiny"
 
 

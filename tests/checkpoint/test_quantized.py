@@ -12,7 +12,7 @@ from optimum_ffp import FFPModelForCausalLM
 from optimum_ffp.checkpoint.quantized import GROUP_SIZES, _write, find_group_size
 from optimum_ffp.errors import FFPError
 from optimum_ffp.evaluation.record import size_record
-from tests.helpers import contents, make_pruner, make_tiny_model, make_tokenizer, write_data, write_record
+from tests.helpers import make_pruner, make_tiny_model, read_files, save_with_tokenizer, write_data, write_record
 
 
 SIZES = {"hidden_size": 128, "head_dim": 32, "intermediate_size": 192, "num_hidden_layers": 2}
@@ -40,8 +40,7 @@ def pruned(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A checkpoint whose layers differ."""
     pytest.importorskip("llmcompressor")
     folder = tmp_path_factory.mktemp("models")
-    make_tiny_model(**SIZES).save_pretrained(folder / "dense")
-    make_tokenizer().save_pretrained(folder / "dense")
+    save_with_tokenizer(make_tiny_model(**SIZES), folder / "dense")
     options = {"multiple_of": 32, "method": "no-search", "calibration": "ridge"}
     pruner = make_pruner(folder / "dense", write_data(folder / "data"), sparsity=0.3, **options)
     pruner.prune()
@@ -56,7 +55,7 @@ def test_quantized_checkpoint_is_close_to_pruned_model(run_ffp, pruned, tmp_path
     words = ["--dataset", pruned.parent / "data", "--num-samples", 40] if gptq else []
     code, output, errors = run_ffp("quantize", "-m", pruned, out, "--scheme", scheme, *words)
     assert code == 0 and scheme in output, errors
-    before, after = contents(pruned), contents(out)
+    before, after = read_files(pruned), read_files(out)
     changed = {name for name in before if before[name] != after[name]}
     assert changed == {"config.json", "model.safetensors", "README.md", "ffp_config.json"}
     assert not any(str(pruned.parent).encode() in after[name] for name in ("README.md", "ffp_config.json"))

@@ -9,7 +9,7 @@ from optimum_ffp import FFPConfig, FFPError, FFPModelForCausalLM, RecoveryConfig
 from optimum_ffp.checkpoint.pushing import check_saved
 from optimum_ffp.checkpoint.recovered import RecoveryRecord, save_recovered
 from optimum_ffp.checkpoint.saving import load_agent
-from tests.helpers import FILES, contents, make_tokenizer
+from tests.helpers import CHECKPOINT_FILES, make_tokenizer, read_files
 
 
 def make_record(source, **changes) -> RecoveryRecord:
@@ -61,8 +61,8 @@ def test_recovered_checkpoint_copies_policy_agent_log_and_plots(folder, recover,
     for file in folder.iterdir():
         file.chmod(0o555 if file.is_dir() else 0o444)
     recovered = recover(folder, "recovered")
-    before, after = contents(folder), contents(recovered)
-    assert after.keys() == FILES | {"recovery-1.png"}
+    before, after = read_files(folder), read_files(recovered)
+    assert after.keys() == CHECKPOINT_FILES | {"recovery-1.png"}
     changed = {name for name in before if before[name] != after[name]}
     assert changed == {"model.safetensors", "README.md", "ffp_config.json"}
     assert all(file.stat().st_mode & 0o200 for file in recovered.rglob("*"))
@@ -78,7 +78,7 @@ def test_record_has_pruning_and_recovery_without_local_folders(folder, recover):
     content = json.loads((recovered / "ffp_config.json").read_text())
     (record,) = content.pop("recovery")
     before = json.loads((folder / "ffp_config.json").read_text())
-    assert content == before | {"files": sorted([*FILES, "recovery-1.png"])}
+    assert content == before | {"files": sorted([*CHECKPOINT_FILES, "recovery-1.png"])}
     assert record["tokens"] == 960 and record["options"]["dataset"] == "c4.txt:0.6,self:0.4"
     assert record["perplexity"]["recovered"] == pytest.approx(2.718281828**1.5)
     assert record["other_texts"][0]["pruned"] == pytest.approx(2.718281828**3)
@@ -107,8 +107,8 @@ def test_symlink_out_of_checkpoint_is_not_copied(folder, recover, tmp_path):
 def test_second_recovery_keeps_files_of_first(folder, recover):
     first = recover(folder, "first")
     second = recover(first, "second")
-    assert contents(second).keys() == FILES | {"recovery-1.png", "recovery-2.png"}
+    assert read_files(second).keys() == CHECKPOINT_FILES | {"recovery-1.png", "recovery-2.png"}
     assert (second / "recovery-1.png").read_bytes() == (first / "recovery-1.png").read_bytes()
     with pytest.raises(FFPError, match="--overwrite"):
         recover(folder, "second")
-    assert contents(recover(folder, "second", overwrite=True)).keys() == contents(first).keys()
+    assert read_files(recover(folder, "second", overwrite=True)).keys() == read_files(first).keys()

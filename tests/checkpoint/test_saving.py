@@ -12,7 +12,14 @@ from optimum_ffp.checkpoint.saving import load_agent, save_checkpoint, save_mode
 from optimum_ffp.modeling.auto import mark_untied
 from optimum_ffp.modeling.loading import LoadOptions, load_dense
 from optimum_ffp.utils.record import Record
-from tests.helpers import FILES, make_tiny_model, make_tokenizer, with_start_token
+from tests.helpers import (
+    CHECKPOINT_FILES,
+    make_tiny_model,
+    make_tokenizer,
+    read_files,
+    save_with_tokenizer,
+    with_start_token,
+)
 
 
 def test_from_pretrained_accepts_auto_class_arguments(pruned):
@@ -29,24 +36,14 @@ def test_from_pretrained_accepts_auto_class_arguments(pruned):
         FFPModelForCausalLM.from_pretrained(folder, no_option=1)
 
 
-def test_checkpoint_has_expected_files(pruned):
-    _, folder = pruned
-    assert {path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()} == FILES
-    assert [path.name for path in folder.parent.iterdir()] == ["pruned"]
-
-
 @pytest.mark.parametrize("loader", ["remote", "package"])
-def test_reloaded_model_gives_same_logits_and_tokens(pruned, windows, loader):
+def test_reloaded_model_gives_same_logits(pruned, windows, loader):
     pruner, folder = pruned
     if loader == "remote":
         model = AutoModelForCausalLM.from_pretrained(folder, trust_remote_code=True)
     else:
         model = FFPModelForCausalLM.from_pretrained(folder)
     assert torch.equal(model(windows).logits, pruner.result.model(windows).logits)
-    prompt = windows[:2, :5]
-    options = {"max_new_tokens": 6, "do_sample": False, "pad_token_id": 1, "eos_token_id": None}
-    cached = model.generate(prompt, **options)
-    assert torch.equal(cached, model.generate(prompt, use_cache=False, **options))
 
 
 def test_resaved_checkpoint_contains_modeling_code(pruned, windows, tmp_path):
@@ -65,7 +62,8 @@ def test_record_has_policy_results_and_file_list(pruned):
     assert search["candidate_evaluations"] == len((folder / "search_log.jsonl").read_text().splitlines())
     assert search["tokens_evaluated"] > 0 and search["method"] == "ffp" and search["seed"] == 0
     assert record["provenance"]["perplexity"]["calibrated"] == pruner.result.perplexity
-    assert record["files"] == sorted(FILES) and record["schema_version"] == 1
+    assert record["files"] == sorted(read_files(folder)) == sorted(CHECKPOINT_FILES) and record["schema_version"] == 1
+    assert [path.name for path in folder.parent.iterdir()] == ["pruned"]
     model = {"class": "FFPLlamaForCausalLM", "code_file": "modeling_ffp_llama.py", "linear": True, "gguf": None}
     assert record["model"] == model | {"chat": False, "language_model_only": False}
     config = pruner.result.plan
@@ -171,8 +169,7 @@ def test_saved_tokenizer_loads_in_transformers_4(adds, tmp_path):
 def test_untied_lm_head_overrides_tied_config(tmp_path, windows):
     """As a merged adapter of the head leaves it: transformers loads both, and the config says that they are one."""
     dense = make_tiny_model(tie_word_embeddings=False)
-    dense.save_pretrained(tmp_path / "dense")
-    make_tokenizer().save_pretrained(tmp_path / "dense")
+    save_with_tokenizer(dense, tmp_path / "dense")
     path = tmp_path / "dense" / "config.json"
     path.write_text(json.dumps(json.loads(path.read_text()) | {"tie_word_embeddings": True}))
     model, _ = load_dense(str(tmp_path / "dense"), LoadOptions(device="cpu"))

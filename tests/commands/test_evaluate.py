@@ -51,31 +51,6 @@ def test_text_column_option_selects_column(run, tmp_path):
     assert run(*words, "--text-column", "body")[0] == 0
 
 
-@pytest.mark.parametrize(
-    ("words", "word"),
-    [
-        (["--seq-len", 1], "seq_len"),
-        (["--seq-len", 65], "64 positions"),
-        (["--eval-samples", 0], "eval_samples"),
-        (["--limit", 0, "--tasks", "boolq"], "limit"),
-        (["--num-fewshot", -1, "--tasks", "boolq"], "num_fewshot"),
-        (["--dataset", "c4,self"], "self"),
-        (["--dataset", "nowhere.txt"], "nowhere.txt"),
-        (["--dataset", "wikitext2"], "offline"),
-        (["--json", "/proc/no/file.json"], "written"),
-        (["--json", "."], "folder"),
-        (["-m", "./nowhere"], "nowhere"),
-        (["-m", "nowhere.gguf"], "nowhere.gguf"),
-        (["-m", "nobody/nothing"], "nobody/nothing"),
-        (["--baseline", "./nowhere"], "nowhere"),
-        (["--dtype", "float7"], "float7"),
-        (["--device", "warp"], "warp"),
-    ],
-)
-def test_invalid_evaluate_input_is_one_line_error(run, words, word):
-    assert_refused(run("--no-speed", *words), word)
-
-
 def test_foreign_json_file_is_not_overwritten(run, save_tiny_model):
     file = save_tiny_model("opt") / "config.json"
     before = file.read_bytes()

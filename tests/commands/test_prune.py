@@ -16,7 +16,7 @@ from optimum_ffp import FFPConfig, FFPModelForCausalLM
 from optimum_ffp.commands.prune import FFPPruneCommand, output_folders, read_configs
 from optimum_ffp.export import export_gguf
 from optimum_ffp.modeling.families import decoder_layers
-from tests.helpers import SAMPLE, contents, make_byte_level_tokenizer, make_text, make_tiny_model
+from tests.helpers import SAMPLE, make_byte_level_tokenizer, make_text, make_tiny_model, read_files
 
 
 FAST = ["--device", "cpu", "--seq-len", 24, "--num-samples", 8, "--search-samples", 2, "--eval-samples", 3]
@@ -270,7 +270,7 @@ def test_fp8_checkpoints_are_dequantized(run, save_tiny_model, tmp_path, method)
 
 @pytest.mark.slow
 @pytest.mark.parametrize(("number", "expected"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
-def test_interrupted_prune_is_one_line_message_and_resumes(run, save_tiny_model, tmp_path, monkeypatch, number, expected):
+def test_interrupted_prune_prints_one_line_and_resumes(run, save_tiny_model, tmp_path, monkeypatch, number, expected):
     from optimum_ffp.search import evaluator
 
     command = ["-m", save_tiny_model(), tmp_path / "out", "--method", "ffp", "--search-steps", 40]
@@ -300,19 +300,19 @@ def test_interrupted_prune_is_one_line_message_and_resumes(run, save_tiny_model,
 def test_resume_of_finished_prune_does_nothing(run, save_tiny_model, data_folder, tmp_path):
     command = ["-m", save_tiny_model(), tmp_path / "out", *UNIFORM, "--sparsity", 0.1, 0.2]
     assert run(*command)[0] == 0
-    files = contents(tmp_path)
+    files = read_files(tmp_path)
     code, output, _ = run(*command, "--resume", "--batch-size", 2)
     assert code == 0 and len(output.splitlines()) == 1 and "out-ffp-20" in output
     # A plan uploads nothing.
     assert run(*command, "--resume", "--plan", "--push-to-hub")[0] == 0
     assert run(*command, "--resume", "--seed", 1)[0] == run(*command)[0] == 2
-    assert contents(tmp_path) == files
+    assert read_files(tmp_path) == files
     (data_folder / "test.txt").write_text(make_text(200, 9))
     assert run(*command, "--resume")[0] == 2
 
 
-def test_concurrent_prune_into_same_output_is_rejected(run, hold, save_tiny_model, tmp_path):
-    hold(tmp_path / "out-ffp-10.work")
+def test_concurrent_prune_into_same_output_is_rejected(run, lock_folder, save_tiny_model, tmp_path):
+    lock_folder(tmp_path / "out-ffp-10.work")
     code, _, errors = run("-m", save_tiny_model(), tmp_path / "out", "--sparsity", 0.1, 0.2, *UNIFORM)
     assert code == 2 and "in use" in errors
 

@@ -2,8 +2,8 @@ import shutil
 
 import pytest
 
-from tests.helpers import published
-from tests.hub_server import Repository, uploaded
+from tests.helpers import expected_upload
+from tests.hub_server import Repository, uploaded_files
 
 
 pytestmark = pytest.mark.slow
@@ -14,7 +14,7 @@ def test_push_uploads_folder_in_one_commit(run_ffp, hub, folder):
     repository = hub.repositories["me/it"]
     assert code == 0 and output.strip() == f"uploaded: {hub.url}/me/it/commit/{repository.commits[-1].oid}"
     assert repository.private and [commit.message for commit in repository.commits[1:]] == ["Prune 20 %"]
-    assert uploaded(repository) == published(folder, "me/it")
+    assert uploaded_files(repository) == expected_upload(folder, "me/it")
 
 
 @pytest.mark.parametrize(

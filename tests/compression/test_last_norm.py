@@ -9,7 +9,7 @@ from torch.nn.functional import softmax
 from optimum_ffp.compression.last_norm import PredictionLoss, last_norm_parameters
 from optimum_ffp.engine import LayerwiseModel
 from optimum_ffp.modeling.families import find_family
-from tests.helpers import applied, learn, make_sorted_model, make_tiny_model, random_policy
+from tests.helpers import apply_policy, distill_layers, make_sorted_model, make_tiny_model, random_policy
 
 
 @torch.no_grad()
@@ -64,7 +64,7 @@ def test_prediction_loss_equals_divergence_of_whole_models(tiny_model, windows, 
 def test_fitted_final_norm_lowers_held_out_divergence(tiny_model, windows):
     sorted_model, _ = make_sorted_model(tiny_model, windows)
     policy, held_out = random_policy(sorted_model, 2), windows[:3]
-    distilled = learn(sorted_model, policy, windows, held_out, passes=4)
+    distilled = distill_layers(sorted_model, policy, windows, held_out, passes=4)
     norm, dense = distilled.last_norm, sorted_model.model
     pruned = sorted_model.materialize(policy, distilled.weights)
     own = {name: weight for name, weight in distilled.weights.items() if name not in norm.weights}
@@ -77,7 +77,7 @@ def test_fitted_final_norm_lowers_held_out_divergence(tiny_model, windows):
     losses = layerwise.losses(windows, [sorted_model.change(policy, weights) for weights in (own, distilled.weights)])
     expected = [LayerwiseModel(model, layerwise.family).losses(windows)[0] for model in (before, pruned)]
     assert torch.allclose(losses, torch.stack(expected), atol=1e-5) and not torch.allclose(*losses, atol=1e-5)
-    with applied(sorted_model, policy, distilled.weights) as changed_model, torch.no_grad():
+    with apply_policy(sorted_model, policy, distilled.weights) as changed_model, torch.no_grad():
         assert torch.allclose(changed_model(windows).logits, pruned(windows).logits, atol=1e-4)
 
 
@@ -85,7 +85,8 @@ def test_model_without_final_norm_skips_fit(windows):
     """OPT-350m has a projection between the layers and the head instead."""
     model = make_tiny_model("opt", word_embed_proj_dim=16, do_layer_norm_before=False)
     sorted_model, _ = make_sorted_model(model, windows)
-    assert learn(sorted_model, random_policy(sorted_model, 2), windows, windows[:3], passes=4).last_norm is None
+    policy = random_policy(sorted_model, 2)
+    assert distill_layers(sorted_model, policy, windows, windows[:3], passes=4).last_norm is None
 
 
 def test_weights_are_restored_after_error(windows, monkeypatch):

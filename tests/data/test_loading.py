@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from optimum_ffp.config.texts import Text, TextMix
-from optimum_ffp.data import DataRequest, DataSplits, check_calibration_tokens, load_windows
+from optimum_ffp.data import DataRequest, DataSplits, load_windows
 from optimum_ffp.errors import FFPError
 from tests.helpers import make_text, make_tiny_model, make_tokenizer, with_start_token
 
@@ -30,15 +30,15 @@ def words_of(text):
     return [int(word[1:]) for word in text.split()]
 
 
-def is_of(window, text):
+def is_window_of(window, text):
     words = " ".join(map(str, words_of(text)))
     # A window may span two blocks of the text.
     return any(" ".join(map(str, part)) in words for part in (window[:8], window[8:]))
 
 
-def shares_of(windows, *texts):
+def windows_per_text(windows, *texts):
     """Number of windows that are of each text."""
-    return [sum(is_of(window, text) for window in windows.tokens.tolist()) for text in texts]
+    return [sum(is_window_of(window, text) for window in windows.tokens.tolist()) for text in texts]
 
 
 def test_folder_splits_are_used_for_their_roles(data_folder):
@@ -46,8 +46,8 @@ def test_folder_splits_are_used_for_their_roles(data_folder):
     assert [len(part) for _, part in data.roles()] == [8, 3, 2, 4]
     assert [part.split for _, part in data.roles()] == ["train", "validation", "validation", "test"]
     assert data.test.tokens.flatten().tolist() == words_of(make_text(1500, 2))[:64]
-    assert shares_of(data.calibration, make_text(1500, 0)) == [8] and shares_of(data.search, make_text(1500, 1)) == [3]
-    assert shares_of(data.held_out, make_text(1500, 1)) == [2]
+    for (_, windows), count, seed in zip(data.roles(), (8, 3, 2), (0, 1, 1)):
+        assert windows_per_text(windows, make_text(1500, seed)) == [count]
     of_test = {"dataset": str(data_folder), "split": "test", "windows": 4, "window_length": 16, "start_token": False}
     assert data.test.describe() == of_test | {"sha256": {"./data": Text(str(data_folder)).sha256()}}
     assert len(load(data_folder, replace(REQUEST, test=None)).test) == 1500 // 16
@@ -93,7 +93,7 @@ def test_without_validation_split_search_uses_part_of_train(data_folder):
         "test",
     ]
     assert [len(data.calibration), len(data.search) + len(data.held_out)] == pytest.approx([75, 18], abs=1)
-    assert shares_of(data.search, make_text(1500)) == [len(data.search)]
+    assert windows_per_text(data.search, make_text(1500)) == [len(data.search)]
 
 
 def test_text_without_splits_has_at_most_100_test_windows(tmp_path):
@@ -123,8 +123,8 @@ def test_mix_has_given_shares_and_test_windows_per_dataset(data_folder, tmp_path
     other.write_text(make_text(3000, 9))
     mix = f"{data_folder}:0.5,{other}:0.25,self:0.25"
     data, again = load(mix), load(mix)
-    assert shares_of(data.calibration, make_text(1500, 0), make_text(3000, 9)) == [4, 2]
-    assert shares_of(data.search, make_text(1500, 1), make_text(3000, 9)) == [1, 1]
+    assert windows_per_text(data.calibration, make_text(1500, 0), make_text(3000, 9)) == [4, 2]
+    assert windows_per_text(data.search, make_text(1500, 1), make_text(3000, 9)) == [1, 1]
     assert [len(data.calibration), len(data.search), len(data.held_out)] == [8, 3, 3]
     assert data.calibration.dataset == mix
     parts = ("4 of train", "2 of calibration part of other.txt", "2 of sampled")
@@ -205,9 +205,3 @@ def test_hub_dataset_is_streamed_only_as_needed(monkeypatch):
     data = load("someone/corpus:small", replace(REQUEST, token="hf_secret"))
     assert [len(windows) for _, windows in data.roles()] == [8, 3, 2, 4]
     assert all(count < 500 for count in map(read.count, ("train", "validation", "test")))
-
-
-def test_too_few_calibration_tokens_are_rejected():
-    check_calibration_tokens(96, 1536)
-    with pytest.raises(FFPError, match="96"):
-        check_calibration_tokens(95, 1536)

@@ -30,7 +30,7 @@ def ids_of(text):
     return make_tokenizer()(text, add_special_tokens=False).input_ids
 
 
-def runs_of(windows, size=8):
+def ngrams_of(windows, size=8):
     return {tuple(row) for window in windows.tolist() for row in torch.tensor(window).unfold(0, size, 1).tolist()}
 
 
@@ -62,31 +62,30 @@ def test_training_windows_of_file_exclude_held_out_and_test_text(tmp_path, monke
     everything = 3000 - used.search.tokens.numel() - used.test.tokens.numel()
     windows, passes = train(file, int(0.95 * everything) // LENGTH)
     assert passes == {str(file): pytest.approx(1, abs=0.05)}
-    assert not runs_of(windows) & runs_of(torch.cat([used.search.tokens, used.test.tokens]))
+    assert not ngrams_of(windows) & ngrams_of(torch.cat([used.search.tokens, used.test.tokens]))
 
 
 def test_without_validation_split_training_excludes_held_out_text(data_folder):
     (data_folder / "validation.txt").unlink()
-    train_text = runs_of(torch.tensor(ids_of((data_folder / "train.txt").read_text()))[None], LENGTH)
+    train_text = ngrams_of(torch.tensor(ids_of((data_folder / "train.txt").read_text()))[None], LENGTH)
     found, _ = train(data_folder, 20)
-    assert runs_of(found, LENGTH) <= train_text and not runs_of(found) & runs_of(
-        load(data_folder, search=1000).search.tokens
-    )
+    held_out = load(data_folder, search=1000).search.tokens
+    assert ngrams_of(found, LENGTH) <= train_text and not ngrams_of(found) & ngrams_of(held_out)
 
 
 def test_training_mix_has_given_shares_and_generated_text(data_folder, tmp_path):
     other = tmp_path / "other.txt"
     other.write_text(make_text(3000, seed=7))
     found, passes = train(f"{data_folder}:0.5,{other}:0.25,self:0.25", 40)
-    texts = [runs_of(torch.tensor(ids_of(file.read_text()))[None]) for file in (data_folder / "train.txt", other)]
-    assert [sum(bool(runs_of(window[None]) & runs) for window in found) for runs in texts] == [20, 10]
+    texts = [ngrams_of(torch.tensor(ids_of(file.read_text()))[None]) for file in (data_folder / "train.txt", other)]
+    assert [sum(bool(ngrams_of(window[None]) & runs) for window in found) for runs in texts] == [20, 10]
     assert passes.keys() == {str(data_folder), str(other)}
     assert found.shape == (40, LENGTH) and len({*map(tuple, found.tolist())}) == 40
 
 
 def test_generated_training_text_differs_from_test_text():
     used = load("self", search=1, test=1)
-    assert not runs_of(train("self", 3)[0]) & runs_of(torch.cat([used.search.tokens, used.test.tokens]))
+    assert not ngrams_of(train("self", 3)[0]) & ngrams_of(torch.cat([used.search.tokens, used.test.tokens]))
 
 
 def test_training_windows_begin_with_start_token(data_folder):

@@ -25,14 +25,10 @@ def test_offloaded_layers_are_copied_while_running_and_restored(layers):
         assert torch.equal(layer.weight, kept[index]) and layer.weight.data_ptr() != kept[index].data_ptr()
         others = [other for other in range(3) if other != index]
         assert all(layers[other].weight.data_ptr() == kept[other].data_ptr() for other in others)
-    assert all(layer.weight.data_ptr() == tensor.data_ptr() for layer, tensor in zip(layers, kept))
-
-
-def test_layers_iterate_backward_and_load_individually(layers):
-    weights = LayerWeights(layers, torch.device("cpu"))
     assert [index for index, _ in weights.iter_layers(backwards=True)] == [2, 1, 0]
     with weights.loaded(2) as layer:
         assert layer is layers[2]
+    assert all(layer.weight.data_ptr() == tensor.data_ptr() for layer, tensor in zip(layers, kept))
 
 
 def test_change_is_reapplied_whenever_layer_is_loaded(layers):

@@ -63,11 +63,23 @@ def test_chunk_of_windows_fills_free_memory(monkeypatch):
     monkeypatch.setattr("optimum_ffp.engine.layerwise_model.OFFLOADED_BYTES", 10)
     assert hidden_state_bytes(True, 800, 2) == 3
     # On an accelerator as many as have room there beside what else is computed.
-    assert (
-        hidden_state_bytes(True, 800, 2, device_free=900) == 900 // (HEADROOM + 1)
-        and hidden_state_bytes(True, 0, 1, 9) == 3
-    )
+    assert hidden_state_bytes(True, 800, 2, device_free=900) == 900 // (HEADROOM + 1)
+    assert hidden_state_bytes(True, 0, 1, 9) == 3
     assert [hidden_state_bytes(False, free, 2) for free in (800, 40)] == [50, 10]
+
+
+def test_hidden_states_are_stored_in_given_dtype_without_leaving_hooks(tiny_model, windows):
+    layerwise = layerwise_of(tiny_model)
+    hidden, arguments = layerwise.embed(windows, torch.bfloat16)
+    assert hidden.dtype == torch.bfloat16 and hidden.shape == (6, 24, 32)
+    layer, outputs = layerwise.layers[0], []
+    with layer.register_forward_hook(lambda module, inputs, output: outputs.append(output)):
+        tiny_model(windows[:1])
+    expected = outputs[0][0] if isinstance(outputs[0], tuple) else outputs[0]
+    after = hidden[:1].clone()
+    layerwise.runner(layer, arguments[0], torch.bfloat16).advance(after)
+    assert float((after - expected).norm() / expected.norm()) < 0.05
+    assert not any(module._forward_pre_hooks or module._forward_hooks for module in tiny_model.modules())
 
 
 def test_weights_with_dtype_other_than_model_keep_it():

@@ -1,11 +1,9 @@
 import pytest
 from transformers import AutoModelForCausalLM, BitsAndBytesConfig, Cache
 
-from optimum_ffp.allocation.policy import block_parameters
 from optimum_ffp.evaluation.record import size_record
 from optimum_ffp.evaluation.size import kv_cache_bytes, projection_parameters, weight_bytes
-from optimum_ffp.modeling.families import find_family
-from tests.helpers import KINDS, make_tiny_model, prune_by_hand
+from tests.helpers import DIVERSE_MODELS, make_tiny_model, prune_to_sizes
 
 
 def test_projection_parameters_of_llama():
@@ -21,26 +19,15 @@ def test_size_counts_unpacked_4_bit_parameters(tmp_path):
     assert size_record(AutoModelForCausalLM.from_pretrained(tmp_path, **options)) == size_record(model)
 
 
-@pytest.mark.parametrize("name", KINDS)
-def test_kv_cache_and_projection_sizes_of_dense_and_pruned_models(name):
-    model = make_tiny_model(name)
-    _, kv_heads, head_dim = find_family(model.config).heads(model.config)
-    assert kv_cache_bytes(model) == 3 * 2 * kv_heads * head_dim * 4
-    before = projection_parameters(model)
-    pruned, policy = prune_by_hand(model)
-    assert before == block_parameters(policy.units)
-    assert projection_parameters(pruned) == policy.kept_parameters
-
-
 def test_unsupported_family_has_no_projection_count():
     model = make_tiny_model()
     model.config.model_type = "unheard-of"
     assert projection_parameters(model) is None
 
 
-@pytest.mark.parametrize("name", ["llama", "gpt2", "gemma3"])
+@pytest.mark.parametrize("name", DIVERSE_MODELS)
 def test_kv_cache_size_equals_cache_filled_by_forward_pass(name, windows):
-    model, _ = prune_by_hand(make_tiny_model(name))
+    model, _ = prune_to_sizes(make_tiny_model(name))
     (cache,) = [value for value in model(windows[:, :5], use_cache=True).values() if isinstance(value, Cache)]
     total = sum(layer.keys.nbytes + layer.values.nbytes for layer in cache.layers)
     assert total == kv_cache_bytes(model) * 6 * 5
@@ -48,7 +35,7 @@ def test_kv_cache_size_equals_cache_filled_by_forward_pass(name, windows):
 
 def test_pruning_query_heads_keeps_kv_cache_size():
     model = make_tiny_model("phi3", num_key_value_heads=2)
-    pruned, policy = prune_by_hand(model, groups=("query_head",))
+    pruned, policy = prune_to_sizes(model, groups=("query_head",))
     assert kv_cache_bytes(pruned) == kv_cache_bytes(model)
     assert projection_parameters(pruned) == policy.kept_parameters < projection_parameters(model)
 

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from optimum_ffp import FFPConfig, FFPPruner, FFPRecovery, RecoveryConfig
-from tests.helpers import SETTINGS, make_tiny_model, make_tokenizer
+from tests.helpers import SETTINGS, make_tiny_model, save_with_tokenizer
 
 
 pytestmark = [pytest.mark.slow, pytest.mark.skipif(not torch.cuda.is_available(), reason="no graphics card")]
@@ -17,8 +17,7 @@ pytestmark = [pytest.mark.slow, pytest.mark.skipif(not torch.cuda.is_available()
 @pytest.fixture
 def save(tmp_path):
     def to_folder(name: str, dtype: torch.dtype) -> str:
-        make_tiny_model(name).to(dtype).save_pretrained(tmp_path / name)
-        make_tokenizer().save_pretrained(tmp_path / name)
+        save_with_tokenizer(make_tiny_model(name).to(dtype), tmp_path / name)
         return str(tmp_path / name)
 
     return to_folder

@@ -4,18 +4,18 @@ from huggingface_hub import constants
 from optimum_ffp.hub.license import read_license
 
 
-def card(folder, **fields):
+def write_card(folder, **fields):
     lines = [f"{name}: {value}" for name, value in fields.items()]
     (folder / "README.md").write_text("\n".join(["---", *lines, "---", "# A model"]))
     return folder
 
 
 def test_license_is_read_from_model_card(tmp_path):
-    assert read_license(card(tmp_path, license="mit", language="en")) == {"license": "mit"}
+    assert read_license(write_card(tmp_path, license="mit", language="en")) == {"license": "mit"}
     named = {"license": "other", "license_name": "tiny", "license_link": "https://example.org/LICENSE"}
-    assert read_license(card(tmp_path, **named)) == named
+    assert read_license(write_card(tmp_path, **named)) == named
     # A file beside a local card.
-    assert read_license(card(tmp_path, license="other", license_link="LICENSE")) == {"license": "other"}
+    assert read_license(write_card(tmp_path, license="other", license_link="LICENSE")) == {"license": "other"}
 
 
 @pytest.mark.parametrize("content", [None, "", "---\nlicense: [\n---\n", "# No metadata", "---\nlicense: 3\n---\n"])

@@ -5,7 +5,7 @@ import pytest
 from optimum_ffp import FFPConfig, FFPError, FFPPruner
 from optimum_ffp.modeling.loading import load_any
 from tests.helpers import SETTINGS, make_tokenizer
-from tests.modeling.test_loading import CPU, edit_config, edit_weights, load_to_prune, refused_by_both
+from tests.modeling.test_loading import CPU, assert_both_loaders_refuse, edit_config, edit_weights, load_to_prune
 
 
 def test_overflow_in_float16_is_rejected(save_tiny_model, data_folder):
@@ -23,7 +23,7 @@ def test_tokenizer_larger_than_embedding_is_rejected(save_tiny_model):
     load_to_prune(str(base), CPU)
     tokenizer.add_tokens(["another"])
     tokenizer.save_pretrained(base)
-    refused_by_both(base, "has token ids up to 129, but the model's embedding has 128 rows")
+    assert_both_loaders_refuse(base, "has token ids up to 129, but the model's embedding has 128 rows")
 
 
 def test_custom_code_for_builtin_classes_is_ignored(save_tiny_model):

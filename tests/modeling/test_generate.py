@@ -8,7 +8,7 @@ import pytest
 
 from optimum_ffp.modeling import generate
 from optimum_ffp.modeling.families import FAMILIES, Family
-from tests.modeling.families.test_outside_family import STARCODER2
+from tests.modeling.families.test_custom_family import STARCODER2
 
 
 # Mixtures have none.

@@ -12,7 +12,7 @@ from transformers import AutoModelForCausalLM, PreTrainedModel, PreTrainedTokeni
 
 from optimum_ffp import FFPError, FFPPruner
 from optimum_ffp.modeling.loading import LoadOptions, load_any, load_dense, read_model_config, resolve_device
-from tests.helpers import contents
+from tests.helpers import read_files
 from tests.hub_server import Repository
 
 
@@ -36,7 +36,7 @@ def load_to_prune(model_id: str, options: LoadOptions) -> tuple[PreTrainedModel,
     return pruner.model, pruner.tokenizer
 
 
-def refused_by_both(folder: Path, *words: str) -> None:
+def assert_both_loaders_refuse(folder: Path, *words: str) -> None:
     for load in (load_to_prune, load_any):
         with pytest.raises(FFPError) as caught:
             load(str(folder), CPU)
@@ -85,7 +85,7 @@ def test_weights_not_matching_config_are_rejected(save_tiny_model, change, confi
     base = save_tiny_model()
     edit_weights(base, change)
     edit_config(base, **config)
-    refused_by_both(base, message)
+    assert_both_loaders_refuse(base, message)
     assert "LOAD REPORT" not in "".join(capfd.readouterr())
 
 
@@ -103,11 +103,11 @@ def test_folder_without_tokenizer_is_rejected(save_tiny_model, name):
     base = save_tiny_model(name)
     for path in base.glob("tokenizer*"):
         path.unlink()
-    refused_by_both(base, "tokenizer.json")
+    assert_both_loaders_refuse(base, "tokenizer.json")
 
 
 def test_single_file_as_model_is_rejected(save_tiny_model):
-    refused_by_both(save_tiny_model() / "config.json", "no folder")
+    assert_both_loaders_refuse(save_tiny_model() / "config.json", "no folder")
 
 
 def test_every_process_loads_all_weights_under_fsdp(save_tiny_model, monkeypatch):
@@ -138,7 +138,7 @@ def test_default_device_is_current_accelerator_with_index(monkeypatch):
 
 def test_hub_config_is_read_without_downloading_weights(save_tiny_model, hub, tmp_path):
     hub.repositories["me/tiny"] = Repository(private=False)
-    hub.repositories["me/tiny"].commit("initial commit", contents(save_tiny_model()))
+    hub.repositories["me/tiny"].commit("initial commit", read_files(save_tiny_model()))
     options = LoadOptions(device="cpu")
     assert read_model_config("me/tiny", options).hidden_size == 32
     assert not [path for _, path, _ in hub.requests if path.endswith(".safetensors")]

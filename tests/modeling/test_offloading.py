@@ -35,20 +35,16 @@ def test_disk_offload_requires_work_folder(save_tiny_model, data_folder):
         FFPPruner.from_pretrained(save_tiny_model(), config, device="cpu", offload="disk")
 
 
-@pytest.mark.parametrize("options", [{"calibration": "ridge"}, pytest.param({}, marks=pytest.mark.slow)])
-def test_prune_from_disk_is_bit_identical(save_tiny_model, data_folder, tmp_path, options):
-    check_prune_from_disk(save_tiny_model(), data_folder, tmp_path, options)
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("name", ["phi3", "gpt2"])
-def test_prune_from_disk_is_bit_identical_for_other_families(save_tiny_model, name, data_folder, tmp_path):
-    check_prune_from_disk(save_tiny_model(name), data_folder, tmp_path, {})
-
-
-def check_prune_from_disk(folder, data, tmp_path, options):
+@pytest.mark.parametrize(
+    ("name", "options"),
+    [
+        ("llama", {"calibration": "ridge"}),
+        *(pytest.param(name, {}, marks=pytest.mark.slow) for name in ("llama", "phi3", "gpt2")),
+    ],
+)
+def test_prune_from_disk_is_bit_identical(save_tiny_model, data_folder, tmp_path, name, options):
     # Several first tokens per window: products with a single row depend on where its factor is in memory.
-    config = FFPConfig(dataset=str(data), first_tokens=4, **SETTINGS | options)
+    config, folder = FFPConfig(dataset=str(data_folder), first_tokens=4, **SETTINGS | options), save_tiny_model(name)
     saved, policies = [], []
     for offload in ("none", "disk"):
         pruner = FFPPruner.from_pretrained(folder, config, tmp_path / "work", device="cpu", offload=offload)

@@ -19,7 +19,7 @@ from transformers import PreTrainedModel
 
 from optimum_ffp import FFPModelForCausalLM
 from optimum_ffp.modeling.families import FAMILIES
-from tests.helpers import make_tiny_model, make_tokenizer, prune_by_hand
+from tests.helpers import make_tiny_model, prune_to_sizes, save_with_tokenizer
 
 
 pytest.importorskip("vllm")
@@ -61,9 +61,8 @@ def greedy_tokens(model: PreTrainedModel) -> list[list[int]]:
 
 def save_pruned(name: str, folder: Path) -> PreTrainedModel:
     family, sizes, options = CASES[name]
-    model, _ = prune_by_hand(make_tiny_model(family, **SIZES | sizes), **options)
-    model.save_pretrained(folder)
-    make_tokenizer().save_pretrained(folder)
+    model, _ = prune_to_sizes(make_tiny_model(family, **SIZES | sizes), **options)
+    save_with_tokenizer(model, folder)
     return model
 
 

@@ -1,6 +1,4 @@
 import json
-import subprocess
-import sys
 from dataclasses import replace
 
 import pytest
@@ -12,7 +10,15 @@ from optimum_ffp.modeling.loading import LoadOptions, empty_model
 from optimum_ffp.planning.estimate import Machine, estimate_recovery
 from optimum_ffp.planning.make import make_plans
 from optimum_ffp.recovery.plan import make_recovery_plan
-from tests.helpers import make_pruner, make_text, make_tokenizer, prune_by_hand, write_record
+from tests.helpers import (
+    make_pruner,
+    make_text,
+    make_tokenizer,
+    prune_to_sizes,
+    run_python,
+    save_with_tokenizer,
+    write_record,
+)
 
 
 GIB = 2**30
@@ -20,7 +26,7 @@ AUTO = LoadOptions(offload="auto")
 LLAMA_2_7B = LlamaConfig(hidden_size=4096, intermediate_size=11008, max_position_embeddings=4096, dtype="float16")
 
 
-def card(gibibytes, host=64):
+def gpu(gibibytes, host=64):
     return Machine(torch.device("cuda"), host * GIB, gibibytes * GIB)
 
 
@@ -30,7 +36,7 @@ def plan(machine=None, options=AUTO, saves_work=True, **config):
 
 
 @pytest.mark.parametrize(
-    ("machine", "offload"), [(card(24), "none"), (card(12), "host"), (card(12, host=16), "disk")], ids=str
+    ("machine", "offload"), [(gpu(24), "none"), (gpu(12), "host"), (gpu(12, host=16), "disk")], ids=str
 )
 def test_auto_offload_uses_fastest_device_with_enough_memory(machine, offload):
     found, warnings = plan(machine)
@@ -42,7 +48,7 @@ def test_auto_offload_uses_fastest_device_with_enough_memory(machine, offload):
 
 @pytest.mark.parametrize(
     ("machine", "calibration", "lora"),
-    [(card(140), "model", 0), (card(60), "model", 32), (card(24), "layers", 0)],
+    [(gpu(140), "model", 0), (gpu(60), "model", 32), (gpu(24), "layers", 0)],
     ids=str,
 )
 def test_default_calibration_is_strongest_that_fits_in_memory(machine, calibration, lora):
@@ -53,28 +59,28 @@ def test_default_calibration_is_strongest_that_fits_in_memory(machine, calibrati
 
 def test_lora_is_disabled_for_calibrations_without_whole_model_training():
     pytest.importorskip("peft")
-    found, _ = plan(card(140), calibration="ridge", lora=8)
+    found, _ = plan(gpu(140), calibration="ridge", lora=8)
     assert (found.calibration, found.lora) == ("ridge", 0)
 
 
 def test_whole_model_calibration_disables_offloading():
-    found, warnings = plan(card(24), calibration="model")
+    found, warnings = plan(gpu(24), calibration="model")
     assert (found.calibration, found.offload) == ("model", "none") and warnings
     with pytest.raises(FFPError, match="calibration"):
-        plan(card(24), LoadOptions(offload="host"), calibration="model")
+        plan(gpu(24), LoadOptions(offload="host"), calibration="model")
 
 
 def test_training_on_second_gpu_is_rejected_only_if_model_is_trained():
     second = torch.device("cuda", 1)
     with pytest.raises(FFPError, match="CUDA_VISIBLE_DEVICES=1"):
-        plan(replace(card(140), device=second))
-    found, warnings = plan(replace(card(24), device=second))
+        plan(replace(gpu(140), device=second))
+    found, warnings = plan(replace(gpu(24), device=second))
     assert (found.calibration, warnings) == ("layers", [])
 
 
 @pytest.mark.parametrize("config", [{"dataset": "self"}, {"speedup": 1.3}])
 def test_self_generated_text_and_speedup_budget_disable_offloading(config):
-    found, (warning,) = plan(card(12), **config)
+    found, (warning,) = plan(gpu(12), **config)
     assert found.offload == "none" and "of memory of cuda" in warning and "12.00 GiB is free" in warning
 
 
@@ -136,21 +142,18 @@ def test_estimated_prune_memory_matches_measured_peak(calibration, tmp_path):
     """On a model whose weights, matrices and logits are large beside what Python and torch take."""
     sizes = {"hidden_size": 512, "intermediate_size": 3072, "num_hidden_layers": 3, "num_attention_heads": 8}
     config = LlamaConfig(**sizes, num_key_value_heads=4, vocab_size=8192, max_position_embeddings=1024)
-    LlamaForCausalLM(config).save_pretrained(tmp_path / "model")
-    make_tokenizer().save_pretrained(tmp_path / "model")
+    save_with_tokenizer(LlamaForCausalLM(config), tmp_path / "model")
     (tmp_path / "text.txt").write_text(make_text(14_000))
     # A process of its own: what other tests leave behind must not count.
-    command = [sys.executable, "-c", MEASURE, tmp_path / "model", tmp_path / "text.txt", calibration]
-    done = subprocess.run(command, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
-    measured, estimated = json.loads(done.stdout.splitlines()[-1])
+    output = run_python("-c", MEASURE, tmp_path / "model", tmp_path / "text.txt", calibration)
+    measured, estimated = json.loads(output.splitlines()[-1])
     assert 0.6 < estimated / measured < 1.6, (measured, estimated)
 
 
 def recovery(**options):
     dense = empty_model(LLAMA_2_7B)
     found = make_recovery_plan(RecoveryConfig(dataset="c4", **options), "pruned", LoadOptions())
-    return estimate_recovery(dense, dense, found, LoadOptions(), machine=card(80))
+    return estimate_recovery(dense, dense, found, LoadOptions(), machine=gpu(80))
 
 
 def test_recovery_memory_covers_weights_gradients_and_adam_moments():
@@ -184,14 +187,12 @@ def test_estimated_recovery_memory_matches_measured_peak(tmp_path):
     sizes = {"hidden_size": 512, "intermediate_size": 2048, "num_hidden_layers": 4, "num_attention_heads": 8}
     dense = LlamaForCausalLM(LlamaConfig(**sizes, vocab_size=16384, max_position_embeddings=512))
     dense.save_pretrained(tmp_path / "dense")
-    prune_by_hand(dense)[0].save_pretrained(tmp_path / "pruned")
+    prune_to_sizes(dense)[0].save_pretrained(tmp_path / "pruned")
     provenance = {"base_model": "dense", "parameters": {"dense": dense.num_parameters()}}
     write_record(tmp_path / "pruned", provenance=provenance, recovery=[], files=[])
     for name in ("dense", "pruned"):
         make_tokenizer().save_pretrained(tmp_path / name)
     (tmp_path / "text.txt").write_text(make_text(20_000))
     paths = [tmp_path / name for name in ("pruned", "dense", "text.txt")]
-    done = subprocess.run([sys.executable, "-c", MEASURE_RECOVERY, *paths], capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
-    measured, estimated = json.loads(done.stdout.splitlines()[-1])
+    measured, estimated = json.loads(run_python("-c", MEASURE_RECOVERY, *paths).splitlines()[-1])
     assert 0.6 < estimated / measured < 1.6, (measured, estimated)

@@ -25,12 +25,6 @@ def test_several_processes_require_work_folder(monkeypatch):
         check_launch(CPU, "none", False)
 
 
-def test_training_on_second_gpu_is_rejected():
-    check_launch(torch.device("cuda", 0), "none", False)
-    with pytest.raises(FFPError, match="CUDA_VISIBLE_DEVICES=1"):
-        check_launch(torch.device("cuda", 1), "none", False)
-
-
 def test_prune_with_fsdp_is_rejected(monkeypatch):
     monkeypatch.setattr(processes, "shards_models", lambda: True)
     check_launch(CPU, "none", True)

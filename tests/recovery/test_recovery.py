@@ -13,7 +13,7 @@ from optimum_ffp import FFPError, FFPModelForCausalLM, FFPRecovery, RecoveryConf
 from optimum_ffp.compression.training.loss import DistillationLoss
 from optimum_ffp.compression.training.trainer import DistillationTrainer
 from optimum_ffp.evaluation import window_losses
-from tests.helpers import contents, make_tiny_model, make_tokenizer, write_data
+from tests.helpers import make_tiny_model, read_files, save_with_tokenizer, write_data
 
 
 SETTINGS = {"max_tokens": 960, "batch_tokens": 96, "seq_len": 24, "held_out_samples": 4, "eval_samples": 3}
@@ -71,7 +71,7 @@ def test_second_recover_call_is_rejected(recovered):
 def test_recovered_model_is_pushed_to_hub(recovered, hub):
     recovery, folder = recovered
     recovery.push_to_hub("me/recovered", commit_message="Recovered")
-    pushed, saved = hub.repositories["me/recovered"].at("main").files, contents(folder)
+    pushed, saved = hub.repositories["me/recovered"].at("main").files, read_files(folder)
     assert pushed.keys() - {".gitattributes"} == saved.keys()
     assert {name for name in saved if pushed[name] != saved[name]} == {"README.md", "ffp_config.json"}
 
@@ -91,9 +91,7 @@ def test_training_is_logged_to_tensorboard(make_recovery, pruned, tmp_path, monk
 
 @pytest.mark.slow
 @pytest.mark.parametrize("lora", [0, 2])
-def test_bf16_training_keeps_exact_rotary_frequencies(
-    make_recovery, folder, pruned, tmp_path, monkeypatch, lora
-):
+def test_bf16_training_keeps_exact_rotary_frequencies(make_recovery, folder, pruned, tmp_path, monkeypatch, lora):
     """A saved model has no frequencies, and is loaded with exact ones; its weights stay in their dtype."""
     if lora:
         pytest.importorskip("peft")
@@ -142,8 +140,7 @@ def test_recovered_model_can_be_recovered_again(recovered, make_recovery, tmp_pa
 
 def test_mismatched_student_and_teacher_are_rejected(make_recovery, pruned, tmp_path):
     for name, changes in {"tokens": {}, "larger": {"vocab_size": 130}}.items():
-        make_tiny_model(**changes).save_pretrained(tmp_path / name)
-        make_tokenizer().save_pretrained(tmp_path / name)
+        save_with_tokenizer(make_tiny_model(**changes), tmp_path / name)
     words = tmp_path / "tokens" / "tokenizer.json"
     words.write_text(words.read_text().replace('"w9"', '"other"'))
     cases = {"tokenizers": tmp_path / "tokens", "logits": tmp_path / "larger", "--teacher": None}
@@ -164,8 +161,7 @@ def test_pruned_model_as_its_own_teacher_is_rejected(make_recovery, pruned, tmp_
 def test_teacher_other_than_recorded_dense_model_is_warning(make_recovery, pruned, tmp_path, caplog):
     assert make_recovery().dense_teacher and "teacher" not in caplog.text
     larger = tmp_path / Path(pruned[0].model_id).name
-    make_tiny_model(intermediate_size=80).save_pretrained(larger)
-    make_tokenizer().save_pretrained(larger)
+    save_with_tokenizer(make_tiny_model(intermediate_size=80), larger)
     renamed = copytree(pruned[0].model_id, tmp_path / "renamed")
     for teacher in (larger, renamed):
         caplog.clear()

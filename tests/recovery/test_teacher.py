@@ -28,11 +28,10 @@ def test_teacher_defaults_to_recorded_base_model_and_revision(write_record):
     assert find_teacher(folder, None, options) == ("owner/model", LoadOptions(token="secret"))
 
 
-@pytest.mark.parametrize("provenance", [{"base_model": "gpt2", "revision": None}])
-def test_local_base_model_requires_teacher_option(write_record, provenance):
+def test_local_base_model_requires_teacher_option(write_record):
     """On the Hub, or here, another may have it."""
     with pytest.raises(FFPError, match="--base-model.*--teacher"):
-        find_teacher(write_record(provenance), None, LoadOptions())
+        find_teacher(write_record({"base_model": "gpt2", "revision": None}), None, LoadOptions())
 
 
 def test_recorded_dataset_brings_text_column_and_start_token(write_record):

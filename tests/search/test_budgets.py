@@ -36,13 +36,13 @@ def prune(model, config):
 
 
 # Models with tied embeddings, fused projections, biases, or sliding windows.
-KINDS = ["llama", "gpt2", "phi3", "opt", "gemma3", "gpt-neox"]
+MODELS = ["llama", "gpt2", "phi3", "opt", "gemma3", "gpt-neox"]
 
 
 @pytest.mark.slow
 @settings(max_examples=40)
 @given(
-    name=st.sampled_from(KINDS),
+    name=st.sampled_from(MODELS),
     shares=st.tuples(*[st.one_of(st.none(), st.floats(0.4, 0.95))] * 3).filter(any),
     context=st.integers(4, 64),
     sequences=st.integers(1, 3),

@@ -3,7 +3,7 @@ import pytest
 
 from optimum_ffp.errors import FFPError
 from optimum_ffp.search.task import finalist_windows
-from tests.search.landscape import KnownLandscape, run
+from tests.search.loss_landscape import SyntheticLandscape, run
 
 
 @pytest.fixture
@@ -20,7 +20,7 @@ def test_windows_rotate_without_repetition(task):
 
 def test_excess_losses_are_log_perplexity_ratios_on_same_windows(task):
     policies = [task.map_scores(scores) for scores in np.random.default_rng(0).normal(size=(3, 6))]
-    windows, landscape = np.array([1, 5]), KnownLandscape()
+    windows, landscape = np.array([1, 5]), SyntheticLandscape()
     dense = np.exp(landscape.dense_losses[windows].mean())
     pruned = np.exp(landscape(policies, windows).mean(1))
     assert np.exp(-task.excess_losses(policies, windows)) == pytest.approx(dense / pruned)
@@ -40,7 +40,7 @@ def test_finalists_are_compared_at_target_sparsity(task):
     scores = np.random.default_rng(2).normal(size=(5, 6))
     task.best = None
     result = task.conclude(scores)
-    losses = [KnownLandscape().loss(task.map_scores(row)) for row in scores]
+    losses = [SyntheticLandscape().loss(task.map_scores(row)) for row in scores]
     assert result.policy == task.map_scores(scores[np.argmin(losses)])
 
 
@@ -75,7 +75,7 @@ def test_successive_halving_reads_no_window_twice(task, finalists, windows):
 
 
 def test_nonfinite_perplexity_is_rejected_at_end_of_search(task):
-    task.best, task.evaluate = None, KnownLandscape(broken=True)
+    task.best, task.evaluate = None, SyntheticLandscape(broken=True)
     policy = task.map_scores(np.zeros(6))
     assert task.excess_losses([policy], np.arange(8)) == [np.inf] and task.log[-1]["perplexity"] is None
     with pytest.raises(FFPError, match="no candidate has a finite perplexity"):

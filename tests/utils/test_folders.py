@@ -143,9 +143,9 @@ def test_only_own_output_files_are_overwritten(tmp_path):
     assert (tmp_path / "mine").read_text() == "mine"
 
 
-def test_folder_lock_ends_with_process(hold, tmp_path):
+def test_folder_lock_ends_with_process(lock_folder, tmp_path):
     folder = tmp_path / "new" / "out"
-    kill = hold(folder)
+    kill = lock_folder(folder)
     with pytest.raises(FFPError, match="in use"), atomic_folder(folder):
         pass
     kill()

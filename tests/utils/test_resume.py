@@ -88,9 +88,9 @@ def test_foreign_files_in_work_folder_are_kept(tmp_path):
     assert [path.name for path in tmp_path.rglob("*")] == ["work", "notes.json"]
 
 
-def test_work_folder_is_locked_against_second_process(hold, tmp_path):
+def test_work_folder_is_locked_against_second_process(lock_folder, tmp_path):
     Journal.open(tmp_path / "work", {}, resume=False).value("x", lambda: 1)
-    kill = hold(tmp_path / "work")
+    kill = lock_folder(tmp_path / "work")
     with pytest.raises(FFPError, match="in use"):
         Journal.open(tmp_path / "work", {}, resume=True)
     kill()

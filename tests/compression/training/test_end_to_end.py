@@ -12,7 +12,7 @@ from optimum_ffp.compression.training.batch import Batch
 from optimum_ffp.compression.training.end_to_end import Training, TrainingOutput, default_rate
 from optimum_ffp.compression.training.trainer import DistillationTrainer
 from optimum_ffp.config import RecoveryPlan
-from tests.helpers import make_tiny_model, prune_by_hand, prune_tiny_model, sample_windows
+from tests.helpers import assert_same_weights, make_tiny_model, prune_to_sizes, sample_windows, save_pruned_model
 
 
 LENGTH = 24
@@ -25,7 +25,7 @@ def train(folder=None, student=None, teacher=None, dtype=torch.float32, **option
     """Trains a tiny model for 10 steps of 2 windows, evaluated after 5 and 10."""
     settings = {"max_tokens": 480, "batch_tokens": 48, "seq_len": LENGTH, "evaluations": 2, "learning_rate": 3e-3}
     plan = RecoveryPlan(**settings | options)
-    student, teacher = student or prune_by_hand(make_tiny_model())[0], teacher or make_tiny_model()
+    student, teacher = student or prune_to_sizes(make_tiny_model())[0], teacher or make_tiny_model()
     batch = Batch.of_recovery(plan, student.config, count=1)
     training = Training(student, teacher, dtype, plan, plan.learning_rate, batch, bf16=False)
     return training.run(TEXT, HELD_OUT.int(), folder)
@@ -117,8 +117,7 @@ def test_interrupted_training_resumes_to_identical_weights(trained, interrupted,
         steps.clear()
         resumed = train(folder)
         assert steps[:1] == first and resumed.curve == trained.curve
-        expected = trained.model.state_dict()
-        assert all(torch.equal(weight, expected[name]) for name, weight in resumed.model.state_dict().items())
+        assert_same_weights(resumed.model, trained.model)
 
 
 @pytest.mark.slow
@@ -139,8 +138,7 @@ def test_best_weights_are_kept_and_patience_stops_training(monkeypatch):
     early = train(evaluations=10, patience=2)
     assert complete.best == early.best and complete.best["step"] in (3, 4)
     assert complete.curve[-1]["step"] == 10 and early.curve[-1]["step"] == complete.best["step"] + 2
-    for name, weight in complete.model.state_dict().items():
-        assert torch.equal(weight, early.model.state_dict()[name])
+    assert_same_weights(complete.model, early.model)
 
 
 def test_weights_with_lowest_perplexity_are_kept():
@@ -158,7 +156,7 @@ def test_nonfinite_loss_stops_training():
 
 @pytest.mark.parametrize("name", ["llama", "qwen2", "gpt2"])
 def test_embeddings_and_lm_head_stay_frozen(name):
-    student = prune_by_hand(make_tiny_model(name))[0]
+    student = prune_to_sizes(make_tiny_model(name))[0]
     before = {name: parameter.clone() for name, parameter in student.named_parameters()}
     trained = train(student=student, teacher=make_tiny_model(name), max_tokens=96).model
     same = {name for name, parameter in trained.named_parameters() if torch.equal(parameter, before[name])}
@@ -176,7 +174,7 @@ def test_trained_weights_are_rounded_to_model_dtype():
 @pytest.mark.parametrize("name", ["llama", "gpt2"])
 def test_merged_lora_adapters_keep_divergence(name, tmp_path):
     pytest.importorskip("peft")
-    student = FFPModelForCausalLM.from_pretrained(prune_tiny_model(name, tmp_path / "pruned"))
+    student = FFPModelForCausalLM.from_pretrained(save_pruned_model(name, tmp_path / "pruned"))
     teacher, frozen = make_tiny_model(name), student.get_input_embeddings().weight.clone()
     trained = train(None, student, teacher, lora=4)
     assert divergence(trained.model, teacher) == pytest.approx(trained.best["kl"], rel=1e-4)
@@ -191,6 +189,6 @@ def test_training_disables_dropout():
     curves = []
     for rate in (0.0, 0.5):
         rates = {"resid_pdrop": rate, "embd_pdrop": rate, "attn_pdrop": rate}
-        student = prune_by_hand(make_tiny_model("gpt2", **rates))[0]
+        student = prune_to_sizes(make_tiny_model("gpt2", **rates))[0]
         curves.append(train(student=student, teacher=make_tiny_model("gpt2"), max_tokens=96, learning_rate=1e-4).curve)
     assert curves[0] == curves[1]

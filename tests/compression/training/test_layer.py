@@ -26,12 +26,12 @@ class SquaredError:
         self.inputs, self.targets = inputs, targets
 
     def __call__(self, weights, window):
-        return (self.inputs[window] @ weights["weight"].to(self.inputs) - self.targets[window]).square().mean()
+        return (self.inputs[window] @ weights["weight"] - self.targets[window]).square().mean()
 
 
-def train(regression, passes, rate, seed=0, parts=1, dtype=torch.float32) -> Fit:
+def train(regression, passes, rate, seed=0, parts=1) -> Fit:
     trainer = WeightTrainer(WINDOWS, HELD_OUT, parts, passes, rate, seed)
-    return trainer.fit(SquaredError(*regression), {"weight": torch.ones(FEATURES, dtype=dtype)})
+    return trainer.fit(SquaredError(*regression), {"weight": torch.ones(FEATURES)})
 
 
 @pytest.mark.parametrize("parts", [1, 3])
@@ -57,18 +57,6 @@ def test_weights_of_best_pass_are_kept(regression, monkeypatch):
     fit = train(regression, 4, 4.0)
     error, weight = min(seen, key=lambda one: one[0])
     assert fit.after == error and torch.equal(fit.weights["weight"], weight)
-
-
-def test_weights_that_do_not_improve_are_kept(regression):
-    inputs, targets = regression
-    targets = torch.cat([targets[:WINDOWS], inputs[WINDOWS:].sum(-1)])
-    fit = train((inputs, targets), 2, 0.05)
-    assert torch.equal(fit.weights["weight"], torch.ones(FEATURES)) and fit.after == fit.before
-
-
-def test_bfloat16_weights_accumulate_small_steps(regression):
-    fit = train(regression, 40, 0.002, dtype=torch.bfloat16)
-    assert fit.weights["weight"].dtype == torch.bfloat16 and fit.after < 0.9 * fit.before
 
 
 def test_same_seed_gives_same_weights(regression):

@@ -25,7 +25,16 @@ from optimum_ffp.modeling.loading import LoadOptions, empty_model, read_model_co
 from optimum_ffp.planning.make import make_plan, make_plans
 from optimum_ffp.search.runner import find_budget
 from optimum_ffp.utils.resume import Journal
-from tests.helpers import MIXTURES, drop_experts, layerwise_of, make_tiny_model, make_tokenizer, plan_of
+from tests.helpers import (
+    MIXTURES,
+    layerwise_of,
+    make_tiny_model,
+    make_tokenizer,
+    plan_of,
+    prune_experts,
+    record_inputs,
+    save_with_tokenizer,
+)
 
 
 MODELS = {}
@@ -36,12 +45,11 @@ def pruner_of(name, data, folder=None, work=None, offload="none", **options) -> 
     config = FFPConfig(dataset=str(data), **OPTIONS | options)
     if folder is None:
         return FFPPruner(make_tiny_model(name), make_tokenizer(), config)
-    make_tiny_model(name).save_pretrained(folder)
-    make_tokenizer().save_pretrained(folder)
+    save_with_tokenizer(make_tiny_model(name), folder)
     return FFPPruner.from_pretrained(folder, config, work, device="cpu", offload=offload)
 
 
-def without(monkeypatch, model, orders, kept):
+def mask_router_logits(monkeypatch, model, orders, kept):
     """Set the logits of the experts that go, and their corrections, to minus infinity."""
     removed = {}
     for unit, order in zip(find_units(model, find_family(model.config)), orders):
@@ -62,12 +70,10 @@ def without(monkeypatch, model, orders, kept):
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 @pytest.mark.parametrize("name", MIXTURES)
-def test_sliced_mixture_equals_dense_model_with_masked_router(
-    monkeypatch, windows, name, dtype
-):
-    pruned, orders, policy = drop_experts(make_tiny_model(name).to(dtype))
+def test_sliced_mixture_equals_dense_model_with_masked_router(monkeypatch, windows, name, dtype):
+    pruned, orders, policy = prune_experts(make_tiny_model(name).to(dtype))
     dense = make_tiny_model(name).to(dtype)
-    without(monkeypatch, dense, orders, 6)
+    mask_router_logits(monkeypatch, dense, orders, 6)
     expected = dense(windows).logits
     monkeypatch.undo()
     difference = (pruned(windows).logits - expected).norm(dim=-1) / expected.norm(dim=-1)
@@ -94,10 +100,7 @@ def test_expert_units_include_router_rows(name):
 def test_expert_scores_are_mean_gate_times_output_norm(windows, name):
     model = make_tiny_model(name)
     layerwise, layer = layerwise_of(model), model.model.layers[1].mlp
-    inputs, (units, plan) = [], (find_units(model, layerwise.family), plan_of(model))
-    layer.register_forward_pre_hook(lambda _, args: inputs.append(args[0].flatten(0, 1)))
-    model(windows)
-    (hidden,) = inputs
+    units, plan, hidden = find_units(model, layerwise.family), plan_of(model), record_inputs(model, layer, windows)
     _, gates, index = layer.gate(hidden)
     scores = torch.zeros(units[0].unit.groups)
     for expert in range(len(scores)):
@@ -183,7 +186,7 @@ def test_pruned_mixture_checkpoint_has_dense_class(data_folder, tmp_path, window
 
 
 def test_stacked_experts_are_split_one_file_at_a_time(monkeypatch, tmp_path):
-    pruned, *_ = drop_experts(make_tiny_model("deepseek-v3"))
+    pruned, *_ = prune_experts(make_tiny_model("deepseek-v3"))
     split, sizes = modeling_utils.revert_weight_conversion, []
 
     def record(model, state):

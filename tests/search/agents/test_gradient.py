@@ -1,7 +1,7 @@
 import pytest
 
 from optimum_ffp.config.prune import GRADIENT_COST
-from tests.search.landscape import KnownLandscape, regret, run
+from tests.search.loss_landscape import SyntheticLandscape, regret, run
 
 
 @pytest.mark.parametrize("interaction", [0.0, 0.5])
@@ -13,7 +13,7 @@ def test_gradient_agent_beats_random_and_evolutionary_search(interaction):
 
 def test_every_update_measures_new_policy_on_rotating_windows():
     """Each asks for the slopes of another policy, and windows of the pool take turns."""
-    landscape = KnownLandscape()
+    landscape = SyntheticLandscape()
     asked, measure = [], landscape.size_gradients
 
     def watch(policy, windows):

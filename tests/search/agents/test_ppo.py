@@ -7,37 +7,19 @@ from optimum_ffp.search.environment import PruningEnvironment
 from optimum_ffp.search.schedule import ProgressiveSchedule
 from optimum_ffp.search.task import SearchTask
 from tests.helpers import plan_of, sparsity_budget
-from tests.search.landscape import KnownLandscape, run
+from tests.search.loss_landscape import REMOVED, SyntheticLandscape, run
 
 
-class WideLandscape:
+class WideLandscape(SyntheticLandscape):
     """Thirty units with the same curve, whose true multipliers spread over two orders of magnitude."""
 
     units = tuple(Unit(layer, "channel", 200, 10) for layer in range(30))
+    curves = [0.05 * REMOVED**2] * 30
+    multipliers = np.exp(np.random.default_rng(1).standard_normal(30))
+    budget, mapping = sparsity_budget(units, 0.2, 0.2), CurveMapping(curves)
 
-    def __init__(self):
-        generator = np.random.default_rng(1)
-        curves = [0.05 * np.linspace(1, 0, 201) ** 2] * 30
-        self.curves = CurveMapping(curves)
-        self.truth = [np.exp(number) * curve for number, curve in zip(generator.standard_normal(30), curves)]
-        self.dense_losses = 3 + 0.3 * generator.standard_normal(8)
-        self.difficulty = np.exp(0.2 * generator.standard_normal(8))
-        self.least = self.loss(CurveMapping(self.truth)(np.zeros(30), sparsity_budget(self.units, 0.2, 0.2)))
-
-    def loss(self, policy):
-        return sum(curve[size] for curve, size in zip(self.truth, policy.sizes))
-
-    def __call__(self, policies, windows):
-        losses = np.array([self.loss(policy) for policy in policies])
-        return self.dense_losses[windows] + losses[:, None] * self.difficulty[windows]
-
-    def map_scores(self, scores, sparsity):
-        return self.curves(scores, sparsity_budget(self.units, sparsity, 0.2))
-
-    def task(self, plan):
-        return SearchTask(
-            plan, sparsity_budget(self.units, 0.2, 0.2), self.curves, self, plan.search_steps, 8, curves=self.curves
-        )
+    def loss_of_scores(self, scores: np.ndarray) -> float:
+        return self.loss(self.mapping(scores, self.budget))
 
 
 @pytest.fixture
@@ -60,7 +42,7 @@ def test_rewards_are_perplexity_ratios_to_dense_model(environment):
     actions = np.random.default_rng(1).normal(size=(4, 6)).astype(np.float32)
     _, rewards, *_ = environment.step(actions)
     # At the start a quarter of the eight windows, and of the sparsity.
-    landscape, sparsity = KnownLandscape(), environment.schedule.sparsity(0)
+    landscape, sparsity = SyntheticLandscape(), environment.schedule.sparsity(0)
     policies = [environment.task.map_scores(action, sparsity) for action in actions]
     excess = np.array([landscape.loss(policy) for policy in policies]) * landscape.difficulty[:2].mean()
     assert rewards == pytest.approx(np.exp(-excess), rel=1e-5)
@@ -97,29 +79,29 @@ def test_ppo_search_leaves_no_temporary_files(tmp_path, monkeypatch):
     assert not list(tmp_path.iterdir())
 
 
-def learned_scores(task):
+def learned_scores(landscape, **options):
     """Scores of the trained agent without noise, which are those of its first finalist."""
-    finalists = []
+    plan, finalists = plan_of(**options), []
+    mapping = landscape.mapping
+    task = SearchTask(plan, landscape.budget, mapping, landscape, plan.search_steps, 8, curves=mapping)
     task.conclude = lambda scores, agent: finalists.extend(scores)
-    task.plan.function("agent")(task)
+    plan.function("agent")(task)
     return finalists[0]
 
 
 @pytest.mark.slow
 def test_ppo_improves_on_curves_within_few_updates():
     landscape = WideLandscape()
-    start = landscape.loss(landscape.map_scores(np.zeros(30), 0.2))
     for seed in range(3):
-        scores = learned_scores(landscape.task(plan_of(agent="ppo", search_steps=128, seed=seed)))
-        assert landscape.loss(landscape.map_scores(scores, 0.2)) < 0.9 * start
+        scores = learned_scores(landscape, agent="ppo", search_steps=128, seed=seed)
+        assert landscape.loss_of_scores(scores) < 0.9 * landscape.loss_of_scores(np.zeros(30))
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("seed", [0, 1, 2])
 def test_ppo_with_paper_preset_beats_random_search(seed):
-    landscape = WideLandscape()
-    scores = learned_scores(landscape.task(plan_of(preset="paper", search_steps=1000, seed=seed)))
-    learned = landscape.loss(landscape.map_scores(scores, 0.2))
-    generator = np.random.default_rng(100 + seed)
-    drawn = [landscape.map_scores(generator.standard_normal(30), 0.2) for _ in range(1000)]
-    assert learned - landscape.least < 0.7 * (min(map(landscape.loss, drawn)) - landscape.least)
+    landscape, generator = WideLandscape(), np.random.default_rng(100 + seed)
+    learned = landscape.loss_of_scores(learned_scores(landscape, preset="paper", search_steps=1000, seed=seed))
+    drawn = min(landscape.loss_of_scores(generator.standard_normal(30)) for _ in range(1000))
+    least = landscape.least_loss(landscape.budget)
+    assert learned - least < 0.7 * (drawn - least)

@@ -9,7 +9,7 @@ from optimum_ffp.config.fields import choices_of
 from optimum_ffp.config.prune import GRADIENT_COST
 from optimum_ffp.errors import FFPError
 from tests.helpers import plan_of
-from tests.search.landscape import KINDS, UNITS, KnownLandscape, run
+from tests.search.loss_landscape import SEARCHES, UNITS, SyntheticLandscape, run
 
 
 def test_every_method_is_choice_of_config():
@@ -18,7 +18,7 @@ def test_every_method_is_choice_of_config():
     assert all(callable(find_choice("method", name).search) for name in methods)
 
 
-@pytest.mark.parametrize(("method", "agent"), KINDS)
+@pytest.mark.parametrize(("method", "agent"), SEARCHES)
 @pytest.mark.parametrize("steps", [1, 2, 7, 50])
 def test_search_steps_bound_evaluations(method, agent, steps):
     result, landscape, task = run(method, agent, steps)
@@ -29,7 +29,7 @@ def test_search_steps_bound_evaluations(method, agent, steps):
     assert most - cost < 8
 
 
-@pytest.mark.parametrize(("method", "agent"), KINDS)
+@pytest.mark.parametrize(("method", "agent"), SEARCHES)
 def test_search_result_is_not_worse_than_baselines(method, agent):
     result, landscape, task = run(method, agent, steps=3, seed=1)
     assert landscape.loss(result.policy) <= min(map(landscape.loss, task.baselines.values()), default=np.inf)
@@ -42,14 +42,14 @@ def test_search_result_is_not_worse_than_baselines(method, agent):
         assert result.baselines[name] / np.exp(landscape.dense_losses.mean()) in [pytest.approx(one) for one in ratios]
 
 
-@pytest.mark.parametrize(("method", "agent"), KINDS)
+@pytest.mark.parametrize(("method", "agent"), SEARCHES)
 def test_same_seed_gives_same_policy(method, agent):
     first, again, other = (run(method, agent, seed=seed)[0] for seed in (3, 3, 4))
     assert first.policy == again.policy and first.log == again.log
     assert first.log != other.log
 
 
-@pytest.mark.parametrize(("method", "agent"), KINDS)
+@pytest.mark.parametrize(("method", "agent"), SEARCHES)
 def test_result_is_best_candidate_at_target_on_all_windows(method, agent):
     result, landscape, _ = run(method, agent)
     finals = [entry for entry in result.log if entry["final"]]
@@ -59,14 +59,14 @@ def test_result_is_best_candidate_at_target_on_all_windows(method, agent):
     assert result.policy.sparsity == pytest.approx(0.3, abs=1 / 1200)
 
 
-@pytest.mark.parametrize(("method", "agent"), KINDS)
+@pytest.mark.parametrize(("method", "agent"), SEARCHES)
 def test_search_without_finite_perplexity_is_rejected(method, agent):
-    landscape = KnownLandscape(broken=True)
+    landscape = SyntheticLandscape(broken=True)
     with pytest.raises(FFPError, match="no candidate has a finite perplexity"):
         run(method, agent, landscape=landscape)
 
 
-@pytest.mark.parametrize(("method", "agent"), KINDS)
+@pytest.mark.parametrize(("method", "agent"), SEARCHES)
 def test_update_samples_are_limited_to_distinct_windows(method, agent):
     found, most = (run(method, agent, steps=16, update_samples=count)[0] for count in (50, 8))
     assert found.policy == most.policy and found.log == most.log

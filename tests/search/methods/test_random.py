@@ -1,4 +1,4 @@
-from tests.search.landscape import run
+from tests.search.loss_landscape import run
 
 
 def test_random_search_starts_at_no_search_policy_and_ends_no_worse():

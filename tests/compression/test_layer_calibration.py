@@ -9,7 +9,15 @@ from optimum_ffp.compression.distillation import Distilled
 from optimum_ffp.compression.training.layer import split_windows
 from optimum_ffp.data import Windows
 from optimum_ffp.utils.resume import Journal
-from tests.helpers import FIRST_TOKENS, applied, learn, make_sorted_model, make_tiny_model, random_policy, tokens_read
+from tests.helpers import (
+    FIRST_TOKENS,
+    apply_policy,
+    count_tokens,
+    distill_layers,
+    make_sorted_model,
+    make_tiny_model,
+    random_policy,
+)
 
 
 @pytest.fixture
@@ -40,7 +48,7 @@ def layer_error(model, dense, windows, layer, seen):
 def test_held_out_layer_errors_match_whole_model_and_decrease(windows, group):
     sorted_model, _ = make_sorted_model(make_tiny_model(), windows, (group,))
     dense, policy, held_out = make_tiny_model(), random_policy(sorted_model, 2), windows[:3]
-    distilled = learn(sorted_model, policy, windows, held_out)
+    distilled = distill_layers(sorted_model, policy, windows, held_out)
     pruned, fits = sorted_model.materialize(policy, distilled.weights), distilled.layers
     for layer in (0, 1):
         assert fits[layer].after == pytest.approx(layer_error(pruned, dense, held_out, layer, windows), rel=1e-3)
@@ -55,13 +63,13 @@ def test_all_layer_parameters_are_trained_and_dense_model_is_unchanged(tiny_mode
     sorted_model, _ = make_sorted_model(tiny_model, windows)
     model, policy = sorted_model.model, random_policy(sorted_model, 2)
     before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
-    distilled = learn(sorted_model, policy, windows, windows[:3])
+    distilled = distill_layers(sorted_model, policy, windows, windows[:3])
     assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())
     assert not any(parameter.requires_grad for parameter in model.parameters())
     fits = [*distilled.layers, distilled.last_norm]
     gained = [fit for fit in fits if fit.after < fit.before]
     assert gained and len(distilled.layers) == model.config.num_hidden_layers
-    with applied(sorted_model, policy, sorted_model.compensated(policy)):
+    with apply_policy(sorted_model, policy, sorted_model.compensated(policy)):
         for fit in fits:
             for name, weight in fit.weights.items():
                 parameter = model.get_parameter(name)
@@ -72,12 +80,12 @@ def test_all_layer_parameters_are_trained_and_dense_model_is_unchanged(tiny_mode
 def test_weights_that_do_not_improve_are_kept(windows, unseen):
     sorted_model, _ = make_sorted_model(make_tiny_model(), windows)
     policy = random_policy(sorted_model, 2)
-    distilled = learn(sorted_model, policy, windows, unseen, passes=1, learning_rate=100.0)
+    distilled = distill_layers(sorted_model, policy, windows, unseen, passes=1, learning_rate=100.0)
     assert all(fit.after == fit.before for fit in [*distilled.layers, distilled.last_norm])
     found = distilled.weights
     assert all(torch.equal(found[name], weight) for name, weight in sorted_model.compensated(policy).items())
     # Where nothing is pruned, nothing is wrong.
-    distilled = learn(sorted_model, PruningPolicy.dense(sorted_model.units), windows, unseen, passes=1)
+    distilled = distill_layers(sorted_model, PruningPolicy.dense(sorted_model.units), windows, unseen, passes=1)
     assert all(fit.after < 1e-8 for fit in [*distilled.layers, distilled.last_norm])
 
 
@@ -87,8 +95,8 @@ def test_token_counter_counts_all_layer_passes(windows, start_token):
     length, held_out, counter = windows.shape[1], windows[:3], sorted_model.layerwise.counter
     # Runs the first layer once to know what it returns.
     sorted_model.layerwise.embed(windows)
-    read, before = [tokens_read(layer.mlp) for layer in sorted_model.model.model.layers], counter.layer_tokens
-    learn(sorted_model, random_policy(sorted_model, 2), windows, held_out, passes=2, start_token=start_token)
+    read, before = [count_tokens(layer.mlp) for layer in sorted_model.model.model.layers], counter.layer_tokens
+    distill_layers(sorted_model, random_policy(sorted_model, 2), windows, held_out, passes=2, start_token=start_token)
     each = length if start_token else length * 9 // 8
     # Forward passes that are differentiated count three times. Of a layer that gains nothing there are twice as many.
     trained = [count - 2 * (len(windows) + len(held_out)) * each for count in map(sum, read)]
@@ -107,7 +115,7 @@ def test_learning_rate_is_relative_to_weight_scale(windows):
     errors = []
     for model in (make_tiny_model(), scaled):
         sorted_model, _ = make_sorted_model(model, windows)
-        distilled = learn(sorted_model, random_policy(sorted_model, 2), windows, windows[:3])
+        distilled = distill_layers(sorted_model, random_policy(sorted_model, 2), windows, windows[:3])
         errors.append([fit.after for fit in distilled.layers])
     assert errors[0] == pytest.approx(errors[1], rel=1e-3)
 
@@ -119,7 +127,7 @@ def test_first_token_error_is_trained_without_start_token(windows):
     for start_token in (False, True):
         sorted_model, _ = make_sorted_model(make_tiny_model(), windows)
         policy = random_policy(sorted_model, 2)
-        distilled = learn(sorted_model, policy, windows, windows[:3], start_token=start_token)
+        distilled = distill_layers(sorted_model, policy, windows, windows[:3], start_token=start_token)
         pruned = sorted_model.materialize(policy, distilled.weights)
         errors[start_token] = float(token_errors(pruned, dense, first, 0, windows).mean())
     assert errors[False] < 0.95 * errors[True]
@@ -133,7 +141,7 @@ def test_first_token_error_is_trained_without_start_token(windows):
 def test_weights_are_trained_in_float32_and_kept_in_model_dtype(windows, dtype):
     sorted_model, _ = make_sorted_model(make_tiny_model().to(dtype), windows)
     # Most steps are smaller than what bfloat16 can add to a weight.
-    distilled = learn(sorted_model, random_policy(sorted_model, 2), windows, windows[:3], learning_rate=0.003)
+    distilled = distill_layers(sorted_model, random_policy(sorted_model, 2), windows, windows[:3], learning_rate=0.003)
     assert all(weight.dtype == dtype for weight in distilled.weights.values())
     assert distilled.layers[0].after < 0.99 * distilled.layers[0].before
 
@@ -141,7 +149,8 @@ def test_weights_are_trained_in_float32_and_kept_in_model_dtype(windows, dtype):
 def test_interrupted_distillation_resumes_to_identical_weights(windows, tmp_path):
     def calibrate(journal: Journal) -> Distilled:
         sorted_model, _ = make_sorted_model(make_tiny_model(), windows)
-        return learn(sorted_model, random_policy(sorted_model, 2), windows, windows[:3], passes=2, journal=journal)
+        policy = random_policy(sorted_model, 2)
+        return distill_layers(sorted_model, policy, windows, windows[:3], passes=2, journal=journal)
 
     expected = calibrate(Journal(tmp_path))
     for name in ("layer-1", "layer-2", "last-norm"):
@@ -176,7 +185,7 @@ def test_batched_step_uses_mean_gradient(windows, monkeypatch):
         steps.clear()
         monkeypatch.setattr("optimum_ffp.compression.training.layer.STEP_TOKENS", batch * windows.shape[1])
         sorted_model, _ = make_sorted_model(make_tiny_model(), windows)
-        learn(sorted_model, random_policy(sorted_model, 2), windows, windows[:3], passes=1)
+        distill_layers(sorted_model, random_policy(sorted_model, 2), windows, windows[:3], passes=1)
         # Those of the first layer; the others, and the last norm, take as many.
         taken = len(steps) // (1 + len(sorted_model.layerwise.layers))
         return steps[:taken]

@@ -51,7 +51,7 @@ def test_custom_criterion_and_method_are_used(options, save_tiny_model, data_fol
         pruner.prune(sign=0.5)
 
 
-def test_command_line_accepts_custom_criterion_but_config_file_does_not(run_ffp, save_tiny_model, data_folder, tmp_path):
+def test_custom_criterion_is_accepted_from_command_line_only(run_ffp, save_tiny_model, data_folder, tmp_path):
     settings = [word for name, value in SETTINGS.items() for word in (f"--{name.replace('_', '-')}", value)]
     words = ["-m", save_tiny_model(), tmp_path / "out", "--dataset", data_folder, *settings, "--method", "uniform"]
     options, saved = tmp_path / "options.json", tmp_path / "out" / "ffp_config.json"

@@ -12,13 +12,13 @@ from optimum_ffp import FFPConfig, FFPError, FFPModelForCausalLM, FFPPruner
 from optimum_ffp.evaluation import window_losses
 from optimum_ffp.evaluation.size import kv_cache_bytes
 from optimum_ffp.modeling.families import decoder_layers, find_family
-from tests.helpers import LAYOUTS, make_deep_model, make_pruner, make_tokenizer, step_parameters
+from tests.helpers import LAYOUTS, make_deep_model, make_pruner, save_with_tokenizer, step_parameters
 
 
 QUICK = {"method": "no-search", "calibration": "none"}
 
 
-def mask_what_is_missing(dense, pruned) -> None:
+def mask_missing_columns(dense, pruned) -> None:
     """Zeroes the columns of the dense model's output projections that a pruned model without calibration lacks."""
     family = find_family(dense.config)
     for layer, smaller in zip(decoder_layers(dense), decoder_layers(pruned)):
@@ -35,9 +35,7 @@ def mask_what_is_missing(dense, pruned) -> None:
 @pytest.mark.parametrize(
     "name", [*LAYOUTS, *(pytest.param(name, marks=pytest.mark.slow) for name in ("opt", "gemma3", "qwen3", "olmo2"))]
 )
-def test_model_pruned_twice_equals_masked_dense_model(
-    save_tiny_model, data_folder, tmp_path, windows, name
-):
+def test_model_pruned_twice_equals_masked_dense_model(save_tiny_model, data_folder, tmp_path, windows, name):
     base = save_tiny_model(name)
     once = make_pruner(base, data_folder, sparsity=0.25, **QUICK)
     first = once.prune()
@@ -54,7 +52,7 @@ def test_model_pruned_twice_equals_masked_dense_model(
     assert dense.num_parameters() - second.parameters == total - second.policy.kept_parameters
     assert all(after <= before for before, after in zip(first.policy.retentions, second.policy.retentions))
     assert second.losses["dense"] == [pytest.approx(window_losses(dense, second.test.tokens).tolist(), rel=1e-5)]
-    mask_what_is_missing(dense, second.model)
+    mask_missing_columns(dense, second.model)
     loaded = AutoModelForCausalLM.from_pretrained(tmp_path / "twice", trust_remote_code=True)
     for model in (second.model, loaded):
         assert torch.allclose(model(windows).logits, dense(windows).logits, atol=1e-5)
@@ -138,8 +136,7 @@ def test_recovered_model_is_pruned_further_by_command_line(run_ffp, save_tiny_mo
 @pytest.mark.parametrize("depth", ["none", "sublayers"])
 def test_sublayers_removed_by_first_prune_stay_removed(tmp_path, data_folder, windows, depth):
     dense = make_deep_model("gemma3")
-    dense.save_pretrained(tmp_path / "dense")
-    make_tokenizer().save_pretrained(tmp_path / "dense")
+    save_with_tokenizer(dense, tmp_path / "dense")
     units = make_pruner(tmp_path / "dense", data_folder).measured.units
     gone = (3, 4, 5, 6)
     rows = [
