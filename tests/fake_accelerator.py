@@ -85,20 +85,20 @@ def _run(operation: Any, *args: Any, **options: Any) -> Any:
 
     args, options = tree_map(to_host, (args, options))
     found = operation(*args, **options)
-    for host, card in given:
+    for host, fake in given:
         # An operation may give its output another shape or storage.
-        if host.shape != card.shape or host.data_ptr() != _to_host(card).data_ptr():
-            torch.ops.aten.resize_.default.redispatch(META, card, host.shape)
-            _values[card.untyped_storage()._cdata] = host.untyped_storage()
+        if host.shape != fake.shape or host.data_ptr() != _to_host(fake).data_ptr():
+            torch.ops.aten.resize_.default.redispatch(META, fake, host.shape)
+            _values[fake.untyped_storage()._cdata] = host.untyped_storage()
 
-    def to_card(value: Any) -> Any:
+    def to_fake(value: Any) -> Any:
         if not isinstance(value, torch.Tensor):
             return value
         # Operations in place return what they were given.
-        same = [card for host, card in given if host is value]
+        same = [fake for host, fake in given if host is value]
         return same[0] if same else _to_device(value)
 
-    return tree_map(to_card, found)
+    return tree_map(to_fake, found)
 
 
 def _made(operation: Any):

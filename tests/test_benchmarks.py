@@ -72,8 +72,7 @@ def test_compare_adds_row_for_flap_allocation(run, save_tiny_model, data_folder,
 
 
 def test_flap_allocation_uses_one_threshold_for_all_units(monkeypatch):
-    monkeypatch.syspath_prepend(BENCHMARKS)
-    allocate = runpy.run_path(str(BENCHMARKS / "flap.py"))["allocate"]
+    allocate = load("flap", monkeypatch)["allocate"]
     # A head has as many parameters as ten channels. Of 200, 40 go: those with the lowest scores, by the parameters.
     sizes = {"kv_group": (4, 10), "channel": (60, 1)}
     units = [Unit(layer, group, *size) for layer in (0, 1) for group, size in sizes.items()]

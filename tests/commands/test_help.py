@@ -31,6 +31,11 @@ def test_help_shows_grouped_options_with_defaults(run_ffp, command):
         assert name not in options or "Default: " in " ".join(options[name].split())
 
 
+def test_number_of_command_line_options_is_bounded(run_ffp):
+    counts = {name: len(re.findall(r"^ {1,4}-", run_ffp(name, "--help")[1], re.MULTILINE)) for name in COMMANDS}
+    assert counts["prune"] <= 55 and counts["quantize"] <= 10 and sum(counts.values()) < 135, counts
+
+
 def test_version_option_prints_package_version(run_ffp):
     assert run_ffp("--version")[:2] == (0, f"optimum-ffp {version('optimum-ffp')}\n")
 
