@@ -17,7 +17,15 @@ from transformers import PreTrainedModel
 from transformers.utils import logging
 
 from optimum_ffp import FFPPruner
-from tests.helpers import EXAMPLES, KINDS, VOCABULARY, make_pruner, make_tiny_model, make_tokenizer, write_data
+from tests.helpers import (
+    DIVERSE_MODELS,
+    EXAMPLES,
+    VOCABULARY,
+    make_pruner,
+    make_tiny_model,
+    save_with_tokenizer,
+    write_data,
+)
 from tests.hub_server import TOKEN, Hub, run_hub
 
 
@@ -31,7 +39,7 @@ def quiet_progress() -> None:
     logging.disable_progress_bar()
 
 
-@pytest.fixture(params=KINDS)
+@pytest.fixture(params=DIVERSE_MODELS)
 def tiny_model(request: pytest.FixtureRequest) -> PreTrainedModel:
     return make_tiny_model(request.param)
 
@@ -92,10 +100,7 @@ def save_tiny_model(tmp_path: Path) -> Callable[[str], Path]:
     """Writes a tiny model and its tokenizer as a folder that the command line can be given."""
 
     def save(name: str = "llama") -> Path:
-        folder = tmp_path / f"tiny-{name}"
-        make_tiny_model(name).save_pretrained(folder)
-        make_tokenizer().save_pretrained(folder)
-        return folder
+        return save_with_tokenizer(make_tiny_model(name), tmp_path / f"tiny-{name}")
 
     return save
 
@@ -104,8 +109,7 @@ def save_tiny_model(tmp_path: Path) -> Callable[[str], Path]:
 def pruned(tmp_path_factory) -> tuple[FFPPruner, Path]:
     """A pruner that has pruned a tiny model, and the folder of its checkpoint. Whoever changes it puts it back."""
     base, data, out = (tmp_path_factory.mktemp(name) for name in ("base", "data", "out"))
-    make_tiny_model().save_pretrained(base)
-    make_tokenizer().save_pretrained(base)
+    save_with_tokenizer(make_tiny_model(), base)
     write_data(data)
     pruner = make_pruner(base, data, sparsity=0.3)
     pruner.prune()
@@ -138,7 +142,7 @@ def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Hub]:
 
 
 @pytest.fixture
-def hold() -> Iterator[Callable[[Path], Callable[[], None]]]:
+def lock_folder() -> Iterator[Callable[[Path], Callable[[], None]]]:
     """Locks a folder in a process of its own, which is killed by what this returns."""
     holders = []
 

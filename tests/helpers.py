@@ -2,6 +2,9 @@
 
 import importlib.util
 import json
+import os
+import subprocess
+import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from functools import partial
@@ -132,7 +135,7 @@ LAYOUTS = ("llama", "gpt-neox", "gpt2", "phi3")
 # One family of each kind: beside the layouts, learned positions, soft caps, sliding windows with norms after a block,
 # a parallel block with scaled logits, and norms across heads. The other families run the same code, and are in the
 # tests of sliced models and of checkpoints.
-KINDS = [
+DIVERSE_MODELS = [
     *LAYOUTS,
     *(pytest.param(name, marks=pytest.mark.slow) for name in ("opt", "gemma2", "gemma3", "cohere2", "olmo2")),
 ]
@@ -147,7 +150,7 @@ GROUPINGS: dict[str, tuple[dict[str, int], tuple[Group, ...]]] = {
 SETTINGS = {"seq_len": 24, "num_samples": 8, "search_samples": 2, "eval_samples": 3, "search_steps": 12}
 SETTINGS |= {"method": "ffp", "calibration": "layers"}
 # Of a checkpoint of a llama.
-FILES = {
+CHECKPOINT_FILES = {
     "README.md",
     "config.json",
     "ffp_config.json",
@@ -170,7 +173,7 @@ SMOLLM2 = [
     for layer in range(30)
     for unit in (Unit(layer, "kv_group", 3, 294912, fixed_parameters=7), Unit(layer, "channel", 1536, 1728))
 ]
-# Every n-th token of a window that `learn` also reads as a first token.
+# Every n-th token of a window that `distill_layers` also reads as a first token.
 FIRST_TOKENS = 8
 
 
@@ -274,6 +277,28 @@ def make_byte_fallback_tokenizer() -> PreTrainedTokenizerFast:
     )
 
 
+def save_with_tokenizer(model: PreTrainedModel, folder: Path) -> Path:
+    """Save a model and the tokenizer of `make_tokenizer`."""
+    model.save_pretrained(folder)
+    make_tokenizer().save_pretrained(folder)
+    return folder
+
+
+def assert_same_weights(model: torch.nn.Module, other: torch.nn.Module) -> None:
+    expected = other.state_dict()
+    assert all(torch.equal(tensor, expected[name]) for name, tensor in model.state_dict().items())
+
+
+@torch.no_grad()
+def reference_losses(model: PreTrainedModel, windows: torch.Tensor) -> torch.Tensor:
+    """The loss of every window as transformers computes it."""
+    return torch.stack([model(row[None], labels=row[None]).loss.double() for row in windows])
+
+
+def reference_perplexity(model: PreTrainedModel, windows: torch.Tensor) -> float:
+    return float(reference_losses(model, windows).mean().exp())
+
+
 def make_pruner(folder, data, work_folder=None, **options):
     config = FFPConfig(dataset=str(data), **SETTINGS | options)
     return FFPPruner.from_pretrained(folder, config, work_folder, device="cpu")
@@ -332,7 +357,7 @@ def make_sorted_model(
 
 
 @contextmanager
-def applied(
+def apply_policy(
     sorted_model: SortedModel, policy: PruningPolicy, weights: Mapping[str, torch.Tensor] | None = None
 ) -> Iterator[PreTrainedModel]:
     """Apply a policy to the whole model, all weights of which are loaded, for the duration of the context."""
@@ -348,7 +373,7 @@ def random_policy(sorted_model: SortedModel, seed: int) -> PruningPolicy:
     return greedy.map_scores(scores, sparsity_budget(sorted_model.units, 0.4, 0.1))
 
 
-def learn(
+def distill_layers(
     sorted_model: SortedModel,
     policy: PruningPolicy,
     windows: torch.Tensor,
@@ -377,18 +402,18 @@ def learn(
 
 
 def make_deep_model(name: str) -> PreTrainedModel:
-    """A tiny model of four layers, the last of the type of the second, for `without_parts`."""
+    """A tiny model of four layers, the last of the type of the second, for `without_sublayers`."""
     lists = {key: [*value, value[1]] for key, value in CONFIGS[name][1].items() if key in PER_LAYER_LISTS}
     return make_tiny_model(name, num_hidden_layers=4, **lists)
 
 
-def without_parts(policy: PruningPolicy) -> PruningPolicy:
+def without_sublayers(policy: PruningPolicy) -> PruningPolicy:
     """A policy of four layers without the FFN of the second, the third, and the attention of the last."""
     sizes = tuple(0 if index in (3, 4, 5, 6) else size for index, size in enumerate(policy.sizes))
     return PruningPolicy(policy.units, sizes)
 
 
-def prune_by_hand(
+def prune_to_sizes(
     model: PreTrainedModel,
     size: Callable[[int, int], int] = lambda groups, index: groups - 1 - index % 3,
     groups: Sequence[Group | None] = (None,),
@@ -403,7 +428,7 @@ def prune_by_hand(
     return sorted_model.materialize(policy, homogeneous=homogeneous), policy
 
 
-def drop_experts(model: PreTrainedModel) -> tuple[PreTrainedModel, list[torch.Tensor], PruningPolicy]:
+def prune_experts(model: PreTrainedModel) -> tuple[PreTrainedModel, list[torch.Tensor], PruningPolicy]:
     """A mixture that keeps six experts, other ones in every layer and group of the router, and their orders."""
     units = mixed_units(model)
     torch.manual_seed(1)
@@ -416,12 +441,10 @@ def drop_experts(model: PreTrainedModel) -> tuple[PreTrainedModel, list[torch.Te
     return sorted_model.materialize(policy), orders, policy
 
 
-def prune_tiny_model(name: str, folder: Path) -> Path:
+def save_pruned_model(name: str, folder: Path) -> Path:
     """A checkpoint with different heads and channels in every layer, and a tokenizer."""
-    pruned, _ = prune_by_hand(make_tiny_model(name), lambda groups, index: groups * (5 + index % 3) // 8)
-    pruned.save_pretrained(folder)
-    make_tokenizer().save_pretrained(folder)
-    return folder
+    pruned, _ = prune_to_sizes(make_tiny_model(name), lambda groups, index: groups * (5 + index % 3) // 8)
+    return save_with_tokenizer(pruned, folder)
 
 
 def make_task(folder: Path, name: str = "tiny", **changes: Any) -> list[dict[str, Any]]:
@@ -454,14 +477,31 @@ def make_task(folder: Path, name: str = "tiny", **changes: Any) -> list[dict[str
     return rows
 
 
-def contents(folder: Path) -> dict[str, bytes]:
+def read_files(folder: Path) -> dict[str, bytes]:
     return {path.relative_to(folder).as_posix(): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
 
 
-def published(folder: Path, repo_id: str) -> dict[str, bytes]:
+def expected_upload(folder: Path, repo_id: str) -> dict[str, bytes]:
     """What a push should make of a folder: the same but for the repository's name in the card."""
-    files = contents(folder)
+    files = read_files(folder)
     return files | {"README.md": render_card(Record.read(folder), repo_id).encode()}
+
+
+def run_python(*words: str | Path, **environment: str) -> str:
+    """Run a process of its own, and return what it prints."""
+    command, environment = [sys.executable, *words], os.environ | environment
+    done = subprocess.run(command, capture_output=True, text=True, env=environment)
+    assert done.returncode == 0, done.stderr[-3000:]
+    return done.stdout
+
+
+def record_inputs(model: PreTrainedModel, module: torch.nn.Module, *windows: torch.Tensor) -> torch.Tensor:
+    """What a module reads when a model runs on windows, one token per row."""
+    seen: list[torch.Tensor] = []
+    with module.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0].flatten(0, -2))):
+        for tokens in windows:
+            model(tokens)
+    return torch.cat(seen)
 
 
 def smollm2_path() -> Path:
@@ -469,27 +509,15 @@ def smollm2_path() -> Path:
     return path
 
 
-def tokens_read(layer: torch.nn.Module) -> list[int]:
+def count_tokens(layer: torch.nn.Module) -> list[int]:
     """Tokens of every forward pass of a decoder layer from now on."""
     read: list[int] = []
     layer.register_forward_pre_hook(lambda _, inputs: read.append(inputs[0][..., 0].numel()))
     return read
 
 
-def ridge_direct(weight: torch.Tensor, gram: torch.Tensor, kept: int, ridge_lambda: float = 0.01) -> torch.Tensor:
-    """Return the compensated weight of one prefix by solving Eq. 6 directly.
-
-    `S = (H_RR + λI)⁻¹ H_RP`, then `W'_R = W_R + W_P Sᵀ` (Eq. 7).
-
-    Args:
-        weight: Output projection with its columns sorted by importance, shape `[out_features, features]`.
-        gram: `H = XᵀX / n` in the same order, shape `[features, features]`.
-        kept: Number of columns to keep.
-        ridge_lambda: λ relative to `mean(diag H)` (the paper: 0.01).
-
-    Returns:
-        `W'_R` in the dtype of `weight`, shape `[out_features, kept]`.
-    """
+def solve_ridge(weight: torch.Tensor, gram: torch.Tensor, kept: int, ridge_lambda: float = 0.01) -> torch.Tensor:
+    """Solve Eq. 6, `S = (H_RR + λI)⁻¹ H_RP`, for the first `kept` columns, and return `W_R + W_P Sᵀ` (Eq. 7)."""
     damping = ridge_lambda * float(gram.diagonal().double().mean())
     damped = gram.double() + damping * torch.eye(len(gram), dtype=torch.float64, device=gram.device)
     retained, removed = weight[:, :kept].double(), weight[:, kept:].double()

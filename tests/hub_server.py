@@ -49,20 +49,14 @@ class Repository:
 
 @dataclass
 class Hub:
-    """State of the server.
-
-    Attributes:
-        url: Where it listens.
-        token: The one that it accepts, of user `me`.
-        repositories: By id.
-        faults: Method, pattern of the path, status and message of answers that are errors.
-        requests: Method, path and status of everything that was asked.
-    """
+    """State of the server, which accepts one token, of user `me`."""
 
     url: str
     token: str
     repositories: dict[str, Repository] = field(default_factory=dict)
+    # Method, pattern of the path, status and message of answers that are errors.
     faults: list[tuple[str, str, int, str]] = field(default_factory=list)
+    # Method, path and status of everything that was asked.
     requests: list[tuple[str, str, int]] = field(default_factory=list)
 
 
@@ -256,6 +250,6 @@ def git_hash(content: bytes) -> str:
     return hashlib.sha1(b"blob %d\0" % len(content) + content).hexdigest()
 
 
-def uploaded(repository: Repository) -> dict[str, bytes]:
+def uploaded_files(repository: Repository) -> dict[str, bytes]:
     """What the last commit holds but for what the Hub itself has added."""
     return {name: data for name, data in repository.commits[-1].files.items() if name != ".gitattributes"}

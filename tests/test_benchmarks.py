@@ -46,7 +46,7 @@ def load(name: str, monkeypatch) -> dict:
     return runpy.run_path(str(BENCHMARKS / f"{name}.py"))
 
 
-def test_compare_goes_on_where_it_was(run, save_tiny_model, data_folder, tmp_path, monkeypatch):
+def test_compare_resumes_from_work_folder(run, save_tiny_model, data_folder, tmp_path, monkeypatch):
     words = [save_tiny_model(), data_folder, "--sparsities", "0.3", "--seeds", "0", "--work", tmp_path / "work"]
     words += [*SHORT, *FEW]
     _, first = run("compare", *words, "--methods", "uniform")
@@ -56,7 +56,7 @@ def test_compare_goes_on_where_it_was(run, save_tiny_model, data_folder, tmp_pat
     assert records[0]["perplexities"] == first[0]["perplexities"]
 
 
-def test_the_allocation_of_flap_is_a_row_beside_the_methods(run, save_tiny_model, data_folder, tmp_path, monkeypatch):
+def test_compare_adds_row_for_flap_allocation(run, save_tiny_model, data_folder, tmp_path, monkeypatch):
     model, file = save_tiny_model(), tmp_path / "flap.json"
     words = [model, data_folder, "--sparsity", "0.3", "--num-samples", "8", "--seq-len", "24", "--output", file]
     monkeypatch.setattr("sys.argv", ["flap", *map(str, words)])
@@ -71,9 +71,8 @@ def test_the_allocation_of_flap_is_a_row_beside_the_methods(run, save_tiny_model
     assert records[1]["sparsity"] == pytest.approx(0.3, abs=0.01) and records[1]["asked"] == 0.3
 
 
-def test_flap_keeps_what_stands_out_in_its_unit(monkeypatch):
-    monkeypatch.syspath_prepend(BENCHMARKS)
-    allocate = runpy.run_path(str(BENCHMARKS / "flap.py"))["allocate"]
+def test_flap_allocation_uses_one_threshold_for_all_units(monkeypatch):
+    allocate = load("flap", monkeypatch)["allocate"]
     # A head has as many parameters as ten channels. Of 200, 40 go: those with the lowest scores, by the parameters.
     sizes = {"kv_group": (4, 10), "channel": (60, 1)}
     units = [Unit(layer, group, *size) for layer in (0, 1) for group, size in sizes.items()]
@@ -86,7 +85,7 @@ def test_flap_keeps_what_stands_out_in_its_unit(monkeypatch):
     assert policy.sizes[::2] == (3, 4) and sorted(policy.sizes[1::2]) == [44, 44]
 
 
-def test_scores_of_flap_are_those_of_the_inputs_of_the_whole_model(windows):
+def test_flap_scores_equal_standardized_fluctuation_metric(windows):
     """As the authors compute them: by column, standardized in a layer, and the mean of those of a head."""
     model, seen = make_tiny_model(num_key_value_heads=2), {}
     for name, module in model.named_modules():
@@ -110,13 +109,13 @@ def test_scores_of_flap_are_those_of_the_inputs_of_the_whole_model(windows):
         assert score(unit, found) == pytest.approx(scores.numpy(), rel=1e-3, abs=1e-3)
 
 
-def test_learning_curve(run, save_tiny_model, data_folder):
+def test_learning_curve_benchmark(run, save_tiny_model, data_folder):
     words = ["--sparsities", "0.3", "--steps", "26", "--seq-len", "24", "--search-samples", "2", "--held-out", "3"]
     _, (search,) = run("learning_curve", save_tiny_model(), data_folder, *words)
     assert search["ppo"]["tokens"] > 0 and search["mean_action"][0][0] == 0
 
 
-def test_divergence_and_zero_shot(run, save_tiny_model, pruned, data_folder, tmp_path):
+def test_divergence_and_zero_shot_benchmarks(run, save_tiny_model, pruned, data_folder, tmp_path):
     dense = save_tiny_model()
     words = [dense, pruned[1], dense, "--dataset", data_folder, "--dtype", "float32", "--windows", "2", "4-5"]
     _, records = run("divergence", *words)
@@ -135,14 +134,14 @@ def test_divergence_and_zero_shot(run, save_tiny_model, pruned, data_folder, tmp
     ]
 
 
-def test_recover(run, pruned, data_folder, tmp_path):
+def test_recover_benchmark(run, pruned, data_folder, tmp_path):
     words = [pruned[1], "--teacher", pruned[0].model_id, "--dataset", data_folder, "--max-tokens", "2k"]
     sizes = ["seq_len=24", "batch_tokens=96", "held_out_samples=3", "learning_rate=0.00001"]
     _, (record,) = run("recover", *words, "--work", tmp_path / "work", "--eval-samples", "3", "--options", *sizes)
     assert record["perplexity"]["recovered"] > 0
 
 
-def test_serve_adds_a_runtime_to_its_record(run, save_tiny_model, pruned):
+def test_serve_benchmark_appends_to_record(run, save_tiny_model, pruned):
     words = [f"dense={save_tiny_model()}", f"pruned={pruned[1]}", "--workloads", "6+2x2", "4+1", "--rounds", "2"]
     run("serve", "transformers", *words)
     _, records = run("serve", "transformers", *words)
@@ -150,14 +149,14 @@ def test_serve_adds_a_runtime_to_its_record(run, save_tiny_model, pruned):
     assert all(len(record["seconds"]) == 2 and min(record["seconds"]) > 0 for record in records)
 
 
-def test_completions(run, save_tiny_model, pruned):
+def test_completions_benchmark(run, save_tiny_model, pruned):
     printed, records = run("completions", save_tiny_model(), pruned[1], "--max-new-tokens", "8")
     assert len(records) == 2 and printed.count("`is_prime`") == 1
     # Untrained models write no Python.
     assert not any(function["passed"] for record in records for function in record["functions"].values())
 
 
-def test_programs_of_a_model_run_apart(monkeypatch, tmp_path):
+def test_generated_programs_run_in_isolated_process(monkeypatch, tmp_path):
     runs = load("completions", monkeypatch)["runs"]
     monkeypatch.setenv("HF_TOKEN", "secret")
     assert runs("import os\nassert os.listdir() == [] and 'HF_TOKEN' not in os.environ", 60)
@@ -165,7 +164,7 @@ def test_programs_of_a_model_run_apart(monkeypatch, tmp_path):
     assert not runs("assert 1 == 2", 60) and not runs("while True: pass", 0.5)
 
 
-def test_python_source_keeps_files_in_their_split(monkeypatch, tmp_path):
+def test_python_source_splits_are_stable(monkeypatch, tmp_path):
     names = [f"package{number % 7}/module{number}.py" for number in range(80)]
     left_out = ["test/test_this.py", "package1/tests/case.py", "site-packages/other.py", "_sysconfigdata_linux.py"]
     library = tmp_path / "library"
@@ -185,7 +184,7 @@ def test_python_source_keeps_files_in_their_split(monkeypatch, tmp_path):
 
 
 @pytest.mark.skipif(not (BENCHMARKS.parent / ".git").exists(), reason="versions are revisions of the repository")
-def test_two_runs_of_a_version_give_the_same_model_and_leave_nothing_behind(run, save_tiny_model, data_folder):
+def test_versions_benchmark_is_reproducible_and_leaves_no_worktree(run, save_tiny_model, data_folder):
     words = ["--options", "seq_len=24", "eval_samples=2", *FEW[1:]]
     printed, record = run("versions", save_tiny_model(), data_folder, "--versions", "HEAD", "--runs", "2", *words)
     one, other = record["versions"]["HEAD"]

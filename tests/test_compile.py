@@ -3,13 +3,13 @@
 import pytest
 import torch
 
-from tests.helpers import make_tiny_model, prune_by_hand
+from tests.helpers import make_tiny_model, prune_to_sizes
 
 
 @pytest.mark.slow
-def test_compiled_forward_and_generation_with_a_static_cache(windows):
+def test_torch_compile_of_forward_and_generation(windows):
     torch.compiler.reset()
-    model, _ = prune_by_hand(make_tiny_model())
+    model, _ = prune_to_sizes(make_tiny_model())
     options = {"max_new_tokens": 6, "do_sample": False, "pad_token_id": 1}
     with torch.no_grad():
         expected, tokens = model(windows).logits, model.generate(windows[:1, :6], **options)

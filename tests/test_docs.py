@@ -25,7 +25,7 @@ ALL_PAGES = [
 # Pages of figures, and of generated text.
 LONG = {"reference.md", "results.md"}
 pytestmark = pytest.mark.skipif(not (ROOT / "docs").is_dir(), reason="needs a checkout")
-of_every_page = pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+on_every_page = pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
 
 
 def anchors(page: Path) -> set[str]:
@@ -41,7 +41,7 @@ def commands(page: Path, program: str) -> list[list[str]]:
 
 
 @pytest.mark.parametrize("page", ALL_PAGES, ids=lambda page: str(page.relative_to(ROOT)))
-def test_links_lead_somewhere(page):
+def test_links_resolve(page):
     for link in re.findall(r"\]\(([^)\s]+)\)", page.read_text()):
         if not link.startswith("https://"):
             path, _, anchor = link.partition("#")
@@ -50,8 +50,8 @@ def test_links_lead_somewhere(page):
             assert not anchor or anchor in anchors(target), link
 
 
-@of_every_page
-def test_files_that_are_named_exist(page):
+@on_every_page
+def test_mentioned_files_exist(page):
     for path in re.findall(r"`((?:\w+/)+(?:\w+\.py)?)`", page.read_text()):
         assert (ROOT / path).exists() or (ROOT / "optimum_ffp" / path).exists(), path
     for program in ("python -m pytest ", ".venv/bin/python -m pytest "):
@@ -59,8 +59,8 @@ def test_files_that_are_named_exist(page):
             assert all((ROOT / path).exists() for path in words[3:]), words
 
 
-@of_every_page
-def test_commands_are_understood(page):
+@on_every_page
+def test_documented_commands_parse(page):
     parsers = {}
     for command in FFPCommand.SUBCOMMANDS:
         parsers[command.name] = argparse.ArgumentParser(exit_on_error=False)
@@ -69,8 +69,8 @@ def test_commands_are_understood(page):
         parsers[name].parse_args(words)
 
 
-@of_every_page
-def test_benchmarks_take_what_they_are_given(page, monkeypatch):
+@on_every_page
+def test_documented_benchmark_commands_parse(page, monkeypatch):
     class Understood(Exception):
         pass
 
@@ -86,7 +86,7 @@ def test_benchmarks_take_what_they_are_given(page, monkeypatch):
             runpy.run_path(str(ROOT / script), run_name="__main__")
 
 
-def test_the_readme_is_short_and_leads_to_every_page():
+def test_readme_is_short_and_links_every_page():
     text = (ROOT / "README.md").read_text()
     assert len(text) <= 7000
     for page in GUIDES:
@@ -94,25 +94,25 @@ def test_the_readme_is_short_and_leads_to_every_page():
 
 
 @pytest.mark.parametrize("page", GUIDES, ids=lambda page: page.name)
-def test_a_guide_is_short_and_answers_a_question(page):
+def test_guides_are_short_and_titled_by_question(page):
     text = page.read_text()
     assert text.splitlines()[0].endswith("?")
     assert len(text) <= 6000 or page.name in LONG
 
 
 @pytest.mark.parametrize("page", ALL_PAGES, ids=lambda page: str(page.relative_to(ROOT)))
-def test_code_says_its_language(page):
+def test_code_blocks_name_language(page):
     fences = re.findall(r"^ *```(.*)$", page.read_text(), re.MULTILINE)
     assert all(fences[::2]) and not any(fences[1::2])
 
 
 @pytest.mark.parametrize("page", GUIDES, ids=lambda page: page.name)
-def test_generated_parts_are_up_to_date(page):
+def test_generated_sections_are_up_to_date(page):
     updated = runpy.run_path(str(ROOT / "docs" / "generate.py"))["updated"]
     assert updated(page.read_text()) == page.read_text(), "run make style"
 
 
-def test_make_has_the_targets_that_are_named():
+def test_mentioned_make_targets_exist():
     targets = set(re.findall(r"^([\w-]+):", (ROOT / "Makefile").read_text(), re.MULTILINE))
     for page in PAGES:
         assert set(re.findall(r"`make ([\w-]+)`", page.read_text())) <= targets

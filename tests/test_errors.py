@@ -18,7 +18,7 @@ from optimum_ffp.errors import FFPError, convert_errors, one_line
         ),
     ],
 )
-def test_the_first_line_without_tokens(error, line, monkeypatch):
+def test_one_line_keeps_first_line_and_hides_tokens(error, line, monkeypatch):
     monkeypatch.setenv("HF_TOKEN", "hf_stored")
     assert one_line(error, "hf_given\n") == line
 
@@ -34,13 +34,13 @@ def test_the_first_line_without_tokens(error, line, monkeypatch):
         (PermissionError("a library's own words"), "a library's own words"),
     ],
 )
-def test_what_may_not_be_read_is_no_traceback(error, line, capsys):
+def test_os_errors_are_one_line_without_traceback(error, line, capsys):
     with pytest.raises(SystemExit) as ended, one_line_errors():
         raise error
     assert ended.value.code == 2 and capsys.readouterr().err == f"error: {line}\n"
 
 
-def test_errors_of_others_are_the_users_and_own_ones_stay():
+def test_convert_errors_wraps_foreign_errors_only():
     with pytest.raises(FFPError, match="^x.txt: broken$") as raised, convert_errors(lambda error: f"x.txt: {error}"):
         raise OSError("broken")
     assert raised.value.__suppress_context__

@@ -15,7 +15,7 @@ from tests.helpers import (
     make_text,
     make_tiny_model,
     make_tokenizer,
-    prune_tiny_model,
+    save_pruned_model,
 )
 
 
@@ -31,7 +31,7 @@ def dense(tmp_path) -> Path:
     return tmp_path / "dense"
 
 
-def test_prune_recover_evaluate_and_generate(run_example, dense, tmp_path):
+def test_prune_and_recover_example_and_generate_example(run_example, dense, tmp_path):
     (tmp_path / "text.txt").write_text(make_text(4000))
     words = ["--seq-len", "24", "--max-tokens", "480", "--prompt", "w5 w6 w7"]
     printed = run_example("prune_job.py", dense, tmp_path / "text.txt", tmp_path / "out", *words)
@@ -48,7 +48,7 @@ def test_prune_recover_evaluate_and_generate(run_example, dense, tmp_path):
         assert len(re.findall(rf"^  {name} +w\d+ w\d+", printed, re.M)) == 2, printed
 
 
-def test_a_criterion_with_an_option_of_its_own(dense, data_folder, monkeypatch):
+def test_scaled_wanda_example_criterion(dense, data_folder, monkeypatch):
     monkeypatch.syspath_prepend(EXAMPLES)
 
     def weights(**options) -> dict[str, torch.Tensor]:
@@ -61,7 +61,7 @@ def test_a_criterion_with_an_option_of_its_own(dense, data_folder, monkeypatch):
         assert all(torch.equal(weight, scaled[name]) for name, weight in wanda.items()) == is_wanda
 
 
-def test_a_model_writes_chats(run_example, dense, tmp_path):
+def test_write_chats_example(run_example, dense, tmp_path):
     run_example("write_chats.py", dense, tmp_path / "chats.jsonl", "--chats", "3", "--batch-size", "16")
     chats = [json.loads(line)["messages"] for line in (tmp_path / "chats.jsonl").read_text().splitlines()]
     assert len({user["content"] for user, _ in chats}) == 3
@@ -69,9 +69,9 @@ def test_a_model_writes_chats(run_example, dense, tmp_path):
     assert all(message["content"] for chat in chats for message in chat)
 
 
-def test_lm_eval_takes_a_pruned_model(run_example, tmp_path):
+def test_lm_eval_example(run_example, tmp_path):
     pytest.importorskip("lm_eval")
     make_task(tmp_path / "tasks")
-    folder = prune_tiny_model("llama", tmp_path / "pruned")
+    folder = save_pruned_model("llama", tmp_path / "pruned")
     printed = run_example("evaluate_with_lm_eval.py", folder, "--tasks", "tiny", "--tasks-path", tmp_path / "tasks")
     assert "|tiny " in printed and "acc_norm" in printed

@@ -12,7 +12,7 @@ from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
 from optimum_ffp import FFPConfig, FFPError, FFPModelForCausalLM, RecoveryConfig
-from tests.helpers import contents
+from tests.helpers import read_files
 
 
 # What fixtures provide is the same for all examples.
@@ -58,8 +58,8 @@ def break_weights(content: bytes, broken: tuple[str, Any], tensor: int) -> bytes
 @pytest.mark.slow
 @settings(fuzz, max_examples=12)
 @given(broken=weights_breaks, tensor=st.integers(0, 30))
-def test_broken_weights_never_load_as_another_model(pruned, windows, broken, tensor):
-    files = contents(pruned[1])
+def test_corrupt_weights_never_load_as_other_model(pruned, windows, broken, tensor):
+    files = read_files(pruned[1])
     expected = FFPModelForCausalLM.from_pretrained(pruned[1])(windows).logits
     with TemporaryDirectory() as folder:
         files["model.safetensors"] = break_weights(files["model.safetensors"], broken, tensor)
@@ -85,7 +85,7 @@ wild_values = st.one_of(
 @pytest.mark.parametrize("kind", [FFPConfig, RecoveryConfig])
 @settings(fuzz, max_examples=200)
 @given(data=st.data())
-def test_wild_options_are_refused_in_one_line_or_read_again_as_they_are(kind, data, tmp_path):
+def test_random_options_round_trip_or_are_one_line_errors(kind, data, tmp_path):
     options = data.draw(st.dictionaries(st.sampled_from(kind.option_names()), wild_values, max_size=3))
     file = tmp_path / "options.json"
     file.write_text(json.dumps(options))
@@ -101,7 +101,7 @@ def test_wild_options_are_refused_in_one_line_or_read_again_as_they_are(kind, da
 @settings(fuzz, max_examples=40)
 @given(name=st.sampled_from(FFPConfig.option_names()), value=st.sampled_from(WORDS))
 @example(name="config", value="")
-def test_wild_arguments_end_in_one_line(run_ffp, name, value):
+def test_random_arguments_are_one_line_errors(run_ffp, name, value):
     code, output, errors = run_ffp("prune", "-m", "nobody/nothing", "--plan", f"--{name.replace('_', '-')}", value)
     assert code == 2 and "Traceback" not in output + errors
     assert len([line for line in errors.splitlines() if "error: " in line]) == 1

@@ -18,7 +18,7 @@ NATIVE = ("llama", "phi3", "gemma2", "gemma3", "olmo2")
     [(name, {}, (None,)) for name in NATIVE]
     + [(name, *GROUPINGS["both groups"]) for name in ("llama", "phi3", "gemma3")],
 )
-def test_the_same_folder_loads_as_the_base_class(name, sizes, groups, windows, tmp_path, monkeypatch):
+def test_checkpoint_loads_with_native_per_layer_config(name, sizes, groups, windows, tmp_path, monkeypatch):
     sorted_model, _ = make_sorted_model(make_tiny_model(name, **sizes), windows, groups)
     pruned = sorted_model.materialize(random_policy(sorted_model, 1))
     pruned.save_pretrained(tmp_path)

@@ -28,7 +28,7 @@ def wheel(tmp_path_factory) -> Path:
 
 @pytest.mark.network
 @pytest.mark.slow
-def test_wheel_holds_what_the_checkout_does_and_hides_nothing_of_optimum(wheel):
+def test_wheel_contains_package_and_no_optimum_init_file(wheel):
     names = set(zipfile.ZipFile(wheel).namelist())
     ours = [path for path in (ROOT / "optimum_ffp").rglob("*") if path.is_file() and path.suffix != ".pyc"]
     assert names >= {str(path.relative_to(ROOT)) for path in ours}
@@ -40,7 +40,7 @@ def test_wheel_holds_what_the_checkout_does_and_hides_nothing_of_optimum(wheel):
 
 @pytest.mark.network
 @pytest.mark.slow
-def test_wheel_prunes_without_the_checkout(wheel, save_tiny_model, data_folder, tmp_path):
+def test_installed_wheel_prunes_without_checkout(wheel, save_tiny_model, data_folder, tmp_path):
     venv.create(tmp_path / "venv")
     python = tmp_path / "venv" / "bin" / "python"
     install = [sys.executable, "-m", "pip", "--python", python, "install", "--quiet", "--no-deps", wheel]
@@ -57,7 +57,7 @@ def test_wheel_prunes_without_the_checkout(wheel, save_tiny_model, data_folder, 
 
 
 @pytest.mark.skipif(not (ROOT / "Makefile").is_file() or not shutil.which("make"), reason="needs a checkout and make")
-def test_nothing_that_is_installed_compiles_llama_cpp(tmp_path):
+def test_installation_does_not_compile_llama_cpp(tmp_path):
     # Part of Python since 3.11.
     tomllib = pytest.importorskip("tomllib")
     extras = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]
@@ -75,7 +75,7 @@ def make_targets(script: str) -> set[str]:
 
 
 @in_checkout
-def test_github_runs_the_make_targets_of_ci():
+def test_github_workflow_runs_same_targets_as_ci():
     jobs = yaml.safe_load((ROOT / ".github" / "workflows" / "ci.yml").read_text())["jobs"]
     commands = [step["run"] for job in jobs.values() for step in job["steps"] if "run" in step]
     targets = make_targets("\n".join(commands))
@@ -83,7 +83,7 @@ def test_github_runs_the_make_targets_of_ci():
 
 
 @in_checkout
-def test_hooks_run_commands_of_the_makefile():
+def test_pre_commit_hooks_run_makefile_commands():
     makefile = (ROOT / "Makefile").read_text()
     for repository in yaml.safe_load((ROOT / ".pre-commit-config.yaml").read_text())["repos"]:
         for command in [hook["entry"] for hook in repository["hooks"]]:
@@ -93,7 +93,7 @@ def test_hooks_run_commands_of_the_makefile():
 
 
 @in_checkout
-def test_the_citation_file_has_the_facts_of_the_readme():
+def test_citation_file_matches_readme():
     software = yaml.safe_load((ROOT / "CITATION.cff").read_text())
     bibtex = re.sub(r"\s+", " ", re.sub(r"[{}]", "", (ROOT / "README.md").read_text()))
     (paper,) = software["references"]
@@ -105,7 +105,7 @@ def test_the_citation_file_has_the_facts_of_the_readme():
 
 
 @in_checkout
-def test_every_imported_package_is_declared():
+def test_imported_packages_are_declared_dependencies():
     tomllib = pytest.importorskip("tomllib")
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     requirements = [*project["dependencies"], *sum(project["optional-dependencies"].values(), [])]

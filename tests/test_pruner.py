@@ -14,13 +14,15 @@ from optimum_ffp.commands.summary import summarize
 from optimum_ffp.evaluation import window_losses
 from optimum_ffp.evaluation.size import kv_cache_bytes
 from tests.helpers import (
-    KINDS,
+    DIVERSE_MODELS,
     SETTINGS,
+    assert_same_weights,
     make_deep_model,
     make_pruner,
     make_text,
     make_tiny_model,
     make_tokenizer,
+    save_with_tokenizer,
     step_parameters,
 )
 
@@ -29,15 +31,10 @@ def pruner_of(model, data, **options) -> FFPPruner:
     return FFPPruner(model, make_tokenizer(), FFPConfig(dataset=str(data), **SETTINGS | options))
 
 
-def assert_same_weights(model, other):
-    weights = other.state_dict()
-    assert all(torch.equal(tensor, weights[name]) for name, tensor in model.state_dict().items())
-
-
 @pytest.mark.slow
-@pytest.mark.parametrize("name", KINDS)
+@pytest.mark.parametrize("name", DIVERSE_MODELS)
 @pytest.mark.parametrize("preset", ["default", "paper"])
-def test_every_kind_of_family_is_pruned_to_the_budget(data_folder, name, preset):
+def test_families_are_pruned_to_sparsity(data_folder, name, preset):
     pruner = pruner_of(make_tiny_model(name), data_folder, preset=preset, sparsity=0.3, search_steps=5)
     result = pruner.prune()
     quantum = min(step_parameters(unit) for unit in pruner.measured.units)
@@ -52,7 +49,7 @@ def test_every_kind_of_family_is_pruned_to_the_budget(data_folder, name, preset)
 @pytest.mark.parametrize(
     ("depth", "method"), [("sublayers", "ffp"), ("layers", "homogeneous"), ("layers", "evolutionary")]
 )
-def test_parts_that_are_removed_whole_leave_more_for_the_rest_of_the_budget(tmp_path, depth, method):
+def test_depth_pruning_beats_width_pruning_of_redundant_layers(tmp_path, depth, method):
     dense = make_deep_model("llama")
     # A model that hardly needs its third layer, nor the attention of the last.
     for layer, part in ((2, "self_attn.o_proj"), (2, "mlp.down_proj"), (3, "self_attn.o_proj")):
@@ -73,7 +70,7 @@ def test_parts_that_are_removed_whole_leave_more_for_the_rest_of_the_budget(tmp_
 
 
 @pytest.mark.slow
-def test_the_cache_of_a_single_kv_head_shrinks_by_whole_attentions(data_folder):
+def test_single_kv_head_cache_shrinks_by_removing_attention(data_folder):
     dense = make_tiny_model("llama", num_hidden_layers=4, num_key_value_heads=1)
     budget = {"sparsity": None, "kv_cache": 0.6, "context": 24}
     with pytest.raises(FFPError, match="single KV head.*depth"):
@@ -84,7 +81,7 @@ def test_the_cache_of_a_single_kv_head_shrinks_by_whole_attentions(data_folder):
 
 
 @pytest.mark.slow
-def test_perplexity_is_reported_on_each_text_of_a_mix(save_tiny_model, data_folder, tmp_path):
+def test_perplexity_is_reported_for_each_dataset_of_mix(save_tiny_model, data_folder, tmp_path):
     (tmp_path / "other.txt").write_text(make_text(1500, 9))
     mix = f"{data_folder}:0.5,{tmp_path / 'other.txt'}:0.25,self:0.25"
     pruner = make_pruner(save_tiny_model(), mix, search_samples=4, reward="pruned", search_steps=5)
@@ -111,7 +108,7 @@ def test_perplexity_is_reported_on_each_text_of_a_mix(save_tiny_model, data_fold
 
 @pytest.mark.slow
 @pytest.mark.parametrize(("name", "options"), [("llama", {}), ("phi3", {"preset": "paper"}), ("gemma3", {})], ids=str)
-def test_attention_with_one_kv_head_loses_query_heads(data_folder, windows, tmp_path, name, options):
+def test_attention_with_single_kv_head_is_pruned_by_query_heads(data_folder, windows, tmp_path, name, options):
     # More than the FFNs alone could give.
     pruner = pruner_of(make_tiny_model(name, num_key_value_heads=1), data_folder, sparsity=0.7, **options)
     policy = pruner.prune().policy
@@ -125,7 +122,7 @@ def test_attention_with_one_kv_head_loses_query_heads(data_folder, windows, tmp_
 
 
 @pytest.mark.slow
-def test_query_heads_are_pruned_where_they_are_asked_for(save_tiny_model, data_folder):
+def test_query_heads_option_keeps_kv_heads(save_tiny_model, data_folder):
     options = {"attention": "query-heads", "sparsity": 0.4, "min_retention": 0.5, "method": "no-search"}
     result = make_pruner(save_tiny_model(), data_folder, **options).prune()
     layers = result.model.model.layers
@@ -135,7 +132,7 @@ def test_query_heads_are_pruned_where_they_are_asked_for(save_tiny_model, data_f
 
 
 @pytest.mark.slow
-def test_same_seed_same_policy_and_weights(save_tiny_model, data_folder):
+def test_same_seed_gives_same_policy_and_weights(save_tiny_model, data_folder):
     folder = save_tiny_model()
     first = make_pruner(folder, data_folder).prune()
     # A model that the caller has loaded, in training mode.
@@ -146,7 +143,7 @@ def test_same_seed_same_policy_and_weights(save_tiny_model, data_folder):
 
 
 @pytest.mark.slow
-def test_a_second_prune_measures_nothing_again_and_is_as_if_it_were_alone(save_tiny_model, data_folder, monkeypatch):
+def test_second_prune_reuses_measurements_and_equals_single_prune(save_tiny_model, data_folder, monkeypatch):
     folder = save_tiny_model()
     later = {"method": "random", "calibration": "ridge", "min_retention": 0.5, "update_samples": 1, "search_steps": 5}
     pruner = make_pruner(folder, data_folder)
@@ -161,7 +158,7 @@ def test_a_second_prune_measures_nothing_again_and_is_as_if_it_were_alone(save_t
 
 
 @pytest.mark.slow
-def test_what_was_measured_once_may_not_change(save_tiny_model, data_folder):
+def test_options_of_measurements_cannot_change_between_prunes(save_tiny_model, data_folder):
     pruner = make_pruner(save_tiny_model(), data_folder, method="uniform", calibration="ridge")
     search = pruner.search()
     with pytest.raises(FFPError, match="fisher_samples"):
@@ -176,7 +173,7 @@ def test_what_was_measured_once_may_not_change(save_tiny_model, data_folder):
 
 
 @pytest.mark.slow
-def test_what_is_measured_once_reads_no_other_options(save_tiny_model, data_folder, monkeypatch):
+def test_measurements_read_only_options_of_their_stage(save_tiny_model, data_folder, monkeypatch):
     pruner = make_pruner(save_tiny_model(), data_folder)
     read = set()
 
@@ -193,7 +190,7 @@ def test_what_is_measured_once_reads_no_other_options(save_tiny_model, data_fold
     assert read & {*FFPConfig.option_names()} <= measured
 
 
-def test_a_dtype_is_named_or_given(save_tiny_model, data_folder):
+def test_dtype_accepts_name_and_torch_dtype(save_tiny_model, data_folder):
     folder, config = save_tiny_model(), FFPConfig(dataset=str(data_folder))
     for dtype in ("bfloat16", torch.bfloat16):
         assert FFPPruner.from_pretrained(folder, config, dtype=dtype, device="cpu").model.dtype == torch.bfloat16
@@ -203,10 +200,9 @@ def test_a_dtype_is_named_or_given(save_tiny_model, data_folder):
 
 @pytest.mark.slow
 @pytest.mark.parametrize(("dtype", "calibration"), [(torch.bfloat16, "layers"), (torch.float16, "ridge")])
-def test_weights_that_the_cpu_does_not_multiply_are_pruned_in_float32(tmp_path, data_folder, dtype, calibration):
+def test_half_precision_on_cpu_is_pruned_in_float32(tmp_path, data_folder, dtype, calibration):
     config = FFPConfig(dataset=str(data_folder), **SETTINGS | {"calibration": calibration, "sparsity": 0.3})
-    make_tiny_model().to(dtype).save_pretrained(tmp_path)
-    make_tokenizer().save_pretrained(tmp_path)
+    save_with_tokenizer(make_tiny_model().to(dtype), tmp_path)
     pruners = [FFPPruner.from_pretrained(tmp_path, config, dtype=name, device="cpu") for name in ("auto", "float32")]
     result, reference = (pruner.prune() for pruner in pruners)
     assert result.policy == reference.policy
@@ -218,7 +214,7 @@ def test_weights_that_the_cpu_does_not_multiply_are_pruned_in_float32(tmp_path, 
 
 
 @pytest.mark.slow
-def test_held_out_error_of_every_layer_is_on_record(save_tiny_model, data_folder):
+def test_record_has_held_out_error_of_every_layer(save_tiny_model, data_folder):
     pruner = make_pruner(save_tiny_model(), data_folder, held_out_samples=1, sparsity=0.4)
     result = pruner.prune()
     record = result.provenance().held_out
@@ -229,15 +225,7 @@ def test_held_out_error_of_every_layer_is_on_record(save_tiny_model, data_folder
 
 
 @pytest.mark.slow
-def test_bounds_and_multiples_are_kept(save_tiny_model, data_folder):
-    options = {"min_retention": 0.5, "max_retention": 0.75, "multiple_of": 4, "sparsity": 0.4}
-    result = make_pruner(save_tiny_model(), data_folder, **options).prune()
-    for unit, size in zip(result.policy.units, result.policy.sizes):
-        assert 0.5 <= size / unit.groups <= 0.75 and (unit.kind == "attention" or size % 4 == 0)
-
-
-@pytest.mark.slow
-def test_a_search_and_a_calibration_may_have_other_options_than_the_pruner(save_tiny_model, data_folder):
+def test_search_and_finish_accept_option_overrides(save_tiny_model, data_folder):
     folder, other = save_tiny_model(), {"method": "random", "min_retention": 0.5, "calibration": "none"}
     pruner = make_pruner(folder, data_folder, sparsity=0.3)
     search = pruner.search(**other)
@@ -249,7 +237,7 @@ def test_a_search_and_a_calibration_may_have_other_options_than_the_pruner(save_
     assert list(pruner.finish(search).losses) == ["dense", "searched"]
 
 
-def test_the_search_is_skipped_at_those_sparsities_where_training_makes_up_for_it(save_tiny_model, data_folder):
+def test_search_is_skipped_at_high_sparsity_by_default(save_tiny_model, data_folder):
     pruner = make_pruner(save_tiny_model(), data_folder, method=None)
     low, high, again = (pruner.search(sparsity=sparsity) for sparsity in (0.2, 0.3, 0.2))
     assert [found.plan.method for found in (low, high, again)] == ["ffp", "no-search", "ffp"]
@@ -262,7 +250,7 @@ def test_the_search_is_skipped_at_those_sparsities_where_training_makes_up_for_i
     assert pruner.search(low.agent, sparsity=0.3, method="ffp").note is None
 
 
-def test_work_is_kept_for_further_sparsities(save_tiny_model, data_folder, tmp_path):
+def test_keep_work_keeps_work_folder_after_saving(save_tiny_model, data_folder, tmp_path):
     pruner = make_pruner(save_tiny_model(), data_folder, tmp_path / "work", method="uniform", calibration="ridge")
     for sparsity, keep in ((0.2, True), (0.3, False)):
         pruner.prune(sparsity=sparsity)
@@ -273,7 +261,7 @@ def test_work_is_kept_for_further_sparsities(save_tiny_model, data_folder, tmp_p
 
 
 @pytest.mark.slow
-def test_windows_are_as_long_as_the_model_knows(save_tiny_model, data_folder):
+def test_window_length_is_limited_to_max_positions(save_tiny_model, data_folder):
     config = FFPConfig(dataset=str(data_folder), method="uniform", preset="paper", num_samples=4, search_samples=2)
     result = FFPPruner(make_tiny_model("gpt2"), make_tokenizer(), config).prune()
     assert result.plan.seq_len == result.test.length == 64 and config.seq_len is None
@@ -281,7 +269,7 @@ def test_windows_are_as_long_as_the_model_knows(save_tiny_model, data_folder):
         make_pruner(save_tiny_model(), data_folder, seq_len=65)
 
 
-def test_too_little_text_is_refused_and_little_text_is_a_warning(data_folder, tmp_path, caplog):
+def test_too_few_tokens_are_rejected_and_short_text_is_warning(data_folder, tmp_path, caplog):
     text = tmp_path / "text.txt"
     text.write_text(make_text(180))
     config = FFPConfig(dataset=str(text), seq_len=16)
@@ -291,13 +279,13 @@ def test_too_little_text_is_refused_and_little_text_is_a_warning(data_folder, tm
     assert "fills only" in caplog.text
 
 
-def test_roles_do_not_share_windows(save_tiny_model, data_folder):
+def test_data_roles_do_not_share_windows(save_tiny_model, data_folder):
     data = make_pruner(save_tiny_model(), data_folder / "train.txt").measured.data
     windows = [tuple(row) for _, part in data.roles() for row in part.tokens.tolist()]
     assert len(set(windows)) == len(windows)
 
 
-def test_a_sparsity_that_cannot_be_met_is_refused_at_once(save_tiny_model, data_folder):
+def test_infeasible_sparsity_is_rejected_at_construction(save_tiny_model, data_folder):
     with pytest.raises(FFPError, match="0.9"):
         make_pruner(save_tiny_model(), data_folder, sparsity=0.9)
     with pytest.raises(FFPError, match="0.9"):
@@ -309,7 +297,7 @@ def test_a_sparsity_that_cannot_be_met_is_refused_at_once(save_tiny_model, data_
         make_pruner(folder, data_folder, method="homogeneous", sparsity=0.6)
 
 
-def test_what_can_not_be_pruned_is_refused_whoever_has_loaded_it(save_tiny_model, data_folder):
+def test_unprunable_models_are_rejected(save_tiny_model, data_folder):
     broken, quantized, foreign = (make_tiny_model() for _ in range(3))
     broken.model.layers[1].mlp.up_proj.weight[3, 4] = float("inf")
     quantized.config.quantization_config = {"quant_method": "gptq"}
@@ -328,7 +316,7 @@ def test_what_can_not_be_pruned_is_refused_whoever_has_loaded_it(save_tiny_model
 
 
 @pytest.mark.slow
-def test_units_that_read_zeros_are_pruned_like_any_other(data_folder):
+def test_units_with_zero_inputs_are_pruned_first(data_folder):
     model = make_tiny_model()
     model.model.layers[0].mlp.up_proj.weight.data.zero_()
     model.model.layers[1].self_attn.v_proj.weight.data.zero_()
@@ -342,7 +330,7 @@ def test_units_that_read_zeros_are_pruned_like_any_other(data_folder):
         assert max(kept[unit] for unit in dead) <= min(kept[unit] for unit in kept.keys() - dead)
 
 
-def test_what_overflows_ends_in_one_line_that_says_where(data_folder):
+def test_overflow_error_names_layer(data_folder):
     for name, factor, word in (("model.layers.1.mlp.up_proj", 1e30, "layer 1 ffn"), ("lm_head", 1e8, "dense model")):
         model = make_tiny_model()
         model.get_submodule(name).weight.data.mul_(factor)
@@ -350,7 +338,7 @@ def test_what_overflows_ends_in_one_line_that_says_where(data_folder):
             pruner_of(model, data_folder).prune()
 
 
-def test_more_channels_than_calibration_tokens_are_a_warning(save_tiny_model, data_folder, caplog):
+def test_more_channels_than_calibration_tokens_is_warning(save_tiny_model, data_folder, caplog):
     # One window, of the eight that are asked for.
     words = (data_folder / "train.txt").read_text().split()
     (data_folder / "train.txt").write_text(" ".join(words[:45]))
@@ -361,9 +349,7 @@ def test_more_channels_than_calibration_tokens_are_a_warning(save_tiny_model, da
 @pytest.mark.parametrize(
     ("options", "word"), [({}, "size gradients"), ({"agent": "ppo"}, "shape"), ({"method": "random"}, "no agent")]
 )
-def test_an_agent_that_can_not_be_started_from_is_refused_before_anything_is_measured(
-    save_tiny_model, data_folder, options, word
-):
+def test_invalid_warm_start_is_rejected_before_measuring(save_tiny_model, data_folder, options, word):
     pruner = make_pruner(save_tiny_model(), data_folder, **options)
     with pytest.raises(FFPError, match=word):
         pruner.search(warm_start={"weights": np.zeros(2)})
@@ -372,7 +358,7 @@ def test_an_agent_that_can_not_be_started_from_is_refused_before_anything_is_mea
 
 @pytest.mark.slow
 @pytest.mark.parametrize("agent", ["gradient", "ppo"])
-def test_an_agent_of_a_model_of_other_sizes_is_refused(agent, save_tiny_model, data_folder):
+def test_agent_of_model_with_other_sizes_is_rejected(agent, save_tiny_model, data_folder):
     pruner = make_pruner(save_tiny_model(), data_folder, agent=agent)
     learned = pruner.search().agent
     pruner.search(warm_start=learned)
@@ -381,7 +367,7 @@ def test_an_agent_of_a_model_of_other_sizes_is_refused(agent, save_tiny_model, d
         other.search(warm_start=learned)
 
 
-def test_a_local_model_without_a_license_takes_that_of_its_base_model(save_tiny_model, data_folder, monkeypatch):
+def test_local_model_inherits_license_of_base_model(save_tiny_model, data_folder, monkeypatch):
     licenses = {"org/tiny": {"license": "mit"}}
     monkeypatch.setattr("optimum_ffp.pruner.read_license", lambda model, **hub: licenses.get(model, {}))
     pruner = make_pruner(save_tiny_model(), data_folder, base_model="org/tiny", method="uniform", calibration="none")

@@ -3,8 +3,6 @@
 import json
 import os
 import shutil
-import subprocess
-import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -16,7 +14,7 @@ from optimum_ffp import FFPConfig, FFPError, FFPPruner
 from optimum_ffp.analysis.measurements import policy_losses
 from optimum_ffp.modeling.loading import LoadOptions, load_dense
 from optimum_ffp.utils.device_memory import device_name
-from tests.helpers import SETTINGS, make_pruner, make_tokenizer
+from tests.helpers import SETTINGS, assert_same_weights, make_pruner, make_tokenizer, run_python
 
 
 pytestmark = pytest.mark.slow
@@ -24,45 +22,40 @@ pytestmark = pytest.mark.slow
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="the script forks")
 @pytest.mark.parametrize("kills, options", [(3, {}), (2, {"preset": "paper"})], ids=["default", "paper"])
-def test_killed_and_resumed_is_the_same_bit_for_bit(save_tiny_model, data_folder, tmp_path, kills, options):
+def test_killed_and_resumed_prune_is_bit_identical(save_tiny_model, data_folder, tmp_path, kills, options):
     scratch = tmp_path / "prunes"
     scratch.mkdir()
-    script = Path(__file__).with_name("kill.py")
-    command = [sys.executable, script, save_tiny_model(), data_folder, scratch, str(kills), json.dumps(options)]
-    # A module of the tests is not on the path of a script.
-    done = subprocess.run(command, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
-    outcomes = [json.loads(line) for line in done.stdout.splitlines()]
+    script = Path(__file__).with_name("kill_and_resume.py")
+    output = run_python(script, save_tiny_model(), data_folder, scratch, str(kills), json.dumps(options))
+    outcomes = [json.loads(line) for line in output.splitlines()]
     assert len(outcomes) == kills
     assert [outcome for outcome in outcomes if outcome["differing"] or outcome["left"]] == []
     # Some kills came when something was done already, so that there was something to go on from.
     assert any(outcome["entries"] > 1 for outcome in outcomes)
 
 
-def evaluate_nothing(monkeypatch):
-    for module in ("analysis.measurements", "search.evaluator"):
-        monkeypatch.setattr(f"optimum_ffp.{module}.policy_losses", None)
+def assert_same(result, other):
+    assert (result.policy, result.log, result.perplexities) == (other.policy, other.log, other.perplexities)
+    assert_same_weights(result.model, other.model)
 
 
-def test_a_resumed_prune_computes_nothing_again(save_tiny_model, data_folder, tmp_path, monkeypatch):
+def forbid_measurements(patch):
+    for name in ("prepare.collect_statistics", "prepare.collect_fisher", "measurements.policy_losses"):
+        patch.setattr(f"optimum_ffp.analysis.{name}", None)
+    patch.setattr("optimum_ffp.search.evaluator.policy_losses", None)
+
+
+def test_resumed_prune_repeats_no_computation(save_tiny_model, data_folder, tmp_path, monkeypatch):
     folder = save_tiny_model()
     first = make_pruner(folder, data_folder, work_folder=tmp_path / "work").prune()
-    for stage in (
-        *("analysis.gram.collect_statistics", "analysis.fisher.collect_fisher"),
-        "compression.training.layer.Adam",
-    ):
-        name = stage.rpartition(".")[2]
-        for module in ("optimum_ffp." + stage.rpartition(".")[0], "optimum_ffp.analysis.prepare"):
-            monkeypatch.setattr(f"{module}.{name}", None, raising=False)
-    evaluate_nothing(monkeypatch)
+    forbid_measurements(monkeypatch)
+    monkeypatch.setattr("optimum_ffp.compression.training.layer.Adam", None)
     again = make_pruner(folder, data_folder, work_folder=tmp_path / "work").prune(resume=True)
-    assert again.policy == first.policy and again.perplexities == first.perplexities and again.log == first.log
+    assert_same(again, first)
     assert again.cost.tokens == first.cost.tokens
-    state = first.model.state_dict()
-    assert all(tensor.equal(state[name]) for name, tensor in again.model.state_dict().items())
 
 
-def test_a_resumed_prune_measures_no_speed_again(save_tiny_model, data_folder, tmp_path, monkeypatch):
+def test_resumed_prune_repeats_no_speed_measurement(save_tiny_model, data_folder, tmp_path, monkeypatch):
     # No two measurements agree.
     noise = iter(np.geomspace(1, 0.99, 500))
     monkeypatch.setattr(
@@ -76,7 +69,7 @@ def test_a_resumed_prune_measures_no_speed_again(save_tiny_model, data_folder, t
     assert again.policy == first.policy and again.search.budget == first.search.budget
 
 
-def test_a_text_that_has_changed_is_not_resumed(save_tiny_model, data_folder, tmp_path):
+def test_resume_with_changed_dataset_is_rejected(save_tiny_model, data_folder, tmp_path):
     model, text = save_tiny_model(), data_folder / "test.txt"
     make_pruner(model, data_folder, work_folder=tmp_path / "work").prune()
     text.write_text(text.read_text() + "w3")
@@ -84,7 +77,7 @@ def test_a_text_that_has_changed_is_not_resumed(save_tiny_model, data_folder, tm
         make_pruner(model, data_folder, work_folder=tmp_path / "work").prune(resume=True)
 
 
-def test_a_resumed_prune_counts_the_same_tokens(save_tiny_model, data_folder, tmp_path):
+def test_resumed_prune_reports_same_token_count(save_tiny_model, data_folder, tmp_path):
     folder = save_tiny_model()
     expected = make_pruner(folder, data_folder, work_folder=tmp_path / "all").prune().cost.tokens
     entries = sorted((tmp_path / "all").glob("*.entry.*"), key=lambda file: file.stat().st_mtime_ns)
@@ -96,7 +89,7 @@ def test_a_resumed_prune_counts_the_same_tokens(save_tiny_model, data_folder, tm
         assert make_pruner(folder, data_folder, work_folder=work).prune(resume=True).cost.tokens == expected
 
 
-def test_searches_of_one_pruner_measure_the_dense_model_once(save_tiny_model, data_folder, monkeypatch):
+def test_dense_model_is_measured_once_for_all_searches(save_tiny_model, data_folder, monkeypatch):
     pruner = make_pruner(save_tiny_model(), data_folder)
     measured = []
 
@@ -111,13 +104,7 @@ def test_searches_of_one_pruner_measure_the_dense_model_once(save_tiny_model, da
     assert len({one.dense_perplexity for one in found}) == 1
 
 
-def assert_same(result, other):
-    assert (result.policy, result.log, result.perplexities) == (other.policy, other.log, other.perplexities)
-    state = other.model.state_dict()
-    assert all(tensor.equal(state[name]) for name, tensor in result.model.state_dict().items())
-
-
-def test_searches_of_another_agent_have_entries_of_their_own(save_tiny_model, data_folder, tmp_path):
+def test_warm_started_search_has_separate_journal_entries(save_tiny_model, data_folder, tmp_path):
     folder, work = save_tiny_model(), tmp_path / "work"
     alone = make_pruner(folder, data_folder, agent="gradient", search_steps=48)
     agent = alone.search(sparsity=0.4).agent
@@ -133,19 +120,13 @@ def test_searches_of_another_agent_have_entries_of_their_own(save_tiny_model, da
     assert [(one.policy, one.log) for one in found] == [(one.policy, one.log) for one in (cold, warm, warm)]
 
 
-def test_a_second_prune_shares_the_work_folder(save_tiny_model, data_folder, tmp_path, monkeypatch):
+def test_second_prune_shares_work_folder(save_tiny_model, data_folder, tmp_path, monkeypatch):
     folder, work = save_tiny_model(), tmp_path / "work"
     pruner = make_pruner(folder, data_folder, work_folder=work)
     pruner.prune(sparsity=0.2)
     second = pruner.prune(sparsity=0.3)
     with monkeypatch.context() as patch:
-        for name in (
-            "analysis.prepare.collect_statistics",
-            "analysis.prepare.collect_fisher",
-            "analysis.measurements.policy_losses",
-            "search.evaluator.policy_losses",
-        ):
-            patch.setattr(f"optimum_ffp.{name}", None)
+        forbid_measurements(patch)
         assert_same(make_pruner(folder, data_folder, work_folder=work).prune(sparsity=0.3, resume=True), second)
     pruner.save_pretrained(tmp_path / "out")
     assert not work.exists()
@@ -154,7 +135,7 @@ def test_a_second_prune_shares_the_work_folder(save_tiny_model, data_folder, tmp
     assert not work.exists()
 
 
-def test_a_device_is_known_by_its_kind(save_tiny_model, data_folder, tmp_path, monkeypatch):
+def test_resume_is_allowed_on_same_gpu_model_only(save_tiny_model, data_folder, tmp_path, monkeypatch):
     names = {0: "NVIDIA A100", 1: "NVIDIA A100", 2: "NVIDIA H100"}
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: names[device.index])
     assert device_name(torch.device("cpu")) == "cpu"
@@ -172,7 +153,7 @@ def test_a_device_is_known_by_its_kind(save_tiny_model, data_folder, tmp_path, m
         open_on(2)
 
 
-def test_other_given_windows_are_another_run(save_tiny_model, data_folder, tmp_path):
+def test_resume_with_different_windows_is_rejected(save_tiny_model, data_folder, tmp_path):
     first = make_pruner(save_tiny_model(), data_folder).measured.data
     config = FFPConfig(dataset="mine", **SETTINGS)
 
@@ -194,7 +175,7 @@ def test_other_given_windows_are_another_run(save_tiny_model, data_folder, tmp_p
         prune(moved, True)
 
 
-def test_the_state_of_another_prune_is_refused(save_tiny_model, data_folder, tmp_path):
+def test_resume_with_other_model_or_options_is_rejected(save_tiny_model, data_folder, tmp_path):
     make_pruner(save_tiny_model(), data_folder, work_folder=tmp_path / "work").prune()
     with pytest.raises(FFPError, match="config.seed was 0 and is 1"):
         make_pruner(save_tiny_model(), data_folder, work_folder=tmp_path / "work", seed=1).prune(resume=True)

@@ -1,8 +1,6 @@
 """The real SmolLM2-135M from its GGUF file: pruned on English and loaded by transformers."""
 
 import importlib.util
-import subprocess
-import sys
 from pathlib import Path
 from pydoc_data.topics import topics
 
@@ -10,7 +8,7 @@ import pytest
 
 from optimum_ffp import FFPConfig, FFPPruner
 from optimum_ffp.evaluation import window_losses
-from tests.helpers import applied, smollm2_path, step_parameters
+from tests.helpers import apply_policy, run_python, smollm2_path, step_parameters
 
 
 pytestmark = [
@@ -53,23 +51,21 @@ def folder(pruner, tmp_path_factory) -> Path:
     return folder
 
 
-def test_it_is_pruned_to_the_budget_and_still_reads_english(pruner):
+def test_smollm2_is_pruned_to_sparsity_with_low_perplexity(pruner):
     result, total = pruner.result, sum(unit.parameters for unit in pruner.measured.units)
     quantum = min(step_parameters(unit) for unit in pruner.measured.units)
     assert total == 106_168_320
     assert 0 <= result.policy.sparsity - 0.2 < quantum / total
     assert result.parameters == 134_515_008 - (total - result.policy.kept_parameters)
-    with applied(pruner.measured.prepared.sorted_model, result.policy) as plain:
+    with apply_policy(pruner.measured.prepared.sorted_model, result.policy) as plain:
         uncalibrated = float(window_losses(plain, pruner.measured.data.test.tokens).mean().exp())
     # 22.4, 26.4 and 30.1 when this was written.
     dense, calibrated = result.tests[0][1]["dense"], result.perplexity
     assert 20 < dense < calibrated < min(uncalibrated, 1.3 * dense)
 
 
-def test_plain_transformers_measures_the_same_perplexity(pruner, folder):
+def test_smollm2_checkpoint_has_same_perplexity_in_plain_transformers(pruner, folder):
     windows = str(pruner.measured.data.test.tokens.tolist())
-    done = subprocess.run([sys.executable, "-c", STANDALONE, folder, windows], capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
-    perplexity, text = done.stdout.strip().splitlines()
+    perplexity, text = run_python("-c", STANDALONE, folder, windows).strip().splitlines()
     assert float(perplexity) == pytest.approx(pruner.result.perplexity, rel=1e-3)
     assert text.startswith("The capital of France is")

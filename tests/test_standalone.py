@@ -1,7 +1,6 @@
 """Saved folders in processes that can't see our package: on the newest transformers, on 5.15, and on 4.57."""
 
 import json
-import os
 import subprocess
 import sys
 from pathlib import Path
@@ -17,19 +16,20 @@ from tests.helpers import (
     CONFIGS,
     GROUPINGS,
     MIXTURES,
-    drop_experts,
     make_deep_model,
     make_sorted_model,
     make_tiny_model,
     make_tokenizer,
+    prune_experts,
     random_policy,
+    run_python,
     sparsity_budget,
-    without_parts,
+    without_sublayers,
 )
 
 
 pytestmark = pytest.mark.slow
-ALIKE, PARTS = "alike", "without parts"
+EQUAL, INCOMPLETE = "equal layers", "missing sublayers"
 EVERY_CHECK = ("llama", "gpt-neox", "gpt2", "phi3", "opt", "gemma2", "gemma3", "cohere2", "olmo2")
 
 
@@ -53,26 +53,27 @@ def folders(tmp_path_factory) -> dict[str, Path]:
     rope = {"rope_type": "longrope", "rope_theta": 1e4, "short_factor": [1.0] * 2, "long_factor": [2.0] * 2}
     cases["phi3, longrope"] = ("phi3", partial | before | {"rope_parameters": rope | partial | before}, (None,))
     # Layers of one size, in the dense model's own class.
-    cases |= {f"{name}, {ALIKE}": (name, {}, (None,)) for name in ("llama", "gemma2", "gemma3", "gpt-neox", "gpt2")}
+    cases |= {f"{name}, {EQUAL}": (name, {}, (None,)) for name in ("llama", "gemma2", "gemma3", "gpt-neox", "gpt2")}
     cases |= {
-        f"{name}, {PARTS}": (name, {}, (None,)) for name in ("llama", "gpt-neox", "phi3", "gemma3", "olmo3", "opt")
+        f"{name}, {INCOMPLETE}": (name, {}, (None,))
+        for name in ("llama", "gpt-neox", "phi3", "gemma3", "olmo3", "opt")
     }
     for case, (name, sizes, groups) in cases.items():
-        model = make_deep_model(name) if PARTS in case else make_tiny_model(name, **sizes)
+        model = make_deep_model(name) if INCOMPLETE in case else make_tiny_model(name, **sizes)
         if name in MIXTURES:
-            pruned, *_ = drop_experts(model)
+            pruned, *_ = prune_experts(model)
         else:
             sorted_model, _ = make_sorted_model(model, windows, groups)
             policy = random_policy(sorted_model, 1)
-            if PARTS in case:
-                policy = without_parts(policy)
-            if ALIKE in case:
+            if INCOMPLETE in case:
+                policy = without_sublayers(policy)
+            if EQUAL in case:
                 policy = next(
                     policy
                     for policy in homogeneous_policies(sparsity_budget(sorted_model.units, 0.3))
                     if is_homogeneous(sorted_model.model, policy)
                 )
-            pruned = sorted_model.materialize(policy, homogeneous=ALIKE in case)
+            pruned = sorted_model.materialize(policy, homogeneous=EQUAL in case)
         found[case] = tmp_path_factory.mktemp("pruned") / case
         pruned.save_pretrained(found[case])
         # Tokenizers of these model types are rebuilt as their own kind, whatever the file says.
@@ -80,11 +81,8 @@ def folders(tmp_path_factory) -> dict[str, Path]:
             tokenizer = make_tokenizer()
             tokenizer.chat_template = "w5 {% for message in messages %}{{ message.content }}{% endfor %} w6"
             save_tokenizer(tokenizer, found[case])
-        expected = {
-            "windows": windows,
-            "logits": pruned(windows).logits,
-            "hidden": pruned.base_model(windows).last_hidden_state,
-        }
+        hidden = pruned.base_model(windows).last_hidden_state
+        expected = {"windows": windows, "logits": pruned(windows).logits, "hidden": hidden}
         save_file(expected, found[case] / "expected.safetensors")
     return found
 
@@ -93,11 +91,8 @@ def folders(tmp_path_factory) -> dict[str, Path]:
 # saved by the newest: it chooses SDPA for Gemma 2, which leaves out its softcap, and looks for Gemma 3's decoder (in
 # `AutoModel`) and for GPT-NeoX's head under other names.
 UNKNOWN = {
-    "5.15": {f"gemma2, {ALIKE}"},
-    "4.57": {
-        "ministral3",
-        *(f"{name}, {ALIKE}" for name in ("gemma2", "gemma3", "gpt-neox")),
-    },
+    "5.15": {f"gemma2, {EQUAL}"},
+    "4.57": {"ministral3", *(f"{name}, {EQUAL}" for name in ("gemma2", "gemma3", "gpt-neox"))},
 }
 INSTALLED = [pytest.param(name, marks=pytest.mark.network) if VERSIONS[name] else name for name in VERSIONS]
 
@@ -114,21 +109,14 @@ def overlay(request: pytest.FixtureRequest) -> tuple[Path | None, set[str]]:
     return folder, UNKNOWN.get(request.param, set())
 
 
-def test_plain_transformers_finds_nothing_wrong(folders, overlay):
+def test_checkpoints_work_in_plain_transformers(folders, overlay):
     release, unknown = overlay
-    environment = os.environ | ({"PYTHONPATH": str(release)} if release else {})
-    script = Path(__file__).with_name("standalone.py")
+    environment = {"PYTHONPATH": str(release)} if release else {}
+    script = Path(__file__).with_name("standalone_checks.py")
     known = {case: folder for case, folder in folders.items() if case not in unknown}
     # Every check of one family of each kind, and the logits of the others, which share its code.
     whole = [folder for case, folder in known.items() if case in EVERY_CHECK or "," in case]
-    command = [
-        sys.executable,
-        script,
-        *whole,
-        "--logits",
-        *(folder for folder in known.values() if folder not in whole),
-    ]
-    done = subprocess.run(command, capture_output=True, text=True, env=environment)
-    assert done.returncode == 0, done.stderr
-    failures = json.loads(done.stdout.strip().splitlines()[-1])
+    others = [folder for folder in known.values() if folder not in whole]
+    output = run_python(script, *whole, "--logits", *others, **environment)
+    failures = json.loads(output.strip().splitlines()[-1])
     assert {Path(folder).name: found for folder, found in failures.items() if found} == {}

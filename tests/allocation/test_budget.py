@@ -13,7 +13,7 @@ from optimum_ffp.errors import FFPError
 from tests.helpers import SMOLLM2, linear_costs, sparsity_budget
 
 
-def test_the_sparsity_that_an_error_suggests_can_be_met():
+def test_sparsity_suggested_by_error_is_feasible():
     units = [Unit(0, "channel", 1000, 1)]
     # In binary 1 - 0.775 is a little less than 0.225.
     assert sparsity_budget(units, 0.775, 0.225).allowed == 225
@@ -24,7 +24,7 @@ def test_the_sparsity_that_an_error_suggests_can_be_met():
         assert suggested != sparsity and sparsity_budget(units, suggested, *bounds).allowed > 0
 
 
-def test_width_that_the_multiple_does_not_divide_is_refused():
+def test_width_not_divisible_by_multiple_is_rejected():
     with pytest.raises(FFPError, match="32"):
         sparsity_budget([Unit(3, "channel", 100, 10, multiple=32)], 0.2)
 
@@ -46,7 +46,7 @@ def test_width_that_the_multiple_does_not_divide_is_refused():
     least=st.floats(0, 0.5),
     data=st.data(),
 )
-def test_every_limit_holds_and_no_unit_can_grow(units, shares, least, data):
+def test_all_limits_hold_and_no_unit_can_grow(units, shares, least, data):
     count, limits = len(units), []
     for index, share in enumerate(shares):
         prices = st.lists(st.integers(0, 300), min_size=count, max_size=count).filter(any)
@@ -77,14 +77,14 @@ def test_every_limit_holds_and_no_unit_can_grow(units, shares, least, data):
 
 
 @pytest.mark.parametrize("mapping", ["greedy", "water-filling"])
-def test_other_mappings_take_one_limit(mapping):
+def test_greedy_and_water_filling_reject_several_limits(mapping):
     limits = [sparsity_limit(SMOLLM2, 0.2), sparsity_limit(SMOLLM2, 0.3)]
     with pytest.raises(FFPError, match="a single limit.* found sparsity and sparsity"):
         find_choice("mapping", mapping).map_scores(np.zeros(60), Budget(SMOLLM2, limits, 0.2))
 
 
 @pytest.mark.parametrize("mapping", ["greedy", "water-filling"])
-def test_units_without_a_cost_stay_whole(mapping):
+def test_units_without_cost_are_not_pruned(mapping):
     heads = [unit.kind == "attention" for unit in SMOLLM2]
     limit = Limit("kv_cache", 0.5, 45, linear_costs(SMOLLM2, heads, [0] * 60))
     policy = find_choice("mapping", mapping).map_scores(np.zeros(60), Budget(SMOLLM2, [limit], 0.2))

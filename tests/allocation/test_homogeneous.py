@@ -19,7 +19,7 @@ from tests.helpers import sparsity_budget
     sparsity=st.floats(0.01, 0.95),
     least=st.sampled_from([0.0, 0.2, 0.5]),
 )
-def test_homogeneous_policies_are_all_that_meet_the_budget(layers, heads, steps, multiple, sizes, sparsity, least):
+def test_homogeneous_policies_equal_brute_force_search(layers, heads, steps, multiple, sizes, sparsity, least):
     of_head, of_channel, fixed = sizes
     units = [
         unit
@@ -49,7 +49,7 @@ def test_homogeneous_policies_are_all_that_meet_the_budget(layers, heads, steps,
         assert [policy.sizes[:2] for policy in policies] == [(max(wider), steps * multiple)]
 
 
-def test_layers_that_lose_different_kinds_of_heads_are_refused():
+def test_homogeneous_policies_reject_mixed_attention_groups():
     units = [
         unit
         for layer, group in enumerate(("kv_group", "query_head"))

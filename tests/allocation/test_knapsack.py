@@ -62,20 +62,20 @@ def loss_of(curves, budget):
 @pytest.mark.parametrize(
     "seed", [*range(100, 105), *(pytest.param(one, marks=pytest.mark.slow) for one in range(105, 150))]
 )
-def test_loss_is_within_a_percent_of_the_least(seed):
+def test_loss_is_within_one_percent_of_optimum(seed):
     _, budget = problem = random_problem(seed)
     loss, losses = loss_of(*problem)
     assert loss <= 1.01 * least_loss(losses, budget)
 
 
 @pytest.mark.parametrize("seed", range(100, 105))
-def test_loss_of_a_large_model_is_near_the_lower_bound(seed):
+def test_loss_of_large_model_is_near_lower_bound(seed):
     _, budget = problem = random_problem(seed, layers=(24, 41), steps=(100, 400))
     loss, losses = loss_of(*problem)
     # That of a relaxation, in which heads are fractional: no policy reaches it.
     assert loss <= 1.015 * least_loss(losses, budget, integrality=0)
 
 
-def test_hull_drops_what_is_above_it():
+def test_lower_hull_drops_points_above_it():
     x = np.arange(5)
     assert lower_hull(x, np.array([4.0, 3.5, 1.0, 0.9, 0.0])).tolist() == [0, 2, 4]

@@ -39,7 +39,7 @@ units_strategy = st.lists(
     precision=st.sampled_from([None, 0.01, 0.1]),
     mapping=st.sampled_from(MAPPINGS),
 )
-def test_budget_holds_for_any_input(units, data, sparsity, bounds, precision, mapping):
+def test_every_mapping_meets_budget_for_any_input(units, data, sparsity, bounds, precision, mapping):
     scores = np.array(data.draw(st.lists(st.floats(-50, 50), min_size=len(units), max_size=len(units))))
     try:
         budget = sparsity_budget(units, sparsity, *bounds, precision)
@@ -96,7 +96,7 @@ COARSER = [replace(unit, multiple=32 if unit.kind == "ffn" else 1) for unit in S
 @pytest.mark.parametrize("units, spread", [(SMOLLM2, 1), (COARSER, 32), (MIXED, 256)])
 @pytest.mark.parametrize("sparsity", [0.1, 0.2, 0.3, 0.5])
 @pytest.mark.parametrize("precision", [None, 0.01])
-def test_uniform_differs_by_one_step_at_most(units, spread, sparsity, precision):
+def test_uniform_sizes_differ_by_at_most_one_step(units, spread, sparsity, precision):
     policy = uniform(sparsity_budget(units, sparsity, 0.2, precision=precision))
     widths = [size for unit, size in zip(policy.units, policy.sizes) if unit.kind == "ffn"]
     assert max(widths) - min(widths) <= spread

@@ -11,7 +11,7 @@ from optimum_ffp.data import Windows
 from optimum_ffp.modeling.families import find_family
 from optimum_ffp.utils.profiling import StageMeter
 from optimum_ffp.utils.resume import Journal
-from tests.helpers import layerwise_of, make_tiny_model, plan_of, prune_by_hand
+from tests.helpers import layerwise_of, make_tiny_model, plan_of, prune_to_sizes
 
 
 @pytest.mark.parametrize(
@@ -30,7 +30,7 @@ from tests.helpers import layerwise_of, make_tiny_model, plan_of, prune_by_hand
         ("gpt-neox", None, {}, ["kv_group"]),
     ],
 )
-def test_unit_variants_follow_the_option_and_the_model(name, kv_heads, options, expected):
+def test_attention_groups_follow_option_and_model(name, kv_heads, options, expected):
     model = make_tiny_model(name, **{"num_key_value_heads": kv_heads} if kv_heads else {})
     plan = plan_of(model, **options)
     variants = find_unit_variants(model, find_family(model.config), plan, plan.attention)
@@ -39,9 +39,9 @@ def test_unit_variants_follow_the_option_and_the_model(name, kv_heads, options, 
     assert len({sum(unit.unit.parameters for unit in variant) for variant in variants}) == 1
 
 
-def test_groups_are_those_of_a_given_policy(tmp_path):
+def test_attention_groups_follow_given_policy(tmp_path):
     model = make_tiny_model(num_key_value_heads=2)
-    _, policy = prune_by_hand(model, groups=("kv_group", "query_head"))
+    _, policy = prune_to_sizes(model, groups=("kv_group", "query_head"))
     (tmp_path / "policy.json").write_text(json.dumps(policy.to_dict()["units"]))
     config = FFPConfig(policy=str(tmp_path / "policy.json"), multiple_of=1, attention="query-heads")
     (units,) = find_unit_variants(model, find_family(model.config), config, config.attention)
@@ -49,7 +49,7 @@ def test_groups_are_those_of_a_given_policy(tmp_path):
     assert {"kv_group", "query_head"} < {unit.group for unit in policy.units}
 
 
-def test_losses_are_compared_where_both_can_go():
+def test_curves_are_compared_at_equally_many_removed_parameters():
     # Each loses up to 60 parameters; lines of 1 and 2 nats to there, beyond which the first goes on steeply.
     units = [Unit(0, "kv_group", 4, 30), Unit(0, "query_head", 3, 30)]
     curves = [np.array([99.0, 50.0, 1.0, 0.5, 0.0]), np.array([99.0, 2.0, 1.0, 0.0])]
@@ -61,7 +61,7 @@ def test_losses_are_compared_where_both_can_go():
     assert mean_losses(units, [np.array([9.0, 4.0, 0.0]), np.array([9.0, 1.5, 0.0])]) == pytest.approx([1.0, 0.75])
 
 
-def test_every_layer_prunes_the_group_that_costs_less(windows):
+def test_every_layer_prunes_attention_group_with_lower_loss(windows):
     model = make_tiny_model(num_key_value_heads=2)
     heads, kv_heads, head_dim = find_family(model.config).heads(model.config)
     columns = model.model.layers[0].self_attn.o_proj.weight.data.view(-1, kv_heads, heads // kv_heads, head_dim)
@@ -90,7 +90,7 @@ def test_every_layer_prunes_the_group_that_costs_less(windows):
         ({"attention": "kv-groups"}, False),
     ],
 )
-def test_what_attention_cannot_lose_is_told_once(options, told, caplog):
+def test_unavailable_attention_group_is_reported_once(options, told, caplog):
     model = make_tiny_model(num_key_value_heads=8)
     model.config._name_or_path = f"a model for {options}"
     for _ in range(2):

@@ -8,10 +8,10 @@ from accelerate.hooks import AlignDevicesHook, add_hook_to_module
 from optimum_ffp.analysis.fisher import collect_fisher, loss_curve
 from optimum_ffp.compression.ridge import PrefixRidge
 from optimum_ffp.modeling.families import find_family, find_units
-from tests.helpers import layerwise_of, make_tiny_model, ridge_direct, statistics_of
+from tests.helpers import layerwise_of, make_tiny_model, solve_ridge, statistics_of
 
 
-def test_curve_without_weights_is_the_error_that_calibration_leaves():
+def test_loss_curve_equals_ridge_regression_error():
     generator = torch.Generator().manual_seed(0)
     inputs = torch.randn(500, 12, generator=generator) @ torch.randn(12, 12, generator=generator)
     weight, gram = torch.randn(5, 12, generator=generator), inputs.T @ inputs / 500
@@ -19,7 +19,7 @@ def test_curve_without_weights_is_the_error_that_calibration_leaves():
     damped = gram + 0.01 * gram.diagonal().mean() * torch.eye(12)
     for kept in range(1, 12):
         repaired = torch.zeros_like(weight)
-        repaired[:, :kept] = ridge_direct(weight, gram, kept, 0.01)
+        repaired[:, :kept] = solve_ridge(weight, gram, kept, 0.01)
         change = repaired - weight
         # Eq. 6 minimizes over S for the removed channels: its objective is the damped metric of the change.
         assert np.isclose(curve[kept], (change @ damped * change).sum(), rtol=1e-3)
@@ -27,7 +27,7 @@ def test_curve_without_weights_is_the_error_that_calibration_leaves():
 
 
 @pytest.mark.slow
-def test_fisher_matrices_predict_small_changes_of_the_loss(tiny_model, windows, monkeypatch):
+def test_fisher_matrix_predicts_divergence_of_small_shift(tiny_model, windows, monkeypatch):
     monkeypatch.setattr("optimum_ffp.analysis.gram.BLOCK", 7)
     units = find_units(tiny_model, find_family(tiny_model.config))
     before = copy.deepcopy(tiny_model.state_dict())
@@ -48,7 +48,7 @@ def test_fisher_matrices_predict_small_changes_of_the_loss(tiny_model, windows, 
     assert 0.5 < predicted / measured < 2.0
 
 
-def test_windows_one_by_one_give_the_same_matrices(tiny_model, windows, monkeypatch):
+def test_fisher_matrices_do_not_depend_on_chunk_size(tiny_model, windows, monkeypatch):
     units = find_units(tiny_model, find_family(tiny_model.config))
     together = collect_fisher(layerwise_of(tiny_model), units, windows)
     monkeypatch.setattr("optimum_ffp.engine.layerwise_model.RESIDENT_BYTES", 1)
@@ -58,7 +58,7 @@ def test_windows_one_by_one_give_the_same_matrices(tiny_model, windows, monkeypa
     assert not any("forward" in vars(layer) for layer in layerwise_of(tiny_model).layers)
 
 
-def test_layers_keep_the_hooks_that_accelerate_has_given_them(tiny_model, windows):
+def test_accelerate_hooks_are_kept(tiny_model, windows):
     units = find_units(tiny_model, find_family(tiny_model.config))
     layers = layerwise_of(tiny_model).layers
     alone = collect_fisher(layerwise_of(tiny_model), units, windows)
@@ -70,7 +70,7 @@ def test_layers_keep_the_hooks_that_accelerate_has_given_them(tiny_model, window
     assert [vars(layer)["forward"] for layer in layers] == wrapped
 
 
-def test_same_seed_same_matrices(windows):
+def test_same_seed_gives_same_fisher_matrices(windows):
     model = make_tiny_model()
     units = find_units(model, find_family(model.config))
     first, again, other = (collect_fisher(layerwise_of(model), units, windows, seed) for seed in (0, 0, 1))
@@ -78,7 +78,7 @@ def test_same_seed_same_matrices(windows):
 
 
 @pytest.mark.parametrize("name", ["gemma2", "gemma3"])
-def test_measurements_before_a_norm_are_scale_invariant(name, windows):
+def test_relative_statistics_are_scale_invariant(name, windows):
     model = make_tiny_model(name)
     family = find_family(model.config)
     assert family.normalized_outputs

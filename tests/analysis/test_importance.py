@@ -5,10 +5,10 @@ from optimum_ffp.analysis.criteria import flap, obs, wanda
 from optimum_ffp.analysis.criteria.obs import DAMPING, _compact
 from optimum_ffp.analysis.gram import Statistics
 from optimum_ffp.analysis.importance import order_groups, root
-from tests.helpers import ridge_direct
+from tests.helpers import solve_ridge
 
 
-def test_wanda_is_weight_times_norm_summed_over_outputs_and_columns():
+def test_wanda_sums_weight_times_input_norm():
     weight = torch.tensor([[1.0, -2.0, 0.0, 3.0], [0.5, 0.0, -1.0, 1.0]])
     inputs = torch.tensor([[1.0, 0.0, 2.0, 1.0], [1.0, 3.0, 0.0, 1.0]])
     found = Statistics(inputs.T @ inputs, inputs.mean(0))
@@ -18,7 +18,7 @@ def test_wanda_is_weight_times_norm_summed_over_outputs_and_columns():
     assert order_groups(wanda.score, weight, found, 1).tolist() == torch.argsort(-columns, stable=True).tolist()
 
 
-def test_sections_are_ordered_by_themselves():
+def test_sections_are_ordered_independently():
     weight, found, _ = random_problem(24)
     scores = wanda.score(weight, found, 4).view(2, 3)
     order = order_groups(wanda.score, weight, found, 8, sections=2)
@@ -39,7 +39,7 @@ def random_problem(features: int = 16):
     )
 
 
-def test_flap_is_weight_norm_times_variance():
+def test_flap_is_weight_norm_times_input_variance():
     weight, found, inputs = random_problem()
     expected = weight.square().sum(0) * inputs.var(0, correction=0)
     assert torch.allclose(flap.score(weight, found, 1), expected, rtol=1e-3)
@@ -47,7 +47,7 @@ def test_flap_is_weight_norm_times_variance():
 
 
 @pytest.mark.parametrize("block", [1, 4])
-def test_obs_removes_what_ridge_regression_replaces_best(block):
+def test_obs_removes_group_with_lowest_ridge_regression_loss(block):
     weight, found, _ = random_problem()
     groups = 16 // block
     order = order_groups(obs.score, weight, found, block).tolist()
@@ -60,7 +60,7 @@ def test_obs_removes_what_ridge_regression_replaces_best(block):
         index = torch.tensor(kept + gone)
         moved = found.gram[index][:, index]
         repaired = torch.zeros_like(weight)
-        repaired[:, : len(kept)] = ridge_direct(weight[:, index], moved, len(kept), DAMPING)
+        repaired[:, : len(kept)] = solve_ridge(weight[:, index], moved, len(kept), DAMPING)
         # obs keeps the damping of the whole matrix, as the factor of all prefixes does.
         damped = moved + DAMPING * moved.diagonal().mean() * torch.eye(16)
         change = repaired - weight[:, index]
@@ -73,7 +73,7 @@ def test_obs_removes_what_ridge_regression_replaces_best(block):
         removed.append(group)
 
 
-def test_a_fisher_matrix_weighs_errors_whatever_root_of_it_is_taken():
+def test_fisher_obs_does_not_depend_on_matrix_square_root():
     weight, found, _ = random_problem()
     factor = torch.randn(4, 6, generator=torch.Generator().manual_seed(1))
     # Of rank 4, as a matrix of few gradients is.
@@ -86,7 +86,7 @@ def test_a_fisher_matrix_weighs_errors_whatever_root_of_it_is_taken():
     assert not torch.equal(order_groups(obs.score, weight, found, 1), expected)
 
 
-def test_a_matrix_is_compacted_in_place():
+def test_matrix_is_compacted_in_place():
     # More rows than are copied at a time.
     matrix = torch.randn(2100, 2100, generator=torch.Generator().manual_seed(0))
     kept = torch.randperm(2100, generator=torch.Generator().manual_seed(1))[:1900].sort().values

@@ -1,11 +1,10 @@
-import numpy as np
 import pytest
 import torch
 
 from optimum_ffp import FFPError
 from optimum_ffp.analysis.measurements import Measurements
 from optimum_ffp.data import DataSplits, Windows
-from tests.helpers import SETTINGS, make_tiny_model, make_tokenizer, plan_of, with_start_token
+from tests.helpers import SETTINGS, make_tiny_model, make_tokenizer, plan_of, reference_losses, with_start_token
 
 
 @pytest.fixture
@@ -17,12 +16,7 @@ def measure(data_folder):
     return call
 
 
-def losses_by_transformers(windows) -> np.ndarray:
-    model = make_tiny_model()
-    return np.array([model(row[None], labels=row[None]).loss.item() for row in windows.tokens])
-
-
-def given(length: int, largest: int = 128) -> DataSplits:
+def make_windows(length: int, largest: int = 128) -> DataSplits:
     generator = torch.Generator().manual_seed(0)
     windows = [
         Windows(torch.randint(3, largest, (count, length), generator=generator), "mine", "given")
@@ -31,41 +25,35 @@ def given(length: int, largest: int = 128) -> DataSplits:
     return DataSplits(*windows[:3], (windows[3],))
 
 
-def test_given_windows_are_taken_as_they_are(caplog):
+def test_given_windows_are_used_unchanged(caplog):
     """Their length counts, not that of windows of a text, and there are as many as there should be."""
-    plan = plan_of(data=given(24), train_seq_len=8)
-    measured = Measurements(make_tiny_model(), make_tokenizer(), plan, given(24))
+    plan = plan_of(data=make_windows(24), train_seq_len=8)
+    measured = Measurements(make_tiny_model(), make_tokenizer(), plan, make_windows(24))
     assert plan.seq_len == 24 and plan.options["calibration"].parts(24) == 3
     assert measured.data.calibration.tokens.shape == (8, 24) and not caplog.records
-    measured.check(plan_of(data=given(24)))
+    measured.check(plan_of(data=make_windows(24)))
 
 
-def test_given_windows_that_the_model_can_not_read():
+def test_given_windows_beyond_context_or_vocabulary_are_rejected():
     with pytest.raises(FFPError, match="65"):
-        Measurements(make_tiny_model(), make_tokenizer(), plan_of(data=given(65)), given(65))
+        Measurements(make_tiny_model(), make_tokenizer(), plan_of(data=make_windows(65)), make_windows(65))
     with pytest.raises(FFPError, match="embedding"):
-        Measurements(make_tiny_model(), make_tokenizer(), plan_of(data=given(24)), given(24, 999))
+        Measurements(make_tiny_model(), make_tokenizer(), plan_of(data=make_windows(24)), make_windows(24, 999))
 
 
-def test_losses_of_the_dense_model_though_its_groups_are_sorted(measure):
+def test_dense_losses_are_unchanged_by_sorting_groups(measure):
     measured = measure()
-    assert measured.dense_losses == pytest.approx(losses_by_transformers(measured.data.search), rel=1e-5)
-    expected = losses_by_transformers(measured.data.test)
-    assert measured.dense_test_losses.losses == [pytest.approx(expected, rel=1e-5)]
+    search, test = (
+        reference_losses(make_tiny_model(), part.tokens) for part in (measured.data.search, measured.data.test)
+    )
+    assert measured.dense_losses == pytest.approx(search.numpy(), rel=1e-5)
+    assert measured.dense_test_losses.losses == [pytest.approx(test.tolist(), rel=1e-5)]
     # Sorting was not for nothing.
     weights = make_tiny_model().state_dict()
     assert not all(torch.equal(tensor, weights[name]) for name, tensor in measured.model.state_dict().items())
 
 
-def test_all_of_it_is_measured_once(measure, monkeypatch):
-    measured = measure()
-    found = measured.data, measured.prepared, measured.dense_losses
-    for name in ("load_windows", "Preparation", "policy_losses"):
-        monkeypatch.setattr(f"optimum_ffp.analysis.measurements.{name}", None)
-    assert all(one is other for one, other in zip(found, (measured.data, measured.prepared, measured.dense_losses)))
-
-
-def test_texts_begin_with_a_start_token_if_the_tokenizer_adds_one(measure):
+def test_windows_have_start_token_if_tokenizer_adds_one(measure):
     adds = with_start_token(make_tokenizer())
 
     def begins(*tokenizer, **options) -> bool:
@@ -76,7 +64,7 @@ def test_texts_begin_with_a_start_token_if_the_tokenizer_adds_one(measure):
     assert not begins(adds, start_token="never") and not begins(dataset="self")
 
 
-def test_plans_that_differ_in_other_options_share_it(measure, data_folder):
+def test_plans_differing_only_in_search_options_share_measurements(measure, data_folder):
     measured = measure()
     later = {"search_steps": 3, "sparsity": 0.4, "calibration": "ridge", "method": "random", "seq_len": 24}
     measured.check(plan_of(dataset=str(data_folder), **SETTINGS | later))

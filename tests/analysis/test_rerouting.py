@@ -18,7 +18,7 @@ from tests.helpers import MIXTURES, layerwise_of, make_tiny_model, plan_of
 
 @pytest.mark.parametrize("name", MIXTURES)
 @torch.no_grad()
-def test_predicted_losses_are_those_with_logits_of_minus_infinity(monkeypatch, name):
+def test_predicted_expert_losses_equal_masked_router_logits(monkeypatch, name):
     model = make_tiny_model(name)
     layer = 1
     (unit,) = (one for one in find_units(model, find_family(model.config)) if one.unit.layer == layer)
@@ -44,7 +44,7 @@ def test_predicted_losses_are_those_with_logits_of_minus_infinity(monkeypatch, n
         torch.testing.assert_close(loss, expected.double(), rtol=1e-3, atol=1e-6)
 
 
-def test_of_two_equal_experts_one_goes_first(windows):
+def test_duplicate_expert_is_removed_first(windows):
     model = make_tiny_model("mixtral", num_experts_per_tok=1)
     block = model.model.layers[1].mlp
     with torch.no_grad():
@@ -58,7 +58,7 @@ def test_of_two_equal_experts_one_goes_first(windows):
     assert int(orders[1][-1]) in (2, 5)
 
 
-def test_routing_and_experts_with_few_tokens_are_those_of_the_models(windows):
+def test_routed_token_counts_and_rare_experts_match_model(windows):
     model = make_tiny_model("qwen2-moe").requires_grad_(False)
     layerwise, units = layerwise_of(model), find_units(model, find_family(model.config))
     orders, rare = order_experts(layerwise, units, plan_of(model), windows, Journal())

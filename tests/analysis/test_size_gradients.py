@@ -7,13 +7,13 @@ from torch import nn
 
 from optimum_ffp.analysis.size_gradients import measure_size_gradients
 from optimum_ffp.compression.ridge import PrefixRidge
-from tests.helpers import GROUPINGS, applied, make_sorted_model, make_tiny_model, random_policy
+from tests.helpers import GROUPINGS, apply_policy, make_sorted_model, make_tiny_model, random_policy
 
 
 STEP = 1e-3
 
 
-def test_components_are_what_a_longer_prefix_has_beyond_a_shorter_one():
+def test_ridge_components_equal_difference_of_prefixes():
     generator = torch.Generator().manual_seed(0)
     inputs = torch.randn(200, 12, generator=generator) @ torch.randn(12, 12, generator=generator)
     weight = torch.randn(5, 12, generator=generator)
@@ -27,12 +27,12 @@ def test_components_are_what_a_longer_prefix_has_beyond_a_shorter_one():
 
 
 @pytest.mark.slow
-def test_size_gradients_are_finite_differences_of_the_loss(tiny_model, windows):
+def test_size_gradients_equal_finite_differences(tiny_model, windows):
     check_gradients(tiny_model, windows)
 
 
 @pytest.mark.parametrize("grouping", GROUPINGS)
-def test_size_gradients_with_query_heads_pruned(grouping, windows):
+def test_size_gradients_of_query_heads_equal_finite_differences(grouping, windows):
     sizes, groups = GROUPINGS[grouping]
     check_gradients(make_tiny_model("qwen3", **sizes), windows, groups)
 
@@ -63,13 +63,13 @@ def _losses(sorted_model, policy, neighbor, windows, index, step):
             for size in (here, there)
         )
         weights |= [sorted_model.named_output(i, torch.lerp(weight, other, step) if i == index else weight)]
-    with applied(sorted_model, up, weights) as model:
+    with apply_policy(sorted_model, up, weights) as model:
         # In float64, as differences of them would be rounding errors otherwise.
         logits = model(windows).logits[:, :-1].double()
         return nn.functional.cross_entropy(logits.mT, windows[:, 1:], reduction="none").mean(1).detach().numpy()
 
 
-def test_the_model_is_left_as_it_was(tiny_model, windows):
+def test_measuring_size_gradients_leaves_model_unchanged(tiny_model, windows):
     sorted_model, _ = make_sorted_model(tiny_model, windows)
     before = sorted_model.model(windows).logits
     measure_size_gradients(sorted_model, random_policy(sorted_model, 1), windows[:2])

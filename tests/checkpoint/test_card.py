@@ -24,11 +24,11 @@ def record() -> dict[str, Any]:
     return json.loads((FOLDER / "record.json").read_text())
 
 
-def test_the_card_is_the_golden_one(record):
+def test_model_card_equals_golden_file(record):
     assert render_card(record, "me/tiny ffp") == (FOLDER / "card.md").read_text()
 
 
-def test_a_pruned_model_of_a_local_one(record):
+def test_model_card_of_local_base_model(record):
     del record["recovery"]
     record["provenance"] |= {"base_model": "tiny", "revision": None, "trust_remote_code": True, "license": {}}
     record["search"] |= {"warm_start": "my agent", "non_finite": 3}
@@ -50,7 +50,7 @@ def test_a_pruned_model_of_a_local_one(record):
     assert [result.metric_value for result in data.eval_results] == [40.0]
 
 
-def test_a_recovery_names_its_teacher_unless_that_is_the_base_model_on_the_hub(record):
+def test_model_card_names_teacher_other_than_base_model(record):
     recovery, provenance = record["recovery"][-1], record["provenance"]
     recovery["teacher"] = provenance["base_model"]
     assert "--teacher" not in render_card(record, "./out")
@@ -58,7 +58,7 @@ def test_a_recovery_names_its_teacher_unless_that_is_the_base_model_on_the_hub(r
     assert " OUT --teacher 'my tiny' --config ffp_config.json" in render_card(record, "./out")
 
 
-def test_a_model_without_code_whose_windows_were_given(record):
+def test_model_card_of_dense_class_and_given_windows(record):
     record["model"] |= {"code_file": None, "chat": False, "linear": False, "gguf": None, "language_model_only": True}
     record["provenance"]["given_data"] = True
     record["files"] = ["policy.png"]
@@ -75,14 +75,14 @@ def test_a_model_without_code_whose_windows_were_given(record):
     assert "the text-only language model of [org/tiny]" in card
 
 
-def test_a_quantized_model_has_no_figures_of_its_own(record):
+def test_model_card_of_quantized_model_has_no_results(record):
     record["quantization"] = {"scheme": "w4a16", "group_size": 32, "windows": None, "llmcompressor": "0.14.0.1"}
     card = render_card(record, "me/it")
     assert "recovered, w4a16\n" in card and "rounded to the nearest" in card and "vllm serve me/it" in card
     assert "torchao" not in card and "ffp export" not in card and not ModelCard(card).data.eval_results
 
 
-def test_what_is_removed_whole_is_named_and_vllm_needs_our_package_without_attention(record):
+def test_model_card_names_removed_layers_and_vllm_options(record):
     units = record["policy"]["units"]
     for index in (2, 3, 5):
         units[index] |= {"kept": 0, "retention": 0.0}
@@ -93,25 +93,23 @@ def test_what_is_removed_whole_is_named_and_vllm_needs_our_package_without_atten
     assert "from 0: layer 1, the attention of layer 2." in card and "or with `--trust" not in card
 
 
-def test_a_base_model_is_named_for_a_file(record):
+def test_model_card_names_base_model_of_gguf_file(record):
     del record["recovery"]
     record["base_model"] = "org/Tiny"
     record["provenance"] |= {"base_model": "tiny.Q8_0.gguf", "revision": None}
     card = render_card(record, "me/it")
-    assert (
-        "# Tiny, 50 %" in card
-        and "[org/Tiny](https://huggingface.co/org/Tiny), read from tiny.Q8_0.gguf, pruned" in card
-    )
+    assert "# Tiny, 50 %" in card
+    assert "[org/Tiny](https://huggingface.co/org/Tiny), read from tiny.Q8_0.gguf, pruned" in card
     assert ModelCard(card).data.base_model == "org/Tiny"
 
 
-def test_small_test_sets_are_marked(record):
+def test_model_card_marks_small_test_sets(record):
     del record["recovery"]
     small, large = ModelCard(render_card(record, "me/it")).data.eval_results
     assert "small sample" in small.dataset_name and "small sample" not in large.dataset_name
 
 
-def test_names_and_texts_with_markup_are_escaped_outside_code(record):
+def test_model_card_escapes_html_outside_code(record):
     hostile = "<script>alert(1)<b>"
 
     def poison(value: Any, key: str = "") -> Any:

@@ -33,7 +33,7 @@ def record():
     return json.loads((Path(__file__).parent / "record.json").read_text())
 
 
-def test_the_report_is_one_file_with_all_figures(record, tmp_path):
+def test_report_is_one_file_with_all_results(record, tmp_path):
     record["files"] = ["policy.png", "search.png", "README.md"]
     for name in record["files"]:
         (tmp_path / name).write_bytes(b"picture")
@@ -55,7 +55,7 @@ def test_the_report_is_one_file_with_all_figures(record, tmp_path):
     assert "<script>" not in text and "hidden_sizes" in text and "wikitext2" in text
 
 
-def test_sections_without_data_are_left_out(record, tmp_path):
+def test_report_omits_sections_without_data(record, tmp_path):
     record["files"] = ["policy.png"]
     (tmp_path / "policy.png").write_bytes(b"picture")
     record["provenance"] |= {"held_out": {}, "given_data": True}

@@ -64,21 +64,21 @@ def figures(monkeypatch) -> list[Figure]:
     return drawn
 
 
-def test_plots_are_files(tmp_path):
+def test_plots_are_written_as_png_files(tmp_path):
     write_plots(Record.from_dict(make_record(2)), make_log(3), tmp_path)
     write_front(FRONT, "sparsity", WINDOWS, tmp_path / "front.png")
     assert {path.name for path in tmp_path.iterdir()} == {"policy.png", "search.png", "front.png"}
     assert all(path.read_bytes().startswith(b"\x89PNG") for path in tmp_path.iterdir())
 
 
-def test_plots_without_data_are_left_out(tmp_path):
+def test_plots_without_data_are_omitted(tmp_path):
     write_plots(Record.from_dict(make_record(2)), make_log(1), tmp_path)
     assert [path.name for path in tmp_path.iterdir()] == ["policy.png"]
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("layers, evaluations", [(1, 2), (30, 64), (80, 1000)])
-def test_every_panel_has_data_and_labels_do_not_overlap(figures, tmp_path, layers, evaluations):
+def test_plot_panels_have_data_and_labels_do_not_overlap(figures, tmp_path, layers, evaluations):
     record = make_record(layers)
     write_plots(Record.from_dict(record), make_log(evaluations), tmp_path)
     write_front(FRONT, "sparsity", WINDOWS, tmp_path / "front.png")
@@ -96,7 +96,7 @@ def test_every_panel_has_data_and_labels_do_not_overlap(figures, tmp_path, layer
             assert not any(one.overlaps(other) for one, other in combinations(boxes, 2))
 
 
-def test_policy_bars_are_what_is_kept_and_removed(figures, tmp_path):
+def test_policy_plot_stacks_kept_and_removed_groups(figures, tmp_path):
     record = json.loads((Path(__file__).parent / "record.json").read_text())
     write_plots(Record.from_dict(record), [], tmp_path)
     units = record["policy"]["units"]
@@ -106,7 +106,7 @@ def test_policy_bars_are_what_is_kept_and_removed(figures, tmp_path):
         assert [sum(bars) for bars in zip(kept, removed)] == [groups] * 3
 
 
-def test_attention_of_both_kinds_is_counted_in_query_heads_and_hatched_where_kv_heads_stay(figures, tmp_path):
+def test_policy_plot_counts_mixed_attention_in_query_heads(figures, tmp_path):
     record = make_record(2)
     for unit, items, kept in zip(record["policy"]["units"], (4, 8, 3, 8), (3, 8, 1, 8)):
         unit |= {"items": items, "kept": kept}
@@ -117,7 +117,7 @@ def test_attention_of_both_kinds_is_counted_in_query_heads_and_hatched_where_kv_
     assert [bars[0].get_hatch() is not None for bars in figures[0].axes[0].containers] == [False, True, False, False]
 
 
-def test_the_search_is_relative_to_dense_with_a_star_on_the_choice(figures, tmp_path):
+def test_search_plot_is_relative_to_dense_and_marks_best_policy(figures, tmp_path):
     write_plots(Record.from_dict(make_record(2)), make_log(20), tmp_path)
     axes = figures[1].axes[0]
     candidates, finalists, star, failed = (points.get_offsets().tolist() for points in axes.collections)
@@ -126,7 +126,7 @@ def test_the_search_is_relative_to_dense_with_a_star_on_the_choice(figures, tmp_
     assert {line.get_label(): line.get_ydata()[0] for line in axes.lines} == {"uniform": 20.0, "dense": 1}
 
 
-def test_the_front_has_all_final_models_of_finite_perplexity(figures, tmp_path):
+def test_pareto_plot_has_models_with_finite_perplexity(figures, tmp_path):
     write_front(FRONT, "sparsity", WINDOWS, tmp_path / "front.png")
     axes = figures[0].axes[0]
     assert [*zip(*axes.lines[0].get_data())] == [(10, 20), (8, 300), (7, 400)]

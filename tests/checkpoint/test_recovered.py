@@ -11,7 +11,7 @@ from optimum_ffp.checkpoint.pushing import check_saved
 from optimum_ffp.checkpoint.recovered import save_recovered
 from optimum_ffp.checkpoint.saving import load_agent
 from optimum_ffp.utils.record import RecoveryRecord
-from tests.helpers import FILES, contents, make_tokenizer
+from tests.helpers import CHECKPOINT_FILES, make_tokenizer, read_files
 
 
 def make_record(source, **changes) -> RecoveryRecord:
@@ -59,13 +59,13 @@ def recover(model, tmp_path):
     )
 
 
-def test_policy_agent_log_and_plots_are_copied(folder, recover, model):
+def test_recovered_checkpoint_copies_policy_agent_log_and_plots(folder, recover, model):
     # Copies don't take over permissions.
     for file in folder.iterdir():
         file.chmod(0o555 if file.is_dir() else 0o444)
     recovered = recover(folder, "recovered")
-    before, after = contents(folder), contents(recovered)
-    assert after.keys() == FILES | {"recovery-1.png"}
+    before, after = read_files(folder), read_files(recovered)
+    assert after.keys() == CHECKPOINT_FILES | {"recovery-1.png"}
     changed = {name for name in before if before[name] != after[name]}
     assert changed == {"model.safetensors", "README.md", "ffp_config.json"}
     assert all(file.stat().st_mode & 0o200 for file in recovered.rglob("*"))
@@ -76,12 +76,12 @@ def test_policy_agent_log_and_plots_are_copied(folder, recover, model):
     assert all(torch.equal(one, other) for one, other in zip(loaded.parameters(), model.parameters()))
 
 
-def test_the_record_has_both_steps_and_no_folders(folder, recover):
+def test_record_has_pruning_and_recovery_without_local_folders(folder, recover):
     recovered = recover(folder, "recovered")
     content = json.loads((recovered / "ffp_config.json").read_text())
     (record,) = content.pop("recovery")
     before = json.loads((folder / "ffp_config.json").read_text())
-    assert content == before | {"files": sorted([*FILES, "recovery-1.png"])}
+    assert content == before | {"files": sorted([*CHECKPOINT_FILES, "recovery-1.png"])}
     assert record["tokens"] == 960 and record["options"]["dataset"] == "c4.txt:0.6,self:0.4"
     assert record["perplexity"]["recovered"] == pytest.approx(2.718281828**1.5)
     assert record["other_texts"][0]["pruned"] == pytest.approx(2.718281828**3)
@@ -91,14 +91,14 @@ def test_the_record_has_both_steps_and_no_folders(folder, recover):
     assert 'from_pretrained("./recovered"' in card
 
 
-def test_the_card_calls_the_dense_model_of_the_record_alone_so(folder, model, tmp_path):
+def test_model_card_says_dense_only_for_recorded_dense_model(folder, model, tmp_path):
     for is_dense in (True, False):
         record = make_record(folder, dense_teacher=is_dense, teacher="/private/other")
         card = (save_recovered(record, model, make_tokenizer(), tmp_path / f"{is_dense}") / "README.md").read_text()
         assert ("dense" in card.partition("## Pruning")[0]) == is_dense
 
 
-def test_what_links_lead_to_outside_the_folder_is_not_copied(folder, recover, tmp_path):
+def test_symlink_out_of_checkpoint_is_not_copied(folder, recover, tmp_path):
     (tmp_path / "secret").touch()
     (folder / "policy.png").unlink()
     (folder / "policy.png").symlink_to(tmp_path / "secret")
@@ -107,11 +107,11 @@ def test_what_links_lead_to_outside_the_folder_is_not_copied(folder, recover, tm
     assert not (tmp_path / "recovered").exists()
 
 
-def test_a_second_recovery_goes_on_from_the_first(folder, recover):
+def test_second_recovery_keeps_files_of_first(folder, recover):
     first = recover(folder, "first")
     second = recover(first, "second")
-    assert contents(second).keys() == FILES | {"recovery-1.png", "recovery-2.png"}
+    assert read_files(second).keys() == CHECKPOINT_FILES | {"recovery-1.png", "recovery-2.png"}
     assert (second / "recovery-1.png").read_bytes() == (first / "recovery-1.png").read_bytes()
     with pytest.raises(FFPError, match="--overwrite"):
         recover(folder, "second")
-    assert contents(recover(folder, "second", overwrite=True)).keys() == contents(first).keys()
+    assert read_files(recover(folder, "second", overwrite=True)).keys() == read_files(first).keys()

@@ -3,7 +3,7 @@ import json
 import pytest
 
 
-def test_counts_are_those_of_the_models(pruned):
+def test_parameter_counts_match_models(pruned):
     pruner, _ = pruned
     result = pruner.result
     dense = pruner.model.num_parameters()
@@ -13,7 +13,7 @@ def test_counts_are_those_of_the_models(pruned):
     assert result.dtype == "float32"
 
 
-def test_the_record_is_json_and_has_every_figure(pruned):
+def test_record_has_all_results_as_json(pruned):
     pruner, folder = pruned
     written, provenance = json.loads((folder / "ffp_config.json").read_text()), pruner.result.provenance().to_dict()
     assert pruner.result.policy.to_dict() == written["policy"]

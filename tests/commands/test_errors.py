@@ -22,7 +22,7 @@ def open_terminal(monkeypatch: pytest.MonkeyPatch) -> io.StringIO:
     return stream
 
 
-def test_an_error_is_the_last_line_below_all_bars(monkeypatch):
+def test_error_is_printed_below_progress_bars(monkeypatch):
     terminal = open_terminal(monkeypatch)
     with pytest.raises(SystemExit) as stop, one_line_errors():
         bar = tqdm(total=3, file=terminal)
@@ -33,7 +33,7 @@ def test_an_error_is_the_last_line_below_all_bars(monkeypatch):
 
 
 @pytest.mark.parametrize(("level", "shown"), [("debug", 3), ("info", 2), ("warning", 1), ("error", 0)])
-def test_messages_have_levels(monkeypatch, level, shown):
+def test_log_level_selects_messages(monkeypatch, level, shown):
     terminal = open_terminal(monkeypatch)
     with one_line_errors(level):
         logger.debug("tokens: 3")

@@ -20,7 +20,7 @@ def model(tmp_path):
     return folder
 
 
-def test_a_file_of_the_asked_type(run, model, tmp_path):
+def test_export_writes_requested_output_type(run, model, tmp_path):
     import gguf
 
     out = tmp_path / "deep" / "model.gguf"
@@ -32,7 +32,7 @@ def test_a_file_of_the_asked_type(run, model, tmp_path):
     assert [path.name for path in out.parent.iterdir()] == ["model.gguf"]
 
 
-def test_special_tokens_without_an_embedding_are_left_out(run, model, tmp_path):
+def test_special_tokens_without_embedding_are_omitted(run, model, tmp_path):
     """As fine-tunes add a padding token without resizing the model."""
     import gguf
 
@@ -49,7 +49,7 @@ def test_special_tokens_without_an_embedding_are_left_out(run, model, tmp_path):
 
 
 @pytest.mark.slow
-def test_only_a_gguf_file_is_replaced_and_only_if_that_is_said(run, model, tmp_path):
+def test_only_gguf_files_are_overwritten_and_only_with_option(run, model, tmp_path):
     out, words = tmp_path / "out.gguf", ["-m", model, tmp_path / "out.gguf"]
     out.write_text("mine")
     for more in ([], ["--overwrite"]):

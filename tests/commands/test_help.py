@@ -1,14 +1,13 @@
 """What `--help` says, and how fast."""
 
 import re
-import subprocess
-import sys
 from importlib.metadata import version
 
 import pytest
 
 from optimum_ffp import EvaluationConfig, FFPConfig, RecoveryConfig
 from optimum_ffp.commands import export, push, quantize
+from tests.helpers import run_python
 
 
 COMMANDS = {
@@ -22,7 +21,7 @@ COMMANDS = {
 
 
 @pytest.mark.parametrize("command", COMMANDS)
-def test_every_option_that_has_a_group_is_shown_with_its_default(run_ffp, command):
+def test_help_shows_grouped_options_with_defaults(run_ffp, command):
     code, output, _ = run_ffp(command, "--help")
     assert code == 0 and "examples:" in output and "143" in output
     options = dict(re.findall(r"^ {1,4}(?:-m MODEL, )?--([a-z0-9-]+)(.*?)(?=^ {1,4}-|^\S|\Z)", output, re.M | re.S))
@@ -32,12 +31,12 @@ def test_every_option_that_has_a_group_is_shown_with_its_default(run_ffp, comman
         assert name not in options or "Default: " in " ".join(options[name].split())
 
 
-def test_there_are_few_options(run_ffp):
+def test_number_of_command_line_options_is_bounded(run_ffp):
     counts = {name: len(re.findall(r"^ {1,4}-", run_ffp(name, "--help")[1], re.MULTILINE)) for name in COMMANDS}
     assert counts["prune"] <= 55 and counts["quantize"] <= 10 and sum(counts.values()) < 135, counts
 
 
-def test_the_version_is_that_of_the_package(run_ffp):
+def test_version_option_prints_package_version(run_ffp):
     assert run_ffp("--version")[:2] == (0, f"optimum-ffp {version('optimum-ffp')}\n")
 
 
@@ -49,5 +48,4 @@ def test_help_does_not_import_torch(arguments):
         "try: main()\nexcept SystemExit: pass\n"
         "assert 'optimum_ffp' in sys.modules and 'torch' not in sys.modules and 'transformers' not in sys.modules"
     )
-    done = subprocess.run([sys.executable, "-c", program, *arguments], capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
+    run_python("-c", program, *arguments)

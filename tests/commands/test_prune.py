@@ -16,7 +16,7 @@ from optimum_ffp import FFPConfig, FFPModelForCausalLM
 from optimum_ffp.commands.prune import FFPPruneCommand, output_folders, read_configs
 from optimum_ffp.export import export_gguf
 from optimum_ffp.modeling.families import decoder_layers
-from tests.helpers import SAMPLE, contents, make_byte_level_tokenizer, make_text, make_tiny_model
+from tests.helpers import SAMPLE, make_byte_level_tokenizer, make_text, make_tiny_model, read_files
 
 
 FAST = ["--device", "cpu", "--seq-len", 24, "--num-samples", 8, "--search-samples", 2, "--eval-samples", 3]
@@ -30,7 +30,7 @@ def run(run_ffp, data_folder):
     return lambda *words: run_ffp("prune", "--dataset", data_folder, *FAST, *words)
 
 
-def test_one_sparsity_into_the_named_folder(run, run_ffp, save_tiny_model, tmp_path, windows):
+def test_prune_writes_checkpoint_and_prints_summary(run, run_ffp, save_tiny_model, tmp_path, windows):
     out, base = tmp_path / "out", save_tiny_model()
     code, output, errors = run("-m", base, out, "--sparsity", 0.24, "--seed", 5, "--log-level", "debug")
     assert code == 0, errors
@@ -47,7 +47,7 @@ def test_one_sparsity_into_the_named_folder(run, run_ffp, save_tiny_model, tmp_p
 
 
 @pytest.mark.slow
-def test_layers_that_are_alike_give_a_checkpoint_of_the_dense_class(run, save_tiny_model, tmp_path, windows):
+def test_homogeneous_method_writes_checkpoint_of_dense_class(run, save_tiny_model, tmp_path, windows):
     base, out = save_tiny_model("gemma3"), tmp_path / "out"
     code, _, errors = run("-m", base, out, "--method", "homogeneous")
     assert code == 0, errors
@@ -61,7 +61,7 @@ def test_layers_that_are_alike_give_a_checkpoint_of_the_dense_class(run, save_ti
 
 
 @pytest.mark.slow
-def test_two_sparsities_into_two_folders_and_a_third_from_their_agent(run, save_tiny_model, tmp_path):
+def test_sparsity_sweep_writes_checkpoints_and_pareto_plot(run, save_tiny_model, tmp_path):
     model, out = save_tiny_model(), tmp_path / "out"
     code, output, errors = run("-m", model, out, "--sparsity", 0.2, 0.3, "--json", tmp_path / "out.json")
     assert code == 0, errors
@@ -80,7 +80,7 @@ def test_two_sparsities_into_two_folders_and_a_third_from_their_agent(run, save_
 
 
 @pytest.mark.slow
-def test_two_sizes_of_a_budget_with_a_further_limit(run, save_tiny_model, tmp_path):
+def test_params_sweep_with_kv_cache_limit(run, save_tiny_model, tmp_path):
     model, out, options = save_tiny_model(), tmp_path / "out", ("--method", "no-search", "--calibration", "ridge")
     code, output, errors = run("-m", model, out, "--params", "22k", "27k", "--kv-cache", 0.75, *options)
     assert code == 0, errors
@@ -105,7 +105,7 @@ def test_two_sizes_of_a_budget_with_a_further_limit(run, save_tiny_model, tmp_pa
 
 
 @pytest.mark.slow
-def test_a_speed_is_measured_once(run, save_tiny_model, tmp_path, monkeypatch, caplog):
+def test_speedup_sweep_measures_times_once(run, save_tiny_model, tmp_path, monkeypatch, caplog):
     timed = []
 
     def seconds(model, *_):
@@ -143,13 +143,13 @@ def test_a_speed_is_measured_once(run, save_tiny_model, tmp_path, monkeypatch, c
 
 
 @pytest.mark.slow
-def test_default_folder_and_text_from_the_model_itself(run, save_tiny_model, tmp_path, monkeypatch):
+def test_default_output_folder_and_self_generated_dataset(run, save_tiny_model, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     assert run("-m", save_tiny_model(), "--sparsity", 0.25, "--dataset", "self", *UNIFORM)[0] == 0
     assert (tmp_path / "tiny-llama-ffp-25" / "model.safetensors").is_file()
 
 
-def test_a_policy_is_repeated_without_a_search(run, save_tiny_model, tmp_path, monkeypatch, caplog):
+def test_policy_file_and_record_reproduce_weights_without_search(run, save_tiny_model, tmp_path, monkeypatch, caplog):
     model, first = save_tiny_model(), tmp_path / "first"
     options = ("--calibration", "ridge", "--seed", 1)
     assert run("-m", model, first, "--sparsity", 0.3, "--method", "random", *options)[0] == 0
@@ -172,7 +172,7 @@ def test_a_policy_is_repeated_without_a_search(run, save_tiny_model, tmp_path, m
     assert (tmp_path / "third" / "model.safetensors").read_bytes() == (first / "model.safetensors").read_bytes()
 
 
-def test_a_policy_decides_alone(run, save_tiny_model, tmp_path):
+def test_policy_with_budget_or_method_is_rejected(run, save_tiny_model, tmp_path):
     for more in (("--sparsity", 0.2), ("--method", "uniform")):
         code, _, errors = run("-m", save_tiny_model(), tmp_path / "out", "--policy", tmp_path / "pruned", *more)
         assert code == 2 and "--policy determines the sizes" in errors
@@ -182,7 +182,7 @@ def test_a_policy_decides_alone(run, save_tiny_model, tmp_path):
     assert code == 2 and "--policy" in errors
 
 
-def test_options_of_a_file_and_those_that_nothing_reads(run, save_tiny_model, tmp_path, caplog):
+def test_options_without_effect_are_warnings(run, save_tiny_model, tmp_path, caplog):
     file = tmp_path / "options.json"
     file.write_text(json.dumps({"sparsity": 0.3, "clip_range": 0.5, "slope_samples": 3}))
     words = ("-m", save_tiny_model(), "--plan", "--config", file)
@@ -198,7 +198,7 @@ def test_options_of_a_file_and_those_that_nothing_reads(run, save_tiny_model, tm
 
 
 @pytest.mark.slow
-def test_gguf_file_is_dequantized(run, tmp_path):
+def test_quantized_gguf_file_is_dequantized(run, tmp_path):
     """What the `gguf` package reads from a file of 8 bits; the real SmolLM2 is in tests/test_smollm2.py."""
     gguf = pytest.importorskip("gguf")
     file, out, text = tmp_path / "model.gguf", tmp_path / "out", tmp_path / "text.txt"
@@ -252,7 +252,7 @@ def quantize_as_released(folder: Path, method: str) -> dict[str, torch.Tensor]:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("method", ["fp8", "compressed-tensors"])
-def test_quantized_checkpoints_are_dequantized(run, save_tiny_model, tmp_path, method):
+def test_fp8_checkpoints_are_dequantized(run, save_tiny_model, tmp_path, method):
     if method == "compressed-tensors":
         pytest.importorskip("compressed_tensors")
         pytest.importorskip("transformers", minversion="5.23")
@@ -270,7 +270,7 @@ def test_quantized_checkpoints_are_dequantized(run, save_tiny_model, tmp_path, m
 
 @pytest.mark.slow
 @pytest.mark.parametrize(("number", "expected"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
-def test_interrupted_in_one_line_and_resumed(run, save_tiny_model, tmp_path, monkeypatch, number, expected):
+def test_interrupted_prune_prints_one_line_and_resumes(run, save_tiny_model, tmp_path, monkeypatch, number, expected):
     from optimum_ffp.search import evaluator
 
     command = ["-m", save_tiny_model(), tmp_path / "out", "--method", "ffp", "--search-steps", 40]
@@ -297,22 +297,22 @@ def test_interrupted_in_one_line_and_resumed(run, save_tiny_model, tmp_path, mon
 
 
 @pytest.mark.slow
-def test_a_finished_prune_is_not_repeated(run, save_tiny_model, data_folder, tmp_path):
+def test_resume_of_finished_prune_does_nothing(run, save_tiny_model, data_folder, tmp_path):
     command = ["-m", save_tiny_model(), tmp_path / "out", *UNIFORM, "--sparsity", 0.1, 0.2]
     assert run(*command)[0] == 0
-    files = contents(tmp_path)
+    files = read_files(tmp_path)
     code, output, _ = run(*command, "--resume", "--batch-size", 2)
     assert code == 0 and len(output.splitlines()) == 1 and "out-ffp-20" in output
     # A plan uploads nothing.
     assert run(*command, "--resume", "--plan", "--push-to-hub")[0] == 0
     assert run(*command, "--resume", "--seed", 1)[0] == run(*command)[0] == 2
-    assert contents(tmp_path) == files
+    assert read_files(tmp_path) == files
     (data_folder / "test.txt").write_text(make_text(200, 9))
     assert run(*command, "--resume")[0] == 2
 
 
-def test_two_runs_into_one_output(run, hold, save_tiny_model, tmp_path):
-    hold(tmp_path / "out-ffp-10.work")
+def test_concurrent_prune_into_same_output_is_rejected(run, lock_folder, save_tiny_model, tmp_path):
+    lock_folder(tmp_path / "out-ffp-10.work")
     code, _, errors = run("-m", save_tiny_model(), tmp_path / "out", "--sparsity", 0.1, 0.2, *UNIFORM)
     assert code == 2 and "in use" in errors
 
@@ -328,7 +328,7 @@ def test_two_runs_into_one_output(run, hold, save_tiny_model, tmp_path):
         (["-m", "m", ".", "--sparsity", "0.1", "0.25"], "HERE-ffp-10 HERE-ffp-25"),
     ],
 )
-def test_names_of_outputs(tmp_path, monkeypatch, words, expected):
+def test_output_folder_names(tmp_path, monkeypatch, words, expected):
     here = tmp_path / "here"
     here.mkdir()
     (here / "link").symlink_to(tmp_path)

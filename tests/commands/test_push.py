@@ -2,19 +2,19 @@ import shutil
 
 import pytest
 
-from tests.helpers import published
-from tests.hub_server import Repository, uploaded
+from tests.helpers import expected_upload
+from tests.hub_server import Repository, uploaded_files
 
 
 pytestmark = pytest.mark.slow
 
 
-def test_a_folder_is_uploaded_in_one_commit(run_ffp, hub, folder):
+def test_push_uploads_folder_in_one_commit(run_ffp, hub, folder):
     code, output, _ = run_ffp("push", folder, "it", "--private", "--commit-message", "Prune 20 %")
     repository = hub.repositories["me/it"]
     assert code == 0 and output.strip() == f"uploaded: {hub.url}/me/it/commit/{repository.commits[-1].oid}"
     assert repository.private and [commit.message for commit in repository.commits[1:]] == ["Prune 20 %"]
-    assert uploaded(repository) == published(folder, "me/it")
+    assert uploaded_files(repository) == expected_upload(folder, "me/it")
 
 
 @pytest.mark.parametrize(
@@ -28,7 +28,7 @@ def test_a_folder_is_uploaded_in_one_commit(run_ffp, hub, folder):
         ("checkpoint", ["me/public", "--private"], "public"),
     ],
 )
-def test_refusals_are_one_line(run_ffp, hub, folder, save_tiny_model, case, words, message):
+def test_invalid_push_is_one_line_error(run_ffp, hub, folder, save_tiny_model, case, words, message):
     hub.repositories["me/public"] = Repository(private=False)
     hub.repositories["me/public"].commit("initial commit", {})
     if case == "no folder":

@@ -22,7 +22,7 @@ def pruned(model: str, ratio: float, **changes: str) -> dict:
     return record
 
 
-def test_a_model_is_summarized_in_five_lines():
+def test_summary_of_recovered_model():
     records = [pruned("better", 1.1, role="recovered"), pruned("out", 1.25), DENSE]
     _, size, weights, perplexity, place, step = summarize(records, "ffp recover").splitlines()
     assert "2,000,000 -> 1,500,000" in size and "30.0 %" in size and "25.0 % of the whole model" in size
@@ -31,13 +31,13 @@ def test_a_model_is_summarized_in_five_lines():
     assert "better" in place and step.endswith("ffp recover")
 
 
-def test_the_size_before_is_that_of_the_dense_model_with_another_teacher():
+def test_summary_compares_with_dense_size_not_teacher_size():
     teacher = DENSE | {"role": "teacher", "parameters": 7_000_000, "weight_bytes": 2**24}
     _, size, weights, *_ = summarize([pruned("better", 1.1, role="recovered"), teacher], "ffp push").splitlines()
     assert "2,000,000 -> 1,500,000" in size and "4.0 -> 3.0 MiB" in weights
 
 
-def test_a_recovered_mixture_lost_experts_and_stages_are_listed():
+def test_summary_of_mixture_lists_experts_and_calibration_stages():
     stages = {"none": (9.0, 0.5), "ridge": (8.0, 0.6)}
     figures = {f"held_out_perplexity/{stage}": perplexity for stage, (perplexity, _) in stages.items()}
     figures |= {f"held_out_divergence/{stage}": divergence for stage, (_, divergence) in stages.items()}
@@ -47,14 +47,14 @@ def test_a_recovered_mixture_lost_experts_and_stages_are_listed():
     assert "none 9.00 (0.5000), ridge 8.00 (0.6000); kept: ridge" in calibration and "with none" in calibration
 
 
-def test_a_sweep_is_one_table():
+def test_sweep_summary_is_one_table():
     header, dense, *rows = sweep_table([pruned("a", 1.25), pruned("b", 1.5), DENSE]).strip().splitlines()
     assert "c4" in header and "wikitext2" in header and "20.00" in dense
     assert [row.split()[0] for row in rows] == ["a", "b"] and "25.00 (1.25x)" in rows[0]
     assert len({*map(len, (dense, *rows))}) == 1
 
 
-def test_only_a_perplexity_of_at_least_half_more_is_warned_of(caplog):
+def test_perplexity_ratio_of_1_5_or_more_is_warning(caplog):
     warn_of_high_perplexity([pruned("a", 1.49)])
     assert not caplog.messages
     warn_of_high_perplexity([pruned("a", 1.49), pruned("b", 1.5), pruned("c", 3)])

@@ -35,7 +35,7 @@ def fitted(name, kept, **changes):
 
 @pytest.mark.parametrize("name", MIXTURES)
 @torch.no_grad()
-def test_the_error_falls_on_training_and_on_held_out_tokens(name):
+def test_expert_ridge_lowers_training_and_held_out_error(name):
     with fitted(name, 6) as (router, experts, hidden, targets, scales, down):
         _, gates, index = router(hidden)
         squares = []
@@ -47,7 +47,7 @@ def test_the_error_falls_on_training_and_on_held_out_tokens(name):
 
 
 @torch.no_grad()
-def test_a_single_expert_is_the_solution_of_ridge_regression(monkeypatch):
+def test_single_expert_equals_ridge_regression_solution(monkeypatch):
     monkeypatch.setattr(expert_ridge, "SWEEPS", 1)
     with fitted("mixtral", 1, num_experts_per_tok=1) as (_, experts, hidden, targets, scales, down):
         gate_up, dense = experts.gate_up_proj[0], experts.down_proj[0]

@@ -9,7 +9,7 @@ from torch.nn.functional import softmax
 from optimum_ffp.compression.last_norm import PredictionLoss, last_norm_parameters
 from optimum_ffp.engine import LayerwiseModel
 from optimum_ffp.modeling.families import find_family
-from tests.helpers import applied, learn, make_sorted_model, make_tiny_model, random_policy
+from tests.helpers import apply_policy, distill_layers, make_sorted_model, make_tiny_model, random_policy
 
 
 @torch.no_grad()
@@ -30,7 +30,7 @@ def last_states(model, windows):
     return states[0]
 
 
-def test_parameters_of_the_last_norm_act_after_the_last_layer(tiny_model, windows):
+def test_final_norm_parameters_act_only_after_last_layer(tiny_model, windows):
     layerwise = LayerwiseModel(tiny_model, find_family(tiny_model.config))
     found, states = last_norm_parameters(layerwise), last_states(tiny_model, windows)
     with torch.no_grad():
@@ -44,7 +44,7 @@ def test_parameters_of_the_last_norm_act_after_the_last_layer(tiny_model, window
 
 
 @pytest.mark.parametrize("positions", [256, 5])
-def test_the_error_is_the_divergence_of_whole_models(tiny_model, windows, positions, monkeypatch):
+def test_prediction_loss_equals_divergence_of_whole_models(tiny_model, windows, positions, monkeypatch):
     monkeypatch.setattr("optimum_ffp.compression.last_norm.POSITIONS", positions)
     other = deepcopy(tiny_model)
     layerwise, changed = (LayerwiseModel(model, find_family(model.config)) for model in (tiny_model, other))
@@ -61,10 +61,10 @@ def test_the_error_is_the_divergence_of_whole_models(tiny_model, windows, positi
     assert found == pytest.approx(expected, rel=1e-3) and min(expected) > 1e-3
 
 
-def test_the_pruned_model_has_the_norm_that_predicts_best(tiny_model, windows):
+def test_fitted_final_norm_lowers_held_out_divergence(tiny_model, windows):
     sorted_model, _ = make_sorted_model(tiny_model, windows)
     policy, held_out = random_policy(sorted_model, 2), windows[:3]
-    distilled = learn(sorted_model, policy, windows, held_out, passes=4)
+    distilled = distill_layers(sorted_model, policy, windows, held_out, passes=4)
     norm, dense = distilled.last_norm, sorted_model.model
     pruned = sorted_model.materialize(policy, distilled.weights)
     own = {name: weight for name, weight in distilled.weights.items() if name not in norm.weights}
@@ -77,18 +77,19 @@ def test_the_pruned_model_has_the_norm_that_predicts_best(tiny_model, windows):
     losses = layerwise.losses(windows, [sorted_model.change(policy, weights) for weights in (own, distilled.weights)])
     expected = [LayerwiseModel(model, layerwise.family).losses(windows)[0] for model in (before, pruned)]
     assert torch.allclose(losses, torch.stack(expected), atol=1e-5) and not torch.allclose(*losses, atol=1e-5)
-    with applied(sorted_model, policy, distilled.weights) as changed_model, torch.no_grad():
+    with apply_policy(sorted_model, policy, distilled.weights) as changed_model, torch.no_grad():
         assert torch.allclose(changed_model(windows).logits, pruned(windows).logits, atol=1e-4)
 
 
-def test_a_model_without_a_last_norm(windows):
+def test_model_without_final_norm_skips_fit(windows):
     """OPT-350m has a projection between the layers and the head instead."""
     model = make_tiny_model("opt", word_embed_proj_dim=16, do_layer_norm_before=False)
     sorted_model, _ = make_sorted_model(model, windows)
-    assert learn(sorted_model, random_policy(sorted_model, 2), windows, windows[:3], passes=4).last_norm is None
+    policy = random_policy(sorted_model, 2)
+    assert distill_layers(sorted_model, policy, windows, windows[:3], passes=4).last_norm is None
 
 
-def test_weights_are_restored_after_a_failure(windows, monkeypatch):
+def test_weights_are_restored_after_error(windows, monkeypatch):
     model = make_tiny_model().to(torch.bfloat16)
     layerwise = LayerwiseModel(model, find_family(model.config), dtype=torch.float32)
     before = {name: (tensor, tensor.dtype) for name, tensor in model.state_dict().items()}

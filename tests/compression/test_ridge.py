@@ -4,7 +4,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from optimum_ffp.compression.ridge import PrefixRidge
-from tests.helpers import ridge_direct
+from tests.helpers import solve_ridge
 
 
 def problem(seed: int = 0) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
@@ -15,16 +15,16 @@ def problem(seed: int = 0) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
 
 
 @settings(deadline=None)
-@given(kept=st.integers(1, 23), seed=st.integers(0, 50), ridge=st.sampled_from([1e-3, 0.01, 1.0]))
-def test_prefix_ridge_equals_the_direct_solve(kept, seed, ridge):
+@given(kept=st.integers(1, 24), seed=st.integers(0, 50), ridge=st.sampled_from([1e-3, 0.01, 1.0]))
+def test_prefix_ridge_equals_direct_solution(kept, seed, ridge):
     weight, _, gram = problem(seed=seed)
-    expected = ridge_direct(weight, gram, kept, ridge)
+    expected = solve_ridge(weight, gram, kept, ridge)
     found = PrefixRidge.of(gram, ridge).compensated(weight, kept)
     assert torch.allclose(found, expected, rtol=1e-3, atol=1e-3)
 
 
 @pytest.mark.parametrize("kept", [5, 12])
-def test_prefix_ridge_equals_least_squares_on_the_activations(kept):
+def test_prefix_ridge_equals_least_squares_on_activations(kept):
     weight, inputs, gram = problem()
     # Eq. 6 as it is printed: for every removed channel, regress its activation on the retained ones.
     ridge = 0.02 * float(gram.diagonal().mean())
@@ -36,15 +36,3 @@ def test_prefix_ridge_equals_least_squares_on_the_activations(kept):
     expected = weight[:, :kept].double() + weight[:, kept:].double() @ coefficients.T
     found = PrefixRidge.of(gram, 0.02).compensated(weight, kept)
     assert torch.allclose(found.double(), expected, rtol=1e-3, atol=1e-3)
-
-
-def test_all_retained_is_the_identity():
-    weight, _, gram = problem()
-    assert torch.equal(PrefixRidge.of(gram).compensated(weight, 24), weight)
-
-
-def test_dead_channels_do_not_break_the_factor():
-    weight, inputs, _ = problem()
-    inputs[:, 3:9] = 0
-    found = PrefixRidge.of(inputs.T @ inputs / len(inputs)).compensated(weight, 12)
-    assert torch.isfinite(found).all()

@@ -15,14 +15,14 @@ from optimum_ffp.modeling.padding import weights_of
 from tests.helpers import (
     EVERY_MODEL,
     GROUPINGS,
-    KINDS,
-    applied,
+    apply_policy,
     make_deep_model,
     make_sorted_model,
     make_tiny_model,
     random_policy,
-    ridge_direct,
-    without_parts,
+    record_inputs,
+    solve_ridge,
+    without_sublayers,
 )
 
 
@@ -46,27 +46,27 @@ def masked(model: PreTrainedModel, orders: list[torch.Tensor], policy: PruningPo
     return model
 
 
-def agree(logits: torch.Tensor, expected: torch.Tensor) -> bool:
+def logits_match(logits: torch.Tensor, expected: torch.Tensor) -> bool:
     """Whether logits are the same but for float32's rounding, of which large logits have more."""
     return bool((logits - expected).abs().max() < 1e-5 * expected.abs().max().clamp(min=1))
 
 
 @pytest.mark.parametrize("name", EVERY_MODEL)
-def test_sliced_equals_masked_before_and_after_save(name, windows, tmp_path):
+def test_sliced_model_equals_masked_model_before_and_after_saving(name, windows, tmp_path):
     check_sliced_equals_masked(make_tiny_model(name), windows, tmp_path)
 
 
 @pytest.mark.parametrize("grouping", GROUPINGS)
 @pytest.mark.parametrize("name", ["llama", "phi3", pytest.param("gemma3", marks=SLOW)])
-def test_sliced_equals_masked_with_query_heads_pruned(name, grouping, windows, tmp_path):
+def test_sliced_model_equals_masked_model_with_query_heads(name, grouping, windows, tmp_path):
     sizes, groups = GROUPINGS[grouping]
     check_sliced_equals_masked(make_tiny_model(name, **sizes), windows, tmp_path, groups)
 
 
 @pytest.mark.parametrize("name", EVERY_MODEL)
-def test_sliced_equals_masked_without_attention_ffn_or_a_layer(name, windows, tmp_path):
+def test_sliced_model_equals_masked_model_without_sublayers(name, windows, tmp_path):
     model, dense = make_deep_model(name), make_tiny_model(name)
-    check_sliced_equals_masked(model, windows, tmp_path, change=without_parts)
+    check_sliced_equals_masked(model, windows, tmp_path, change=without_sublayers)
     config = AutoConfig.from_pretrained(tmp_path)
     assert [config.per_layer_config[layer].skip for layer in range(3)] == [[], ["mlp"], ["attention"]]
     # Of four layers, of which the last was like the second.
@@ -79,18 +79,22 @@ def check_sliced_equals_masked(model, windows, folder, groups=(None,), change=la
     dense = copy.deepcopy(model)
     sorted_model, orders = make_sorted_model(model, windows, groups)
     assert any((order != torch.arange(len(order))).any() for order in orders if order.ndim == 1)
-    assert agree(sorted_model.model(windows).logits, dense(windows).logits)
+    assert logits_match(sorted_model.model(windows).logits, dense(windows).logits)
     policy = change(random_policy(sorted_model, 0))
     expected = masked(dense, orders, policy)(windows).logits
 
-    with applied(sorted_model, policy) as model:
-        assert agree(model(windows).logits, expected)
+    with apply_policy(sorted_model, policy) as model:
+        assert logits_match(model(windows).logits, expected)
     sliced = sorted_model.materialize(policy)
-    assert agree(sliced(windows).logits, expected)
+    assert logits_match(sliced(windows).logits, expected)
     removed = dense.num_parameters() - sliced.num_parameters()
     blocks = sum(unit.parameters for unit in sorted_model.units) - policy.kept_parameters
     assert removed == blocks if min(policy.sizes) else removed > blocks
     assert blocks == projection_parameters(dense) - projection_parameters(sliced)
+    # The width of the cache differs by layer.
+    options = {"max_new_tokens": 8, "do_sample": False, "eos_token_id": None, "pad_token_id": 1}
+    tokens, uncached = (sliced.generate(windows[:2, :5], use_cache=cached, **options) for cached in (True, False))
+    assert torch.equal(tokens, uncached), "generation with a cache gives other tokens"
 
     sliced.save_pretrained(folder)
     for loaded in (
@@ -101,14 +105,12 @@ def check_sliced_equals_masked(model, windows, folder, groups=(None,), change=la
 
 
 @pytest.mark.parametrize("grouping", GROUPINGS)
-def test_compensation_with_query_heads_pruned_is_the_direct_solution(grouping, windows):
+def test_compensation_of_query_heads_equals_direct_ridge_solution(grouping, windows):
     sizes, groups = GROUPINGS[grouping]
     model = make_tiny_model("qwen3", **sizes)
     heads, kv_heads, head_dim = find_family(model.config).heads(model.config)
-    unit, seen = find_units(model, find_family(model.config))[2], []
-    with unit.output.module.register_forward_pre_hook(lambda module, inputs: seen.append(inputs[0].flatten(0, -2))):
-        model(windows)
-    inputs, weight = seen[0], unit.output.module.weight.data.clone()
+    unit = find_units(model, find_family(model.config))[2]
+    inputs, weight = record_inputs(model, unit.output.module, windows), unit.output.module.weight.data.clone()
     sorted_model, orders = make_sorted_model(model, windows, groups)
     order, size = orders[2].view(-1, kv_heads), 2
     assert sorted_model.units[2].group == "query_head" and len(order) == heads // kv_heads
@@ -122,7 +124,7 @@ def test_compensation_with_query_heads_pruned_is_the_direct_solution(grouping, w
     )
     inputs, weight = inputs[:, columns], weight[:, columns]
     kept = size * kv_heads * head_dim
-    expected = ridge_direct(weight, inputs.T @ inputs / len(inputs), kept)
+    expected = solve_ridge(weight, inputs.T @ inputs / len(inputs), kept)
     found = sorted_model.compensated_output(2, size)
     assert torch.allclose(found, expected, rtol=1e-3, atol=1e-3)
     # Put into the model, it meets the inputs that it was solved for.
@@ -131,14 +133,14 @@ def test_compensation_with_query_heads_pruned_is_the_direct_solution(grouping, w
     )
     outputs = []
     with (
-        applied(sorted_model, policy, dict([sorted_model.named_output(2, found)])) as pruned,
+        apply_policy(sorted_model, policy, dict([sorted_model.named_output(2, found)])) as pruned,
         unit.output.module.register_forward_hook(lambda module, _, output: outputs.append(output.flatten(0, -2))),
     ):
         pruned(windows)
     assert torch.allclose(outputs[0], inputs[:, :kept] @ found.T, rtol=1e-3, atol=1e-3)
 
 
-def test_full_retention_is_the_identity(tiny_model, windows):
+def test_dense_policy_is_identity(tiny_model, windows):
     before = tiny_model(windows).logits
     sorted_model, _ = make_sorted_model(tiny_model, windows)
     dense = PruningPolicy.dense(sorted_model.units)
@@ -146,32 +148,32 @@ def test_full_retention_is_the_identity(tiny_model, windows):
         assert (sorted_model.materialize(dense, outputs)(windows).logits - before).abs().max() < 1e-4
 
 
-def test_a_context_leaves_the_dense_model_behind(tiny_model, windows):
+def test_dense_model_is_restored_after_error(tiny_model, windows):
     sorted_model, _ = make_sorted_model(tiny_model, windows)
     before = sorted_model.model(windows).logits
     policy = random_policy(sorted_model, 0)
-    with pytest.raises(RuntimeError), applied(sorted_model, policy, sorted_model.compensated(policy)):
+    with pytest.raises(RuntimeError), apply_policy(sorted_model, policy, sorted_model.compensated(policy)):
         raise RuntimeError
     assert torch.equal(sorted_model.model(windows).logits, before)
 
 
 @torch.no_grad()
-def test_any_parameter_is_replaced_for_the_duration_of_a_context(tiny_model, windows):
+def test_replaced_parameters_are_restored_after_context(tiny_model, windows):
     sorted_model, _ = make_sorted_model(tiny_model, windows)
     before, policy = sorted_model.model(windows).logits, random_policy(sorted_model, 0)
-    with applied(sorted_model, policy) as model:
+    with apply_policy(sorted_model, policy) as model:
         plain = model(windows).logits
         layers = sorted_model.family.layers
         names = [name for name, _ in model.named_parameters() if f"{layers}.1." in name]
         weights = {name: 1.1 * model.get_parameter(name).data for name in names}
-    with applied(sorted_model, policy, weights) as model:
+    with apply_policy(sorted_model, policy, weights) as model:
         replaced = model(windows).logits
     assert (replaced - plain).abs().max() > 1e-3
-    assert agree(sorted_model.materialize(policy, weights)(windows).logits, replaced)
+    assert logits_match(sorted_model.materialize(policy, weights)(windows).logits, replaced)
     assert torch.equal(sorted_model.model(windows).logits, before)
 
 
-def test_the_weights_of_a_trained_model_give_the_same_model(tiny_model, windows):
+def test_weights_of_trained_model_reproduce_its_logits(tiny_model, windows):
     sorted_model, _ = make_sorted_model(tiny_model, windows)
     policy = random_policy(sorted_model, 0)
     trained = sorted_model.materialize(policy)
@@ -181,19 +183,19 @@ def test_the_weights_of_a_trained_model_give_the_same_model(tiny_model, windows)
             parameter.data.mul_(1 + 0.1 * torch.randn_like(parameter))
     weights, expected = weights_of(trained, sorted_model.model, policy), trained(windows).logits
     assert torch.equal(sorted_model.materialize(policy, weights)(windows).logits, expected)
-    with applied(sorted_model, policy, weights) as model:
-        assert agree(model(windows).logits, expected)
+    with apply_policy(sorted_model, policy, weights) as model:
+        assert logits_match(model(windows).logits, expected)
 
 
-def test_candidates_run_on_views(tiny_model, windows):
+def test_applied_policy_shares_memory_with_dense_weights(tiny_model, windows):
     sorted_model, _ = make_sorted_model(tiny_model, windows)
     storage = {id(unit): unit.output.module.weight.data_ptr() for unit in sorted_model.model_units}
-    with applied(sorted_model, random_policy(sorted_model, 0)):
+    with apply_policy(sorted_model, random_policy(sorted_model, 0)):
         for unit in sorted_model.model_units:
             assert unit.output.module.weight.data_ptr() == storage[id(unit)]
 
 
-def test_compensation_brings_outputs_closer(tiny_model, windows):
+def test_compensation_reduces_output_error(tiny_model, windows):
     sorted_model, _ = make_sorted_model(tiny_model, windows)
     unit = sorted_model.model_units[1]
     seen = []
@@ -204,32 +206,7 @@ def test_compensation_brings_outputs_closer(tiny_model, windows):
         sizes[1] = 20
         one_pruned = PruningPolicy(sorted_model.units, tuple(sizes))
         for outputs in (None, sorted_model.compensated(one_pruned)):
-            with applied(sorted_model, one_pruned, outputs) as model:
+            with apply_policy(sorted_model, one_pruned, outputs) as model:
                 model(windows)
     plain, repaired = (seen[1] - seen[0]).norm(), (seen[2] - seen[0]).norm()
     assert repaired < 0.95 * plain
-
-
-def test_generation_with_a_cache_whose_width_differs_by_layer(tiny_model, windows):
-    check_generation(tiny_model, windows)
-
-
-@pytest.mark.parametrize("grouping", GROUPINGS)
-@pytest.mark.parametrize("name", ["llama", "phi3", pytest.param("gemma3", marks=SLOW)])
-def test_generation_with_query_heads_pruned(name, grouping, windows):
-    sizes, groups = GROUPINGS[grouping]
-    check_generation(make_tiny_model(name, **sizes), windows, groups)
-
-
-@pytest.mark.parametrize("name", KINDS)
-def test_generation_without_attention_ffn_or_a_layer(name, windows):
-    check_generation(make_deep_model(name), windows, change=without_parts)
-
-
-def check_generation(model, windows, groups=(None,), change=lambda policy: policy):
-    sorted_model, _ = make_sorted_model(model, windows, groups)
-    sliced = sorted_model.materialize(change(random_policy(sorted_model, 5)))
-    prompt = windows[:2, :5]
-    options = {"max_new_tokens": 8, "do_sample": False, "eos_token_id": None, "pad_token_id": 1}
-    cached = sliced.generate(prompt, use_cache=True, **options)
-    assert torch.equal(cached, sliced.generate(prompt, use_cache=False, **options))

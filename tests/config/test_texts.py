@@ -18,7 +18,7 @@ from optimum_ffp.errors import FFPError
         ("a:0.33,b:0.33,c:0.33", {"a": 1 / 3, "b": 1 / 3, "c": 1 / 3}),
     ],
 )
-def test_mixes_are_parsed_and_written(dataset, shares):
+def test_dataset_mixes_round_trip(dataset, shares):
     mix = TextMix.parse(dataset)
     assert {text.name: text.share for text in mix} == pytest.approx(shares)
     again = TextMix.parse(str(mix))
@@ -37,30 +37,30 @@ def test_mixes_are_parsed_and_written(dataset, shares):
         ("c4:0.5,c4:0.5", "once"),
     ],
 )
-def test_wrong_mixes_are_refused(dataset, message):
+def test_invalid_dataset_mixes_are_rejected(dataset, message):
     with pytest.raises(FFPError, match=message):
         TextMix.parse(dataset)
 
 
-def test_an_existing_path_is_one_text(tmp_path):
+def test_existing_path_with_comma_is_one_dataset(tmp_path):
     path = tmp_path / "a,b:0.5"
     path.touch()
     assert TextMix.parse(str(path)).names == [str(path)]
 
 
-def test_a_mix_may_be_longer_than_the_name_of_a_file():
+def test_dataset_mix_may_be_longer_than_max_file_name():
     names = [f"part-{number:02d}-of-my-conversations.jsonl" for number in range(20)]
     assert FFPConfig(dataset=",".join(names)).texts.names == names
 
 
-def test_a_home_of_an_unknown_user_is_an_ordinary_name():
+def test_home_folder_of_unknown_user_is_plain_path():
     text = TextMix.parse("~no-such-user/text.txt").texts[0]
     assert text.is_local
     with pytest.raises(FFPError, match="no file or folder ~no-such-user"):
         text.open()
 
 
-def test_an_existing_path_is_marked_as_local(tmp_path, monkeypatch):
+def test_existing_path_is_saved_as_local_path(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     for name in ("c4", "owner/text", "self"):
         (tmp_path / name).mkdir(parents=True)
@@ -72,7 +72,7 @@ def test_an_existing_path_is_marked_as_local(tmp_path, monkeypatch):
     assert [text.is_local for text in (*config.texts, *config.reported)] == [True, False, False, True]
 
 
-def test_local_texts_are_hashed(tmp_path):
+def test_local_datasets_are_hashed_with_sha256(tmp_path):
     (tmp_path / "b.txt").write_text("w4")
     (tmp_path / "a.txt").write_text("w3")
     (tmp_path / ".hidden").write_text("w5")
@@ -82,7 +82,7 @@ def test_local_texts_are_hashed(tmp_path):
     assert Text(str(tmp_path)).sha256() == sha256(lines.encode()).hexdigest()[:12]
 
 
-def test_texts_are_published_without_folders_elsewhere(tmp_path):
+def test_published_dataset_names_hide_local_folders(tmp_path):
     mix = TextMix.parse("/data/my.txt:0.5,owner/text:english:0.3,self:0.2")
     assert mix.published == "my.txt:0.5,owner/text:english:0.3,self:0.2"
     assert (
@@ -107,7 +107,7 @@ def test_texts_are_published_without_folders_elsewhere(tmp_path):
         ("self", None),
     ],
 )
-def test_datasets_of_the_hub_are_told_from_local_texts(name, dataset):
+def test_hub_datasets_are_distinguished_from_local_paths(name, dataset):
     assert Text(name).hub_dataset == dataset
 
 
@@ -122,6 +122,6 @@ def test_datasets_of_the_hub_are_told_from_local_texts(name, dataset):
         (0, [0.5, 0.5], [0, 0]),
     ],
 )
-def test_windows_are_divided_by_shares(total, shares, counts):
+def test_windows_are_divided_by_dataset_shares(total, shares, counts):
     mix = TextMix(tuple(Text(str(number), share) for number, share in enumerate(shares)))
     assert list(mix.divide(total).values()) == counts

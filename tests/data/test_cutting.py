@@ -16,7 +16,7 @@ def cut(blocks, length, start=None, tokenizer=None):
     return torch.stack([*cut_windows(blocks, tokenizer or make_tokenizer(), make_tiny_model(), length, "text", start)])
 
 
-def test_what_the_tokenizer_adds_decides_and_not_what_it_has():
+def test_start_token_is_one_that_tokenizer_adds():
     plain, ending = make_tokenizer(), make_tokenizer()
     ending.backend_tokenizer.post_processor = processors.TemplateProcessing(
         single="$A </s>", special_tokens=[("</s>", ending.eos_token_id)]
@@ -27,7 +27,7 @@ def test_what_the_tokenizer_adds_decides_and_not_what_it_has():
 
 
 @pytest.mark.parametrize("words", [45, 46, 59, 60])
-def test_every_window_has_the_start_token_and_no_text_is_lost(words):
+def test_windows_have_start_token_and_lose_no_text(words):
     text = make_text(words)
     expected = [int(word[1:]) for word in text.split()]
     # 15 tokens of text a window.
@@ -37,7 +37,7 @@ def test_every_window_has_the_start_token_and_no_text_is_lost(words):
     assert cut([text], 16).flatten().tolist() == expected[: words // 16 * 16]
 
 
-def test_a_start_token_that_the_text_has_is_not_doubled():
+def test_start_token_already_in_text_is_not_duplicated():
     """Chat templates write it themselves, here at the first token of windows and elsewhere."""
     words = make_text(100).split()
     rows = [" ".join(words[start : start + 20]) for start in range(0, 100, 20)]
@@ -49,14 +49,14 @@ def test_a_start_token_that_the_text_has_is_not_doubled():
     "pieces", [["one two  three\n\n four"], ["one ", "two", "  three\n\n", " four"], ["x" * 99], []]
 )
 @pytest.mark.parametrize("characters", [1, 5, 1000])
-def test_blocks_are_the_text_and_no_word_is_cut(pieces, characters):
+def test_blocks_concatenate_to_text_without_splitting_words(pieces, characters):
     blocks = [*cut_blocks(pieces, characters)]
     assert "".join(blocks) == "".join(pieces)
     if len(pieces) == 1:
         assert " ".join(blocks).split() == pieces[0].split()
 
 
-def test_no_more_is_encoded_than_is_needed():
+def test_text_is_encoded_lazily():
     read = []
 
     def blocks():
@@ -68,14 +68,14 @@ def test_no_more_is_encoded_than_is_needed():
     assert next(windows).tolist() == [3, 4, 5, 6] * 2 and len(read) == 2
 
 
-def test_a_token_that_the_model_does_not_know():
+def test_token_beyond_embedding_is_rejected():
     tokenizer = make_tokenizer()
     tokenizer.add_tokens(["new"])
     with pytest.raises(FFPError, match="'new'"):
         cut(["w3 new w4"], 2, tokenizer=tokenizer)
 
 
-def test_a_tokenizer_that_returns_no_tokens_is_named():
+def test_tokenizer_without_output_is_rejected():
     def empty(block, **options):
         return SimpleNamespace(input_ids=[])
 

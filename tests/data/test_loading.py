@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from optimum_ffp.config.texts import Text, TextMix
-from optimum_ffp.data import DataRequest, DataSplits, check_calibration_tokens, load_windows
+from optimum_ffp.data import DataRequest, DataSplits, load_windows
 from optimum_ffp.errors import FFPError
 from tests.helpers import make_text, make_tiny_model, make_tokenizer, with_start_token
 
@@ -30,37 +30,37 @@ def words_of(text):
     return [int(word[1:]) for word in text.split()]
 
 
-def is_of(window, text):
+def is_window_of(window, text):
     words = " ".join(map(str, words_of(text)))
     # A window may span two blocks of the text.
     return any(" ".join(map(str, part)) in words for part in (window[:8], window[8:]))
 
 
-def shares_of(windows, *texts):
+def windows_per_text(windows, *texts):
     """Number of windows that are of each text."""
-    return [sum(is_of(window, text) for window in windows.tokens.tolist()) for text in texts]
+    return [sum(is_window_of(window, text) for window in windows.tokens.tolist()) for text in texts]
 
 
-def test_folder_calibrates_on_train_searches_on_validation_reports_on_test(data_folder):
+def test_folder_splits_are_used_for_their_roles(data_folder):
     data = load(data_folder)
     assert [len(part) for _, part in data.roles()] == [8, 3, 2, 4]
     assert [part.split for _, part in data.roles()] == ["train", "validation", "validation", "test"]
     assert data.test.tokens.flatten().tolist() == words_of(make_text(1500, 2))[:64]
-    assert shares_of(data.calibration, make_text(1500, 0)) == [8] and shares_of(data.search, make_text(1500, 1)) == [3]
-    assert shares_of(data.held_out, make_text(1500, 1)) == [2]
+    for (_, windows), count, seed in zip(data.roles(), (8, 3, 2), (0, 1, 1)):
+        assert windows_per_text(windows, make_text(1500, seed)) == [count]
     of_test = {"dataset": str(data_folder), "split": "test", "windows": 4, "window_length": 16, "start_token": False}
     assert data.test.describe() == of_test | {"sha256": {"./data": Text(str(data_folder)).sha256()}}
     assert len(load(data_folder, replace(REQUEST, test=None)).test) == 1500 // 16
 
 
-def test_the_seed_picks_calibration_windows_and_leaves_test_windows(data_folder):
+def test_seed_changes_calibration_but_not_test_windows(data_folder):
     first, again, other = load(data_folder), load(data_folder), load(data_folder, replace(REQUEST, seed=1))
     assert torch.equal(first.calibration.tokens, again.calibration.tokens)
     assert not torch.equal(first.calibration.tokens, other.calibration.tokens)
     assert torch.equal(first.test.tokens, other.test.tokens)
 
 
-def test_few_windows_are_spread_over_a_long_text(tmp_path):
+def test_few_windows_are_spread_over_long_text(tmp_path):
     # A block is shorter than the run of a word, so that two windows of one block begin with the same word.
     for split in ("train", "validation", "test"):
         (tmp_path / f"{split}.txt").write_text("\n".join(f"w{run}" for run in range(3, 123) for _ in range(40)))
@@ -69,7 +69,7 @@ def test_few_windows_are_spread_over_a_long_text(tmp_path):
 
 
 @pytest.mark.parametrize("between", ["\n", " "], ids=["lines", "one-line"])
-def test_one_file_is_cut_into_disjoint_parts(tmp_path, between):
+def test_single_file_is_divided_into_disjoint_roles(tmp_path, between):
     text = " ".join(f"w{number % 125 + 3}" for number in range(0, 7 * 125 * 125, 7)[:3000])
     (tmp_path / "text.txt").write_text(text.replace(" ", between))
     data, few = load(tmp_path / "text.txt", EVERYTHING), load(tmp_path / "text.txt")
@@ -84,7 +84,7 @@ def test_one_file_is_cut_into_disjoint_parts(tmp_path, between):
     assert data.test.tokens.flatten().tolist() in (words[begin - n : 3000 - n] for n in range(16))
 
 
-def test_beside_a_test_split_alone_a_part_of_train_is_searched_on(data_folder):
+def test_without_validation_split_search_uses_part_of_train(data_folder):
     (data_folder / "validation.txt").unlink()
     data = load(data_folder, EVERYTHING)
     assert [data.calibration.split, data.search.split, data.test.split] == [
@@ -93,23 +93,23 @@ def test_beside_a_test_split_alone_a_part_of_train_is_searched_on(data_folder):
         "test",
     ]
     assert [len(data.calibration), len(data.search) + len(data.held_out)] == pytest.approx([75, 18], abs=1)
-    assert shares_of(data.search, make_text(1500)) == [len(data.search)]
+    assert windows_per_text(data.search, make_text(1500)) == [len(data.search)]
 
 
-def test_of_a_text_without_splits_no_more_test_windows_than_a_hundred(tmp_path):
+def test_text_without_splits_has_at_most_100_test_windows(tmp_path):
     (tmp_path / "text.txt").write_text(make_text(600 * 16))
     assert len(load(tmp_path / "text.txt", replace(REQUEST, test=None)).test) == 100
     assert len(load(tmp_path / "text.txt", replace(REQUEST, test=110)).test) == 110
 
 
 @pytest.mark.parametrize("text", ["", "\n\n  \n", "w3 w4 w5", "w3 " * 40])
-def test_too_little_text_is_refused(tmp_path, text):
+def test_too_short_text_is_rejected(tmp_path, text):
     (tmp_path / "text.txt").write_text(text)
     with pytest.raises(FFPError, match="no text|one window of 16 tokens"):
         load(tmp_path / "text.txt")
 
 
-def test_other_texts_can_be_reported(data_folder, tmp_path):
+def test_eval_dataset_replaces_only_test_windows(data_folder, tmp_path):
     (tmp_path / "other.txt").write_text(make_text(900, 9))
     data = load(data_folder, reported=f"{tmp_path / 'other.txt'},{data_folder}")
     assert [test.dataset for test in data.tests] == [str(tmp_path / "other.txt"), str(data_folder)]
@@ -118,13 +118,13 @@ def test_other_texts_can_be_reported(data_folder, tmp_path):
     assert torch.equal(data.tests[1].tokens, alone.test.tokens)
 
 
-def test_a_mix_has_its_shares_and_each_text_is_reported_by_itself(data_folder, tmp_path):
+def test_mix_has_given_shares_and_test_windows_per_dataset(data_folder, tmp_path):
     other = tmp_path / "other.txt"
     other.write_text(make_text(3000, 9))
     mix = f"{data_folder}:0.5,{other}:0.25,self:0.25"
     data, again = load(mix), load(mix)
-    assert shares_of(data.calibration, make_text(1500, 0), make_text(3000, 9)) == [4, 2]
-    assert shares_of(data.search, make_text(1500, 1), make_text(3000, 9)) == [1, 1]
+    assert windows_per_text(data.calibration, make_text(1500, 0), make_text(3000, 9)) == [4, 2]
+    assert windows_per_text(data.search, make_text(1500, 1), make_text(3000, 9)) == [1, 1]
     assert [len(data.calibration), len(data.search), len(data.held_out)] == [8, 3, 3]
     assert data.calibration.dataset == mix
     parts = ("4 of train", "2 of calibration part of other.txt", "2 of sampled")
@@ -137,14 +137,14 @@ def test_a_mix_has_its_shares_and_each_text_is_reported_by_itself(data_folder, t
     assert not torch.equal(load(mix, replace(REQUEST, seed=1)).calibration.tokens, data.calibration.tokens)
 
 
-def test_text_sampled_from_the_model_is_seeded_and_disjoint():
+def test_self_generated_windows_are_seeded_and_disjoint():
     data, again = load("self"), load("self")
     windows = rows_of(*(part for _, part in data.roles()))
     assert len(set(windows)) == 17 and windows == rows_of(*(part for _, part in again.roles()))
     assert REQUEST.generated == 17
 
 
-def test_there_are_no_windows_of_roles_that_are_not_asked_for(data_folder):
+def test_unrequested_roles_have_no_windows(data_folder):
     data = load(data_folder, replace(REQUEST, calibration=0, search=0))
     for splits in (data, DataSplits.from_list(data.to_list())):
         assert [len(windows) for _, windows in splits.roles()] == [0, 0, 2, 4]
@@ -154,14 +154,14 @@ def test_there_are_no_windows_of_roles_that_are_not_asked_for(data_folder):
 
 
 @pytest.mark.parametrize(("words", "counts"), [(160 * 16, [16, 16]), (60 * 16, [6, 6]), (15 * 16, [1, 2])])
-def test_little_text_is_divided_between_search_and_held_out_windows(tmp_path, words, counts):
+def test_short_text_is_divided_into_search_and_held_out_windows(tmp_path, words, counts):
     (tmp_path / "text.txt").write_text(make_text(words))
     data = load(tmp_path / "text.txt", replace(REQUEST, search=16, held_out=16))
     assert [len(data.search), len(data.held_out)] == pytest.approx(counts, abs=1)
     assert not {*rows_of(data.search)} & {*rows_of(data.held_out)} and len(data.held_out) and len(data.search)
 
 
-def test_every_role_has_the_start_token_and_says_so(data_folder):
+def test_every_role_has_and_records_start_token(data_folder):
     tokenizer = with_start_token(make_tokenizer())
     data = load(data_folder, tokenizer=tokenizer)
     without = load(data_folder, replace(REQUEST, start_token="never"), tokenizer=tokenizer)
@@ -170,7 +170,7 @@ def test_every_role_has_the_start_token_and_says_so(data_folder):
         assert (plain.tokens != 0).all() and not plain.start_token
 
 
-def test_little_text_is_warned_of_with_both_numbers(tmp_path, caplog):
+def test_too_few_windows_is_warning_with_counts(tmp_path, caplog):
     (tmp_path / "little.txt").write_text(make_text(180))
     load(tmp_path / "little.txt")
     assert ["6 of 8" in line for line in caplog.messages] == [True, False, False, False]
@@ -179,7 +179,7 @@ def test_little_text_is_warned_of_with_both_numbers(tmp_path, caplog):
     assert not caplog.messages
 
 
-def test_a_dataset_of_the_hub_is_read_as_far_as_it_is_needed(monkeypatch):
+def test_hub_dataset_is_streamed_only_as_needed(monkeypatch):
     read = []
 
     def rows(split):
@@ -205,9 +205,3 @@ def test_a_dataset_of_the_hub_is_read_as_far_as_it_is_needed(monkeypatch):
     data = load("someone/corpus:small", replace(REQUEST, token="hf_secret"))
     assert [len(windows) for _, windows in data.roles()] == [8, 3, 2, 4]
     assert all(count < 500 for count in map(read.count, ("train", "validation", "test")))
-
-
-def test_too_few_tokens_to_calibrate_on():
-    check_calibration_tokens(96, 1536)
-    with pytest.raises(FFPError, match="96"):
-        check_calibration_tokens(95, 1536)

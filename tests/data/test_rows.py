@@ -38,7 +38,7 @@ def table(text):
 @pytest.mark.parametrize(
     "name", ["ok [1].jsonl", "a*b?.jsonl", "DATA.JSONL", "data.jsonl.gz", "data.json", "x.parquet"]
 )
-def test_files_of_any_name_and_packing(tmp_path, name):
+def test_files_of_any_name_and_compression_are_read(tmp_path, name):
     path, rows = tmp_path / name, [{"text": "w3 ä"}, {"text": None}, {"other": 1}, {"text": "w4"}]
     lines = "".join(json.dumps(row) + "\n" for row in rows)
     if name.endswith("gz"):
@@ -54,19 +54,19 @@ def test_files_of_any_name_and_packing(tmp_path, name):
 @pytest.mark.parametrize(
     "text", ["a b\nc\n\n d\n\n\n\ne\n \nf", "\n\n\na\n", "a", "def f():\n    return 1\n\n\nx = 1\n"]
 )
-def test_a_text_file_is_read_as_it_is(tmp_path, name, text):
+def test_text_file_is_read_verbatim(tmp_path, name, text):
     (tmp_path / name).write_bytes(gzip.compress(text.encode()) if name.endswith("gz") else text.encode())
     assert read(tmp_path / name) == {name: text}
 
 
-def test_lines_of_wikitext_are_rows_as_on_the_hub(tmp_path):
+def test_wikitext_file_is_read_as_rows(tmp_path):
     (tmp_path / "text.txt").write_text(" \n = Title = \n \n Some words . \n")
     rows = ["", " = Title = \n", "", " Some words . \n"]
     assert read(tmp_path / "text.txt") == {"text.txt": "\n\n".join(rows) + "\n\n"}
 
 
 @pytest.mark.parametrize("name", ["valid.txt", "dev.txt", "val-00000-of-00001.txt"])
-def test_splits_of_a_folder(tmp_path, name):
+def test_folder_splits_are_found_by_file_name(tmp_path, name):
     for file in ("train.txt", "test.txt", name):
         (tmp_path / file).write_text(file)
     (tmp_path / "README.md").write_text("a card")
@@ -75,7 +75,7 @@ def test_splits_of_a_folder(tmp_path, name):
     assert read(tmp_path) == {"train": "train.txt", "test": "test.txt"}
 
 
-def test_shards_as_the_hub_names_them(tmp_path):
+def test_parquet_shards_are_read_in_order(tmp_path):
     (tmp_path / "data").mkdir()
     for split in SPLITS:
         for shard in (1, 0):
@@ -83,13 +83,13 @@ def test_shards_as_the_hub_names_them(tmp_path):
     assert read(tmp_path) == {split: f"{split} 0\n\n{split} 1\n\n" for split in SPLITS}
 
 
-def test_folders_of_save_to_disk(tmp_path):
+def test_folder_of_save_to_disk_is_read(tmp_path):
     datasets.DatasetDict({split: table(split) for split in SPLITS}).save_to_disk(tmp_path / "saved [1]")
     assert read(tmp_path / "saved [1]") == {split: f"{split}\n\n" for split in SPLITS}
     assert read(tmp_path / "saved [1]" / "train") == {"train": "train\n\n"}
 
 
-def test_local_files_are_not_copied_into_the_cache(tmp_path, monkeypatch):
+def test_local_files_are_not_copied_into_datasets_cache(tmp_path, monkeypatch):
     monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
     read(write_rows(tmp_path, {"text": "w3"}))
     assert not list(tmp_path.rglob("*.arrow"))
@@ -106,7 +106,7 @@ def test_local_files_are_not_copied_into_the_cache(tmp_path, monkeypatch):
         (["en", "de"], ["en"]),
     ],
 )
-def test_a_test_split_is_for_the_test_whatever_the_others_are_called(tmp_path, available, opened):
+def test_test_split_is_recognized_among_other_splits(tmp_path, available, opened):
     datasets.DatasetDict({split: table(split) for split in available}).save_to_disk(tmp_path)
     assert [*read(tmp_path)] == opened
 
@@ -123,11 +123,11 @@ def test_a_test_split_is_for_the_test_whatever_the_others_are_called(tmp_path, a
         ({"prompt": CHAT[:1], "completion": CHAT[1:]}, RENDERED),
     ],
 )
-def test_the_column_of_a_known_name_is_read(tmp_path, row, expected):
+def test_known_column_names_are_read(tmp_path, row, expected):
     assert read(write_rows(tmp_path, row)) == {"data.jsonl": f"{expected}\n\n"}
 
 
-def test_a_column_can_be_named(tmp_path):
+def test_text_column_can_be_named(tmp_path):
     path = write_rows(tmp_path, {"text": "w3", "body": "w4", "chat": CHAT, "id": 7})
     assert read(path, "body") == {"data.jsonl": "w4\n\n"}
     assert read(path, "chat") == {"data.jsonl": f"{RENDERED}\n\n"}
@@ -137,7 +137,7 @@ def test_a_column_can_be_named(tmp_path):
 
 
 @pytest.mark.parametrize("row", [{"id": "a"}, {"a": "x", "b": "y"}, {"prompt": "x"}])
-def test_no_column_is_guessed(tmp_path, row):
+def test_unknown_columns_require_text_column(tmp_path, row):
     with pytest.raises(FFPError, match=f"columns {', '.join(row)}, .*--text-column"):
         check_text(Text(str(write_rows(tmp_path, row))))
 
@@ -150,7 +150,7 @@ def test_no_column_is_guessed(tmp_path, row):
         ({"text": None}, "'text' .* null"),
     ],
 )
-def test_a_column_of_a_known_name_without_text(tmp_path, row, message):
+def test_known_column_without_text_is_rejected(tmp_path, row, message):
     with pytest.raises(FFPError, match=message):
         check_text(Text(str(write_rows(tmp_path, row))))
 
@@ -158,7 +158,7 @@ def test_a_column_of_a_known_name_without_text(tmp_path, row, message):
 @pytest.mark.parametrize(
     ("template", "message"), [(None, "template"), ("{{ raise_exception('roles must alternate') }}", "alternate")]
 )
-def test_conversations_that_can_not_be_rendered(tmp_path, template, message):
+def test_conversations_without_working_template_are_rejected(tmp_path, template, message):
     path = write_rows(tmp_path, {"messages": CHAT})
     check_text(Text(str(path)))
     with pytest.raises(FFPError, match=message):
@@ -180,7 +180,7 @@ def test_conversations_that_can_not_be_rendered(tmp_path, template, message):
         (None, None, "no file or folder"),
     ],
 )
-def test_broken_files_end_in_one_line(tmp_path, name, content, message):
+def test_malformed_files_are_one_line_errors(tmp_path, name, content, message):
     path = tmp_path / (name or "nowhere.txt")
     if name:
         path.write_bytes(content)
@@ -189,12 +189,12 @@ def test_broken_files_end_in_one_line(tmp_path, name, content, message):
     assert "\n" not in str(caught.value)
 
 
-def test_a_folder_without_files(tmp_path):
+def test_folder_without_files_is_rejected(tmp_path):
     with pytest.raises(FFPError, match="can't be read"):
         Text(str(tmp_path)).open()
 
 
-def test_what_the_hub_says_is_one_line(monkeypatch):
+def test_hub_dataset_error_is_one_line(monkeypatch):
     def fail(*args, **options):
         raise ValueError("Config name is missing.\nPlease pick one among the available configs: ['a', 'b']\nExample")
 

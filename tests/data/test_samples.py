@@ -17,7 +17,7 @@ def greedy(model, tokenizer, text: str) -> str:
     return tokenizer.decode(tokens[0, prompt:], skip_special_tokens=True).strip()
 
 
-def test_samples_are_the_greedy_continuations_of_texts():
+def test_samples_are_greedy_continuations():
     model, tokenizer = make_tiny_model("llama"), make_tokenizer()
     # Sampling is what many models are configured for.
     model.generation_config.update(do_sample=True, temperature=5.0, top_k=7)
@@ -25,14 +25,14 @@ def test_samples_are_the_greedy_continuations_of_texts():
     assert samples == {text: greedy(model, tokenizer, text) for text in BEGINNINGS}
 
 
-def test_a_chat_model_answers_questions():
+def test_chat_model_samples_answer_questions():
     model, tokenizer = make_tiny_model("llama"), make_tokenizer()
     tokenizer.chat_template = TEMPLATE
     samples = write_samples(model, tokenizer)
     assert samples == {text: greedy(model, tokenizer, f"w5 {text} w6 w7") for text in QUESTIONS}
 
 
-def test_a_template_that_fails_is_no_chat():
+def test_failing_chat_template_means_no_chat_support():
     tokenizer = make_tokenizer()
     for template, expected in ((None, False), ("{{ raise_exception('no') }}", False), (TEMPLATE, True)):
         tokenizer.chat_template = template

@@ -24,7 +24,7 @@ def sample(count, length=12, seed=0, tokenizer=None):
     return sample_from_model(make_tiny_model(), tokenizer or make_tokenizer(), count, length, seed)
 
 
-def test_every_window_is_another_text_of_the_same_seed(monkeypatch):
+def test_generated_windows_differ_and_are_seeded(monkeypatch):
     monkeypatch.setattr(self_generated, "TOKENS_AT_ONCE", 3 * 12)
     windows = sample(7)
     assert windows.shape == (7, 12) and (windows[:, 0] == make_tokenizer().bos_token_id).all()
@@ -32,14 +32,14 @@ def test_every_window_is_another_text_of_the_same_seed(monkeypatch):
     assert torch.equal(windows, sample(7)) and not torch.equal(windows, sample(7, seed=1))
 
 
-def test_long_windows_are_put_together_from_passages(monkeypatch):
+def test_long_windows_are_concatenated_passages(monkeypatch):
     monkeypatch.setattr(self_generated, "PASSAGE", 5)
     # 13 tokens are three passages of five.
     windows = sample(4, 13)
     assert windows.shape == (4, 13) and (windows[:, ::5] == make_tokenizer().bos_token_id).all()
 
 
-def test_the_text_is_as_likely_as_the_model_says():
+def test_generated_tokens_follow_model_distribution():
     # One token a window: how often each comes must be what the model gives after the start token.
     model, tokenizer = make_tiny_model(), make_tokenizer()
     # What a chat model's folder asks of generate, which is not what it was trained on.
@@ -51,7 +51,7 @@ def test_the_text_is_as_likely_as_the_model_says():
     assert (found - expected).abs().sum() < 0.2 and model.generation_config.temperature == 0.1
 
 
-def test_a_chat_model_begins_with_the_turn_of_a_user():
+def test_generated_chats_begin_with_user_turn():
     opening = make_tokenizer().convert_tokens_to_ids(["w9", "w10"])
     assert (sample(5, tokenizer=chat_tokenizer())[:, :2] == torch.tensor(opening)).all()
     model = make_tiny_model()
@@ -62,7 +62,7 @@ def test_a_chat_model_begins_with_the_turn_of_a_user():
         assert find_opening(model, chat_tokenizer(template), 12) == [0]
 
 
-def test_a_tokenizer_without_a_start_token():
+def test_generation_without_start_token_uses_end_token():
     tokenizer = make_tokenizer()
     tokenizer.bos_token = None
     assert find_opening(make_tiny_model(), tokenizer, 12) == [tokenizer.eos_token_id]
@@ -71,7 +71,7 @@ def test_a_tokenizer_without_a_start_token():
         sample(1, tokenizer=tokenizer)
 
 
-def test_a_text_without_chats_is_recognized_by_its_tokens():
+def test_text_without_chats_is_recognized_by_special_tokens():
     model, tokenizer = make_tiny_model(), with_start_token(chat_tokenizer())
     tokenizer.add_tokens(["w9", "w10"], special_tokens=True)
     chat = tokenizer.apply_chat_template(

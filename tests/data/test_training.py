@@ -30,11 +30,11 @@ def ids_of(text):
     return make_tokenizer()(text, add_special_tokens=False).input_ids
 
 
-def runs_of(windows, size=8):
+def ngrams_of(windows, size=8):
     return {tuple(row) for window in windows.tolist() for row in torch.tensor(window).unfold(0, size, 1).tolist()}
 
 
-def test_windows_of_a_folder_are_those_of_train_in_a_random_order(data_folder):
+def test_training_windows_are_shuffled_train_split(data_folder):
     text = ids_of((data_folder / "train.txt").read_text())
     found, passes = train(data_folder, len(text) // LENGTH)
     expected = torch.tensor(text[: len(text) // LENGTH * LENGTH]).view(-1, LENGTH)
@@ -44,7 +44,7 @@ def test_windows_of_a_folder_are_those_of_train_in_a_random_order(data_folder):
     assert not torch.equal(train(data_folder, len(found), seed=1)[0], found)
 
 
-def test_text_that_is_too_short_is_repeated(data_folder):
+def test_short_text_is_repeated_evenly(data_folder):
     once = len(ids_of((data_folder / "train.txt").read_text())) // LENGTH
     found, passes = train(data_folder, 2 * once + 5)
     assert passes[str(data_folder)] == pytest.approx((2 * once + 5) / once)
@@ -53,7 +53,7 @@ def test_text_that_is_too_short_is_repeated(data_folder):
 
 
 @pytest.mark.parametrize(("divided", "between"), [(2**25, "\n"), (2**25, " "), (4000, "\n")])
-def test_a_file_gives_no_window_that_is_held_out_or_tested(tmp_path, monkeypatch, divided, between):
+def test_training_windows_of_file_exclude_held_out_and_test_text(tmp_path, monkeypatch, divided, between):
     """Whether all of it is divided, or it is longer than what is."""
     monkeypatch.setattr("optimum_ffp.data.loading.MAX_TEXT_CHARACTERS", divided)
     file = tmp_path / "text.txt"
@@ -62,40 +62,39 @@ def test_a_file_gives_no_window_that_is_held_out_or_tested(tmp_path, monkeypatch
     everything = 3000 - used.search.tokens.numel() - used.test.tokens.numel()
     windows, passes = train(file, int(0.95 * everything) // LENGTH)
     assert passes == {str(file): pytest.approx(1, abs=0.05)}
-    assert not runs_of(windows) & runs_of(torch.cat([used.search.tokens, used.test.tokens]))
+    assert not ngrams_of(windows) & ngrams_of(torch.cat([used.search.tokens, used.test.tokens]))
 
 
-def test_beside_a_test_split_alone_nothing_that_is_held_out_is_trained_on(data_folder):
+def test_without_validation_split_training_excludes_held_out_text(data_folder):
     (data_folder / "validation.txt").unlink()
-    train_text = runs_of(torch.tensor(ids_of((data_folder / "train.txt").read_text()))[None], LENGTH)
+    train_text = ngrams_of(torch.tensor(ids_of((data_folder / "train.txt").read_text()))[None], LENGTH)
     found, _ = train(data_folder, 20)
-    assert runs_of(found, LENGTH) <= train_text and not runs_of(found) & runs_of(
-        load(data_folder, search=1000).search.tokens
-    )
+    held_out = load(data_folder, search=1000).search.tokens
+    assert ngrams_of(found, LENGTH) <= train_text and not ngrams_of(found) & ngrams_of(held_out)
 
 
-def test_a_mix_has_its_shares_and_the_model_writes_its_own(data_folder, tmp_path):
+def test_training_mix_has_given_shares_and_generated_text(data_folder, tmp_path):
     other = tmp_path / "other.txt"
     other.write_text(make_text(3000, seed=7))
     found, passes = train(f"{data_folder}:0.5,{other}:0.25,self:0.25", 40)
-    texts = [runs_of(torch.tensor(ids_of(file.read_text()))[None]) for file in (data_folder / "train.txt", other)]
-    assert [sum(bool(runs_of(window[None]) & runs) for window in found) for runs in texts] == [20, 10]
+    texts = [ngrams_of(torch.tensor(ids_of(file.read_text()))[None]) for file in (data_folder / "train.txt", other)]
+    assert [sum(bool(ngrams_of(window[None]) & runs) for window in found) for runs in texts] == [20, 10]
     assert passes.keys() == {str(data_folder), str(other)}
     assert found.shape == (40, LENGTH) and len({*map(tuple, found.tolist())}) == 40
 
 
-def test_the_model_writes_other_text_than_it_is_tested_on():
+def test_generated_training_text_differs_from_test_text():
     used = load("self", search=1, test=1)
-    assert not runs_of(train("self", 3)[0]) & runs_of(torch.cat([used.search.tokens, used.test.tokens]))
+    assert not ngrams_of(train("self", 3)[0]) & ngrams_of(torch.cat([used.search.tokens, used.test.tokens]))
 
 
-def test_windows_begin_with_the_start_token(data_folder):
+def test_training_windows_begin_with_start_token(data_folder):
     tokenizer = with_start_token(make_tokenizer())
     assert (train(data_folder, 9, tokenizer)[0][:, 0] == tokenizer.bos_token_id).all()
     assert (train(data_folder, 9, tokenizer, start_token="never")[0] != tokenizer.bos_token_id).all()
 
 
-def test_too_little_text_is_refused(tmp_path):
+def test_too_short_training_text_is_rejected(tmp_path):
     (tmp_path / "text.txt").write_text(make_text(30))
     with pytest.raises(FFPError, match="to train on"):
         train(tmp_path / "text.txt", 4)

@@ -11,7 +11,7 @@ def layers():
     return [nn.Linear(4, 4) for _ in range(3)]
 
 
-def test_resident_layers_are_changed_at_once(layers):
+def test_resident_layers_are_changed_immediately(layers):
     weights = LayerWeights(layers, torch.device("cpu"), resident=True)
     before = layers[1].weight.data
     weights.change(1, lambda: layers[1].weight.data.add_(1))
@@ -19,23 +19,19 @@ def test_resident_layers_are_changed_at_once(layers):
     assert [index for index, _ in weights.iter_layers()] == [0, 1, 2]
 
 
-def test_layers_are_copies_while_they_run_and_what_they_were_afterwards(layers):
+def test_offloaded_layers_are_copied_while_running_and_restored(layers):
     weights, kept = LayerWeights(layers, torch.device("cpu")), [layer.weight.data for layer in layers]
     for index, layer in weights.iter_layers():
         assert torch.equal(layer.weight, kept[index]) and layer.weight.data_ptr() != kept[index].data_ptr()
         others = [other for other in range(3) if other != index]
         assert all(layers[other].weight.data_ptr() == kept[other].data_ptr() for other in others)
-    assert all(layer.weight.data_ptr() == tensor.data_ptr() for layer, tensor in zip(layers, kept))
-
-
-def test_backwards_and_one_alone(layers):
-    weights = LayerWeights(layers, torch.device("cpu"))
     assert [index for index, _ in weights.iter_layers(backwards=True)] == [2, 1, 0]
     with weights.loaded(2) as layer:
         assert layer is layers[2]
+    assert all(layer.weight.data_ptr() == tensor.data_ptr() for layer, tensor in zip(layers, kept))
 
 
-def test_a_change_is_applied_whenever_a_layer_is_loaded(layers):
+def test_change_is_reapplied_whenever_layer_is_loaded(layers):
     weights, before = LayerWeights(layers, torch.device("cpu")), layers[1].weight.data.clone()
     left = []
     weights.change(
@@ -47,7 +43,7 @@ def test_a_change_is_applied_whenever_a_layer_is_loaded(layers):
         assert left == times * [True]
 
 
-def test_an_error_or_a_break_leaves_the_layers_as_they_were(layers):
+def test_layers_are_restored_after_error_or_break(layers):
     weights, kept = LayerWeights(layers, torch.device("cpu")), [layer.weight.data_ptr() for layer in layers]
     for _ in weights.iter_layers():
         break
@@ -56,7 +52,7 @@ def test_an_error_or_a_break_leaves_the_layers_as_they_were(layers):
     assert [layer.weight.data_ptr() for layer in layers] == kept
 
 
-def test_weights_of_another_dtype_are_not_elsewhere(layers):
+def test_dtype_conversion_is_not_offloading(layers):
     converted = LayerWeights(layers, torch.device("cpu"), torch.float64)
     assert not converted.offloaded and not converted.resident
     elsewhere = torch.device("meta")

@@ -18,12 +18,12 @@ def offloaded(model) -> LayerwiseModel:
 
 
 @pytest.mark.parametrize("batch_size", [1, 4])
-def test_losses_are_those_of_the_whole_model(tiny_model, windows, batch_size):
+def test_layerwise_losses_equal_whole_model_losses(tiny_model, windows, batch_size):
     expected = window_losses(tiny_model, windows, batch_size)
     assert torch.allclose(layerwise_of(tiny_model).losses(windows, batch_size=batch_size)[0], expected, rtol=1e-6)
 
 
-def test_offloaded_layers_give_the_same_bits_and_are_loaded_once(tiny_model, windows):
+def test_offloaded_layers_give_bit_identical_losses(tiny_model, windows):
     resident, _ = make_sorted_model(copy.deepcopy(tiny_model), windows)
     layerwise = offloaded(tiny_model)
     # Some families have their weights transposed first.
@@ -42,7 +42,7 @@ def test_offloaded_layers_give_the_same_bits_and_are_loaded_once(tiny_model, win
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
-def test_layers_in_16_bits_are_computed_in_float32(tiny_model, windows, dtype):
+def test_layers_stored_in_16_bits_are_computed_in_float32(tiny_model, windows, dtype):
     model = tiny_model.to(dtype)
     expected = layerwise_of(copy.deepcopy(model).float()).losses(windows)
     layerwise = LayerwiseModel(model, find_family(model.config), dtype=torch.float32)
@@ -51,26 +51,38 @@ def test_layers_in_16_bits_are_computed_in_float32(tiny_model, windows, dtype):
     assert all(tensor.dtype == dtype for layer in layerwise.layers for tensor in layer.parameters())
 
 
-def test_windows_one_after_another_give_the_same_bits(tiny_model, windows, monkeypatch):
+def test_losses_do_not_depend_on_chunk_size(tiny_model, windows, monkeypatch):
     together = layerwise_of(tiny_model).losses(windows)
     monkeypatch.setattr("optimum_ffp.engine.layerwise_model.RESIDENT_BYTES", 1)
     assert layerwise_of(tiny_model).chunk_size(windows) == 1
     assert torch.equal(layerwise_of(tiny_model).losses(windows), together)
 
 
-def test_offloaded_layers_serve_as_many_windows_as_fit_in_memory(monkeypatch):
+def test_chunk_of_windows_fills_free_memory(monkeypatch):
     monkeypatch.setattr("optimum_ffp.engine.layerwise_model.RESIDENT_BYTES", 3)
     monkeypatch.setattr("optimum_ffp.engine.layerwise_model.OFFLOADED_BYTES", 10)
     assert hidden_state_bytes(True, 800, 2) == 3
     # On an accelerator as many as have room there beside what else is computed.
-    assert (
-        hidden_state_bytes(True, 800, 2, device_free=900) == 900 // (HEADROOM + 1)
-        and hidden_state_bytes(True, 0, 1, 9) == 3
-    )
+    assert hidden_state_bytes(True, 800, 2, device_free=900) == 900 // (HEADROOM + 1)
+    assert hidden_state_bytes(True, 0, 1, 9) == 3
     assert [hidden_state_bytes(False, free, 2) for free in (800, 40)] == [50, 10]
 
 
-def test_weights_in_another_dtype_than_the_model_stay_in_it():
+def test_hidden_states_are_stored_in_given_dtype_without_leaving_hooks(tiny_model, windows):
+    layerwise = layerwise_of(tiny_model)
+    hidden, arguments = layerwise.embed(windows, torch.bfloat16)
+    assert hidden.dtype == torch.bfloat16 and hidden.shape == (6, 24, 32)
+    layer, outputs = layerwise.layers[0], []
+    with layer.register_forward_hook(lambda module, inputs, output: outputs.append(output)):
+        tiny_model(windows[:1])
+    expected = outputs[0][0] if isinstance(outputs[0], tuple) else outputs[0]
+    after = hidden[:1].clone()
+    layerwise.runner(layer, arguments[0], torch.bfloat16).advance(after)
+    assert float((after - expected).norm() / expected.norm()) < 0.05
+    assert not any(module._forward_pre_hooks or module._forward_hooks for module in tiny_model.modules())
+
+
+def test_weights_with_dtype_other_than_model_keep_it():
     model = make_tiny_model()
     norm = model.model.layers[0].input_layernorm
     norm.weight.data = norm.weight.data.double()

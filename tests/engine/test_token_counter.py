@@ -4,7 +4,7 @@ from optimum_ffp.engine.token_counter import TokenCounter
 from optimum_ffp.utils import processes
 
 
-def test_processes_that_resume_share_what_was_read_before(monkeypatch):
+def test_resumed_processes_share_previous_token_count(monkeypatch):
     entries = {}
     journal = SimpleNamespace(value=lambda name, compute: entries.get(name) or entries.setdefault(name, compute()))
     counter = TokenCounter(layers=4)

@@ -11,7 +11,7 @@ from optimum_ffp.allocation.policy import PruningPolicy
 from optimum_ffp.evaluation.block_costs import measure_costs, measure_speedup
 from optimum_ffp.modeling.families import decoder_layers, find_family, find_units
 from optimum_ffp.modeling.limits import speedup_limit
-from tests.helpers import KINDS, make_deep_model, make_pruner
+from tests.helpers import DIVERSE_MODELS, make_deep_model, make_pruner
 
 
 def seconds_of(model, prompt, new_tokens):
@@ -22,7 +22,7 @@ def seconds_of(model, prompt, new_tokens):
 
 
 @pytest.fixture
-def clock(monkeypatch):
+def synthetic_times(monkeypatch):
     monkeypatch.setattr("optimum_ffp.evaluation.latency.time_generation", seconds_of)
 
 
@@ -32,8 +32,8 @@ def variants_of(model):
     return [tuple(unit.unit for unit in find_units(model, family, 1, group)) for group in groups]
 
 
-@pytest.mark.parametrize("name", KINDS)
-def test_the_speed_of_measured_sizes_is_predicted_exactly(clock, name):
+@pytest.mark.parametrize("name", DIVERSE_MODELS)
+def test_predicted_speedup_equals_measured_speedup_at_measured_sizes(synthetic_times, name):
     model = make_deep_model(name)
     table = measure_costs(model, "10+3x2")
     rng = np.random.default_rng(0)
@@ -47,8 +47,8 @@ def test_the_speed_of_measured_sizes_is_predicted_exactly(clock, name):
         assert limit.value(limit.cost(dense.sizes)) == 1 and limit.value(limit.allowed) == pytest.approx(1.5)
 
 
-@pytest.mark.parametrize("name", [*KINDS])
-def test_measuring_leaves_the_model_as_it_is(name, windows):
+@pytest.mark.parametrize("name", [*DIVERSE_MODELS])
+def test_measuring_block_costs_leaves_model_unchanged(name, windows):
     model = make_deep_model(name)
     before = model(windows).logits
     table = measure_costs(model, "6+2x2")
@@ -56,14 +56,14 @@ def test_measuring_leaves_the_model_as_it_is(name, windows):
     assert table["dense"] > 0 and {row["unit"] for row in table["units"]} == {"attention", "ffn"}
 
 
-def test_a_workload_longer_than_the_model_allows_is_refused(clock):
+def test_workload_beyond_max_positions_is_rejected(synthetic_times):
     model = make_deep_model("llama")
     with pytest.raises(FFPError, match="64 positions"):
         measure_costs(model, "60+5")
 
 
 @pytest.mark.slow
-def test_times_are_corrected_by_a_whole_model(save_tiny_model, data_folder, monkeypatch):
+def test_block_times_are_rescaled_by_whole_model_time(save_tiny_model, data_folder, monkeypatch):
     def seconds(model, *_):
         return sum(weight.numel() for layer in decoder_layers(model) for weight in layer.parameters()) + 5000, 0.0
 
@@ -71,10 +71,10 @@ def test_times_are_corrected_by_a_whole_model(save_tiny_model, data_folder, monk
     pruner = make_pruner(save_tiny_model(), data_folder, **options)
     dense, _ = seconds(pruner.model)
     # The dense model happens to be slow while all others are measured.
-    clock = "optimum_ffp.evaluation.latency.time_generation"
-    monkeypatch.setattr(clock, lambda model, *_: (seconds(model)[0] + (seconds(model)[0] == dense) * dense / 20, 0.0))
+    timer = "optimum_ffp.evaluation.latency.time_generation"
+    monkeypatch.setattr(timer, lambda model, *_: (seconds(model)[0] + (seconds(model)[0] == dense) * dense / 20, 0.0))
     assert pruner.measured.block_costs["dense"] == pytest.approx(1.05 * dense)
-    monkeypatch.setattr(clock, seconds)
+    monkeypatch.setattr(timer, seconds)
     result = pruner.prune()
     (limit,) = result.search.budget
     assert limit["measured"] == pytest.approx(1.2, rel=0.02) and result.search.times["scale"] < 0.9

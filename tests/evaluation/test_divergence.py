@@ -5,16 +5,16 @@ from torch.nn.functional import kl_div
 from optimum_ffp.data import Windows
 from optimum_ffp.evaluation.divergence import Predictions
 from optimum_ffp.evaluation.record import perplexity_record
-from tests.helpers import make_tiny_model, prune_by_hand
+from tests.helpers import make_tiny_model, prune_to_sizes
 
 
 # Soft caps and scales of logits, a projection before the head.
 @pytest.mark.parametrize("name", ["llama", "gemma2", "granite", "opt"])
 @torch.no_grad()
-def test_the_divergence_is_that_of_whole_models(name, windows, monkeypatch):
+def test_chunked_kl_divergence_equals_full_logits_divergence(name, windows, monkeypatch):
     # Several pieces of a window.
     monkeypatch.setattr("optimum_ffp.utils.lm_head.POSITIONS", 7)
-    dense, pruned = make_tiny_model(name), prune_by_hand(make_tiny_model(name))[0]
+    dense, pruned = make_tiny_model(name), prune_to_sizes(make_tiny_model(name))[0]
     expected, measured = (model(windows).logits[:, :-1].log_softmax(-1) for model in (dense, pruned))
     divergences = kl_div(measured, expected, reduction="none", log_target=True).sum(-1).mean(1).tolist()
     agreements = (measured.argmax(-1) == expected.argmax(-1)).float().mean(1).tolist()
@@ -28,16 +28,16 @@ def test_the_divergence_is_that_of_whole_models(name, windows, monkeypatch):
     assert record["agreements"] == pytest.approx(agreements)
 
 
-def test_only_the_head_is_copied(windows):
+def test_predictions_copy_only_lm_head(windows):
     model = make_tiny_model()
     predictions = Predictions(model, windows)
     assert predictions.head.num_parameters() == model.lm_head.weight.numel()
     assert predictions.head.lm_head.weight is not model.lm_head.weight
 
 
-def test_other_windows_and_vocabularies_are_not_compared(windows):
+def test_predictions_reject_different_windows_and_vocabularies(windows):
     model = make_tiny_model()
     predictions = Predictions(model, windows)
-    assert predictions.comparable(prune_by_hand(make_tiny_model())[0], windows)
+    assert predictions.comparable(prune_to_sizes(make_tiny_model())[0], windows)
     assert not predictions.comparable(model, windows + 1) and not predictions.comparable(model, windows[:2])
     assert not predictions.comparable(make_tiny_model(vocab_size=136), windows)

@@ -21,6 +21,7 @@ from tests.helpers import (
     make_text,
     make_tiny_model,
     make_tokenizer,
+    reference_perplexity,
     with_start_token,
     write_data,
 )
@@ -41,102 +42,97 @@ def windows_of(file):
     return tokens[: len(tokens) // LENGTH * LENGTH].view(-1, LENGTH)
 
 
-def perplexity_of(model, windows):
-    losses = [model(row[None], labels=row[None]).loss.double() for row in windows]
-    return float(torch.stack(losses).mean().exp())
-
-
 @pytest.fixture(scope="module")
-def places(pruned, tmp_path_factory):
+def folders(pruned, tmp_path_factory):
     """Folders of a pruned model, its dense model, and of text."""
     folder = tmp_path_factory.mktemp("evaluate")
     return pruned[1], pruned[0].model_id, write_data(folder / "data")
 
 
 @pytest.fixture(scope="module")
-def beside_two(places):
+def evaluation(folders):
     """A pruned model beside the dense one and a copy of itself."""
-    pruned, dense, data = places
+    pruned, dense, data = folders
     sizes = {"prompt_tokens": 8, "new_tokens": 4, "batch_size": 4, "device": "cpu"}
     return evaluate(pruned, [dense, pruned], dataset=str(data), seq_len=LENGTH, **sizes)
 
 
-def test_perplexity_is_that_of_the_test_split_by_hand(beside_two, places):
-    pruned, dense, data = places
+def test_perplexity_equals_reference_on_test_split(evaluation, folders):
+    pruned, dense, data = folders
     windows = windows_of(data / "test.txt")
     for role, folder in (("model", pruned), ("baseline", dense), ("baseline 2", pruned)):
-        measured = beside_two[role]["perplexity"]
+        measured = evaluation[role]["perplexity"]
         model, _ = load_any(str(folder), LoadOptions())
-        assert measured["perplexity"] == pytest.approx(perplexity_of(model, windows), rel=1e-5)
+        assert measured["perplexity"] == pytest.approx(reference_perplexity(model, windows), rel=1e-5)
         assert (measured["windows"], measured["window_length"], measured["split"]) == (len(windows), LENGTH, "test")
         assert measured["comparable"]
 
 
-def test_divergence_is_that_from_the_first_baseline_by_hand(beside_two, places):
-    pruned, dense, data = places
+def test_divergence_from_first_baseline_equals_reference(evaluation, folders):
+    pruned, dense, data = folders
     windows = windows_of(data / "test.txt")
     expected, found = (
         load_any(str(folder), LoadOptions())[0](windows).logits[:, :-1].log_softmax(-1) for folder in (dense, pruned)
     )
     divergences = kl_div(found, expected, reduction="none", log_target=True).sum(-1).mean(1)
     for role in ("model", "baseline 2"):
-        measured = beside_two[role]["perplexity"]
+        measured = evaluation[role]["perplexity"]
         assert measured["divergences"] == pytest.approx(divergences.tolist(), rel=1e-3)
         assert measured["divergence"] == pytest.approx(float(divergences.mean()), rel=1e-3)
         assert measured["agreement"] == pytest.approx(float((found.argmax(-1) == expected.argmax(-1)).double().mean()))
-    assert "divergence" not in beside_two["baseline"]["perplexity"]
+    assert "divergence" not in evaluation["baseline"]["perplexity"]
 
 
-def test_size_and_speed_beside_the_baseline(beside_two, pruned):
-    model, baseline, policy = beside_two["model"], beside_two["baseline"], pruned[0].result.policy
+def test_evaluation_reports_sparsity_size_and_speed(evaluation, pruned):
+    model, baseline, policy = evaluation["model"], evaluation["baseline"], pruned[0].result.policy
     assert model["sparsity"] == pytest.approx(policy.sparsity) and model["sparsity_source"] == "the baseline"
     assert model["weight_bytes"] < baseline["weight_bytes"]
     assert model["speed"]["new_tokens"] == 4
 
 
-def test_the_table_has_a_column_for_each_model_and_the_first_ratio(beside_two):
-    rows = {re.split("  +", line)[0]: line for line in str(beside_two).splitlines()}
-    model, baseline, other = (record["perplexity"] for record in beside_two.values())
+def test_table_has_column_per_model_and_ratio_to_first_baseline(evaluation):
+    rows = {re.split("  +", line)[0]: line for line in str(evaluation).splitlines()}
+    model, baseline, other = (record["perplexity"] for record in evaluation.values())
     words = rows["perplexity"].split()
     assert words[1:4] == [f"{one['perplexity']:,.2f}" for one in (model, baseline, other)]
     assert words[4:7] == [f"{model['perplexity'] / baseline['perplexity']:.3f}", "±", f"{model['ratio_error']:.3f}"]
     assert rows["divergence"].count(f" {model['divergence']:.4f} ± ") == 2
-    (note,) = [line for line in str(beside_two).splitlines() if line.startswith("perplexity: ")]
+    (note,) = [line for line in str(evaluation).splitlines() if line.startswith("perplexity: ")]
     assert "windows of 24 tokens" in note
 
 
-def test_error_of_the_ratio_is_that_of_paired_losses(beside_two):
-    losses = [torch.tensor(beside_two[role]["perplexity"]["losses"]).double() for role in ("model", "baseline")]
+def test_perplexity_ratio_error_uses_paired_losses(evaluation):
+    losses = [torch.tensor(evaluation[role]["perplexity"]["losses"]).double() for role in ("model", "baseline")]
     differences = losses[0] - losses[1]
     expected = differences.mean().exp() * differences.std() / len(differences) ** 0.5
-    assert beside_two["model"]["perplexity"]["ratio_error"] == pytest.approx(float(expected)) and expected > 0
+    assert evaluation["model"]["perplexity"]["ratio_error"] == pytest.approx(float(expected)) and expected > 0
 
 
-def test_a_loaded_model_has_the_figures_of_its_folder(beside_two, places):
-    pruned, dense, data = places
+def test_loaded_model_and_its_folder_give_same_results(evaluation, folders):
+    pruned, dense, data = folders
     model = FFPModelForCausalLM.from_pretrained(pruned)
     found = evaluate(model, str(dense), dataset=str(data), **QUICK)
-    expected = beside_two["model"]["perplexity"]
+    expected = evaluation["model"]["perplexity"]
     assert found["model"]["perplexity"]["losses"] == pytest.approx(expected["losses"], rel=1e-5)
     assert found["model"]["perplexity"]["divergence"] == pytest.approx(expected["divergence"], rel=1e-3)
     assert "weight_bytes" not in found["model"] and "weight_bytes" in found["baseline"]
 
 
 @pytest.mark.slow
-def test_every_text_is_reported_alone(places, tmp_path):
-    pruned, dense, data = places
+def test_every_dataset_of_mix_is_reported_separately(folders, tmp_path):
+    pruned, dense, data = folders
     (tmp_path / "my.txt").write_text(make_text(1500, 9))
     found = evaluate(str(pruned), str(dense), dataset=f"{data},{tmp_path / 'my.txt'}", **QUICK)
     first, second = found["model"]["perplexity"], *found["model"]["other_texts"]
     assert first["perplexity"] == pytest.approx(
-        perplexity_of(load_any(str(pruned), LoadOptions())[0], windows_of(data / "test.txt")), rel=1e-5
+        reference_perplexity(load_any(str(pruned), LoadOptions())[0], windows_of(data / "test.txt")), rel=1e-5
     )
     # One file is measured where a prune reports.
     texts = TextMix.parse(str(tmp_path / "my.txt"))
     request = DataRequest(texts, texts, length=LENGTH, calibration=1, search=1, held_out=1, test=None, seed=0)
     expected = load_windows(make_tokenizer(), make_tiny_model(), request).test
     other = found["baseline"]["other_texts"][0]
-    assert other["perplexity"] == pytest.approx(perplexity_of(make_tiny_model(), expected.tokens), rel=1e-5)
+    assert other["perplexity"] == pytest.approx(reference_perplexity(make_tiny_model(), expected.tokens), rel=1e-5)
     assert other["split"] == "test part of my.txt"
     rows = {re.split("  +", line)[0]: line for line in str(found).splitlines()}
     assert f"{second['perplexity']:,.2f}" in rows["perplexity, text 2"]
@@ -144,7 +140,7 @@ def test_every_text_is_reported_alone(places, tmp_path):
 
 
 @pytest.mark.parametrize("start_token", ["auto", "never"])
-def test_a_pruned_model_agrees_with_its_prune(start_token, tmp_path):
+def test_evaluate_reproduces_perplexity_recorded_by_prune(start_token, tmp_path):
     data = write_data(tmp_path / "data")
     dense = save(tmp_path / "dense", tokenizer=with_start_token(make_tokenizer()))
     pruner = make_pruner(dense, data, method="uniform", calibration="ridge", start_token=start_token)
@@ -160,7 +156,7 @@ def test_a_pruned_model_agrees_with_its_prune(start_token, tmp_path):
 
 
 @pytest.mark.slow
-def test_a_gguf_file_has_the_figures_of_the_model_that_it_was_made_from(tmp_path):
+def test_gguf_file_evaluates_like_its_source_model(tmp_path):
     pytest.importorskip("gguf")
     from optimum_ffp.export import export_gguf
 
@@ -176,21 +172,21 @@ def test_a_gguf_file_has_the_figures_of_the_model_that_it_was_made_from(tmp_path
     assert found["model"]["weight_bytes"] == file.stat().st_size and "is dequantized" in str(found)
 
 
-def test_models_of_different_lengths_are_measured_on_the_same_windows(places, tmp_path):
+def test_window_length_is_shortest_context_of_all_models(folders, tmp_path):
     short = save(tmp_path / "short", make_tiny_model(max_position_embeddings=32))
-    found = evaluate(places[1], short, dataset=str(places[2]), speed=False, device="cpu")
+    found = evaluate(folders[1], short, dataset=str(folders[2]), speed=False, device="cpu")
     assert {record["perplexity"]["window_length"] for record in found.values()} == {32}
     assert found["model"]["perplexity"]["comparable"]
 
 
-def test_perplexities_of_other_tokens_are_not_compared(places, tmp_path):
+def test_different_tokenizers_are_not_compared(folders, tmp_path):
     other = save(tmp_path / "other", tokenizer=with_start_token(make_tokenizer()))
-    found = evaluate(places[1], other, dataset=str(places[2]), eval_samples=3, **QUICK)
+    found = evaluate(folders[1], other, dataset=str(folders[2]), eval_samples=3, **QUICK)
     assert "ratio_error" not in found["model"]["perplexity"] and "divergence" not in found["model"]["perplexity"]
     assert "tokenizers differ" in str(found)
 
 
-def test_without_speed_only_one_model_is_in_memory(places, monkeypatch):
+def test_evaluate_without_speed_keeps_one_model_in_memory(folders, monkeypatch):
     loaded = []
 
     def load(*arguments):
@@ -201,56 +197,56 @@ def test_without_speed_only_one_model_is_in_memory(places, monkeypatch):
         return model, tokenizer
 
     monkeypatch.setattr(sys.modules[evaluate.__module__], "load_any", load)
-    evaluate(places[0], [places[1], places[0]], dataset=str(places[2]), eval_samples=2, **QUICK)
+    evaluate(folders[0], [folders[1], folders[0]], dataset=str(folders[2]), eval_samples=2, **QUICK)
     assert len(loaded) == 3
 
 
-def test_what_is_not_finite_is_printed(places):
+def test_nan_perplexity_is_printed(folders):
     model = make_tiny_model()
     model.lm_head.weight.data.fill_(torch.nan)
-    options = {"dataset": str(places[2]), "eval_samples": 2, "tokenizer": make_tokenizer()}
-    found = evaluate(model, places[1], **options, **QUICK)
+    options = {"dataset": str(folders[2]), "eval_samples": 2, "tokenizer": make_tokenizer()}
+    found = evaluate(model, folders[1], **options, **QUICK)
     assert math.isnan(found["model"]["perplexity"]["perplexity"]) and "nan" in str(found)
 
 
 @pytest.mark.slow
-def test_batches_are_halved_where_memory_runs_out(places, monkeypatch):
+def test_evaluation_halves_batch_size_when_out_of_memory(folders, monkeypatch):
     decoder = type(make_tiny_model().model)
-    forward, options = decoder.forward, {"dataset": str(places[2]), "eval_samples": 2}
+    forward, options = decoder.forward, {"dataset": str(folders[2]), "eval_samples": 2}
 
     def fail_of_large_batches(self, input_ids=None, **arguments):
         if len(input_ids) > 1:
             raise torch.OutOfMemoryError("CUDA out of memory.")
         return forward(self, input_ids, **arguments)
 
-    expected = evaluate(places[0], places[1], **options, **QUICK)["model"]["perplexity"]
+    expected = evaluate(folders[0], folders[1], **options, **QUICK)["model"]["perplexity"]
     monkeypatch.setattr(decoder, "forward", fail_of_large_batches)
-    found = evaluate(places[0], places[1], batch_size=2, **options, **QUICK)["model"]["perplexity"]
+    found = evaluate(folders[0], folders[1], batch_size=2, **options, **QUICK)["model"]["perplexity"]
     for name in ("losses", "divergences"):
         assert found[name] == pytest.approx(expected[name], rel=1e-4)
 
 
-def test_the_revision_of_a_baseline_stands_after_its_id(places, tmp_path, monkeypatch):
+def test_baseline_revision_is_given_after_at_sign(folders, tmp_path, monkeypatch):
     snapshot = tmp_path / "hub" / "models--someone--model" / "snapshots" / ("0" * 40)
-    shutil.copytree(places[1], snapshot)
+    shutil.copytree(folders[1], snapshot)
     (snapshot.parent.parent / "refs").mkdir()
     (snapshot.parent.parent / "refs" / "v1").write_text("0" * 40)
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "hub"))
     options = {"dataset": None, "speed": False, "device": "cpu"}
-    found = evaluate(places[0], "someone/model@v1", **options)
+    found = evaluate(folders[0], "someone/model@v1", **options)
     assert found["baseline"]["name"] == "someone/model@v1"
     assert found["baseline"]["weight_bytes"] == (snapshot / "model.safetensors").stat().st_size
     with pytest.raises(FFPError, match="someone/model"):
-        evaluate(places[0], "someone/model@v2", **options)
+        evaluate(folders[0], "someone/model@v2", **options)
 
 
-def test_a_model_that_was_trained_is_measured_without_dropout(places):
-    model, data = make_tiny_model("gpt2", resid_pdrop=0.5, embd_pdrop=0.5), places[2]
-    expected = perplexity_of(model.eval(), windows_of(data / "test.txt"))
+def test_model_in_training_mode_is_evaluated_without_dropout(folders):
+    model, data = make_tiny_model("gpt2", resid_pdrop=0.5, embd_pdrop=0.5), folders[2]
+    expected = reference_perplexity(model.eval(), windows_of(data / "test.txt"))
     measured = evaluate(model.train(), dataset=str(data), tokenizer=make_tokenizer(), **QUICK)
     assert measured["model"]["perplexity"]["perplexity"] == pytest.approx(expected, rel=1e-5)
 
 
-def test_a_loaded_model_from_nowhere_needs_its_tokenizer():
+def test_loaded_model_without_name_requires_tokenizer():
     with pytest.raises(FFPError, match="tokenizer="):
         evaluate(make_tiny_model(), dataset=None)

@@ -7,7 +7,7 @@ from optimum_ffp.evaluation import latency, measure_speed
 from tests.helpers import make_tiny_model
 
 
-def test_models_take_turns_and_the_first_round_is_not_counted(monkeypatch):
+def test_speed_interleaves_models_and_skips_warmup_round(monkeypatch):
     turns = iter([(99, 99), (99, 99), (1, 4), (2, 1), (8, 2), (2, 1), (4, 1), (5, 8)])
     calls = []
 
@@ -25,13 +25,13 @@ def test_models_take_turns_and_the_first_round_is_not_counted(monkeypatch):
 
 
 @pytest.mark.parametrize(("requested", "measured"), [((512, 32), (31, 32)), ((512, 500), (1, 62)), ((8, 4), (8, 4))])
-def test_lengths_fit_into_the_positions_of_the_model(requested, measured):
+def test_speed_lengths_are_limited_to_max_positions(requested, measured):
     speed = measure_speed({"a": make_tiny_model("opt")}, *requested, repeats=1)["a"]
     assert (speed["prompt_tokens"], speed["new_tokens"]) == measured
     assert speed["prefill"] > 0 and speed["decode"] > 0
 
 
-def test_prefill_ends_with_the_first_token_and_decoding_with_the_last(monkeypatch):
+def test_prefill_and_decode_times_split_at_first_token(monkeypatch):
     clock = count()
     monkeypatch.setattr(latency.time, "perf_counter", lambda: next(clock))
     model = make_tiny_model()

@@ -1,27 +1,21 @@
 import math
 
 import pytest
-import torch
 
 from optimum_ffp.evaluation import window_losses
 from optimum_ffp.evaluation.metric import Perplexity
-from tests.helpers import make_tiny_model
+from tests.helpers import make_tiny_model, reference_losses
 
 
-def test_losses_equal_those_of_transformers(tiny_model, windows):
-    expected = [float(tiny_model(row[None], labels=row[None]).loss) for row in windows]
+@pytest.mark.parametrize("positions", [256, 7], ids="chunks of {} positions".format)
+def test_window_losses_equal_transformers_losses(tiny_model, windows, positions, monkeypatch):
+    monkeypatch.setattr("optimum_ffp.utils.lm_head.POSITIONS", positions)
+    expected = reference_losses(tiny_model, windows).tolist()
     for batch_size in (1, 4):
         assert window_losses(tiny_model, windows, batch_size).tolist() == pytest.approx(expected, rel=1e-5)
 
 
-def test_long_windows_are_scored_in_pieces(monkeypatch, windows):
-    model = make_tiny_model()
-    whole = window_losses(model, windows)
-    monkeypatch.setattr("optimum_ffp.utils.lm_head.POSITIONS", 7)
-    assert torch.allclose(window_losses(model, windows), whole)
-
-
-def test_metric_is_the_exponential_of_the_mean(windows):
+def test_perplexity_metric_is_exp_of_mean_loss(windows):
     model, batches = make_tiny_model(), []
     with model.get_input_embeddings().register_forward_hook(lambda *call: batches.append(len(call[-1]))):
         figures = Perplexity().compute(predictions=windows.tolist(), model=model, batch_size=4)

@@ -1,19 +1,17 @@
 import pytest
 from transformers import AutoModelForCausalLM, BitsAndBytesConfig, Cache
 
-from optimum_ffp.allocation.policy import block_parameters
 from optimum_ffp.evaluation.record import size_record
 from optimum_ffp.evaluation.size import kv_cache_bytes, projection_parameters, weight_bytes
-from optimum_ffp.modeling.families import find_family
-from tests.helpers import KINDS, make_tiny_model, prune_by_hand
+from tests.helpers import DIVERSE_MODELS, make_tiny_model, prune_to_sizes
 
 
-def test_projections_of_a_llama_by_hand():
+def test_projection_parameters_of_llama():
     # Query and output, key and value of 4 of 8 heads, and gate, up and down, in three layers.
     assert projection_parameters(make_tiny_model()) == 3 * (2 * 32 * 32 + 2 * 32 * 16 + 3 * 32 * 48)
 
 
-def test_two_numbers_of_four_bits_in_a_byte_are_two(tmp_path):
+def test_size_counts_unpacked_4_bit_parameters(tmp_path):
     pytest.importorskip("bitsandbytes")
     model = make_tiny_model(hidden_size=64, intermediate_size=128)
     model.save_pretrained(tmp_path)
@@ -21,39 +19,28 @@ def test_two_numbers_of_four_bits_in_a_byte_are_two(tmp_path):
     assert size_record(AutoModelForCausalLM.from_pretrained(tmp_path, **options)) == size_record(model)
 
 
-@pytest.mark.parametrize("name", KINDS)
-def test_sizes_of_dense_and_pruned_models_by_formula(name):
-    model = make_tiny_model(name)
-    _, kv_heads, head_dim = find_family(model.config).heads(model.config)
-    assert kv_cache_bytes(model) == 3 * 2 * kv_heads * head_dim * 4
-    before = projection_parameters(model)
-    pruned, policy = prune_by_hand(model)
-    assert before == block_parameters(policy.units)
-    assert projection_parameters(pruned) == policy.kept_parameters
-
-
-def test_a_family_without_a_record_has_no_projections_to_count():
+def test_unsupported_family_has_no_projection_count():
     model = make_tiny_model()
     model.config.model_type = "unheard-of"
     assert projection_parameters(model) is None
 
 
-@pytest.mark.parametrize("name", ["llama", "gpt2", "gemma3"])
-def test_cache_of_a_pruned_model_is_what_generation_fills(name, windows):
-    model, _ = prune_by_hand(make_tiny_model(name))
+@pytest.mark.parametrize("name", DIVERSE_MODELS)
+def test_kv_cache_size_equals_cache_filled_by_forward_pass(name, windows):
+    model, _ = prune_to_sizes(make_tiny_model(name))
     (cache,) = [value for value in model(windows[:, :5], use_cache=True).values() if isinstance(value, Cache)]
     total = sum(layer.keys.nbytes + layer.values.nbytes for layer in cache.layers)
     assert total == kv_cache_bytes(model) * 6 * 5
 
 
-def test_query_heads_leave_the_cache_as_it_is():
+def test_pruning_query_heads_keeps_kv_cache_size():
     model = make_tiny_model("phi3", num_key_value_heads=2)
-    pruned, policy = prune_by_hand(model, groups=("query_head",))
+    pruned, policy = prune_to_sizes(model, groups=("query_head",))
     assert kv_cache_bytes(pruned) == kv_cache_bytes(model)
     assert projection_parameters(pruned) == policy.kept_parameters < projection_parameters(model)
 
 
-def test_bytes_of_the_weights_of_a_folder(tmp_path):
+def test_weight_bytes_of_whole_and_sharded_checkpoints(tmp_path):
     model = make_tiny_model()
     model.save_pretrained(tmp_path / "whole")
     assert weight_bytes(model, tmp_path / "whole") == (tmp_path / "whole" / "model.safetensors").stat().st_size

@@ -1,4 +1,5 @@
 import json
+from functools import partial
 
 import pytest
 import torch
@@ -15,7 +16,7 @@ from tests.helpers import (
     make_byte_level_tokenizer,
     make_tiny_model,
     make_tokenizer,
-    prune_by_hand,
+    prune_to_sizes,
 )
 
 
@@ -27,7 +28,22 @@ def make_model(name="llama", pruned=True, groups=(None,), **sizes):
     """A tiny model with a large vocabulary, dense or with a different size in every layer."""
     model = make_tiny_model(name, vocab_size=VOCABULARY, **sizes)
     # Layer 0 loses heads too: llama.cpp derives sizes from it where they aren't given.
-    return prune_by_hand(model, groups=groups)[0] if pruned else model
+    return prune_to_sizes(model, groups=groups)[0] if pruned else model
+
+
+def make_incomplete_model(name, **sizes):
+    """A model without the FFN of the second layer, the third layer, and the attention of the last."""
+    model = make_tiny_model(name, vocab_size=VOCABULARY, num_hidden_layers=4, **sizes)
+    size = {3: 0, 4: 0, 5: 0, 6: 0}
+    return prune_to_sizes(model, lambda groups, index: size.get(index, groups - index % 3), smallest=0)[0]
+
+
+def make_homogeneous_model(name, group):
+    """A model of the dense class, with half of the heads in every layer."""
+    model = make_tiny_model(name, vocab_size=VOCABULARY)
+    pruned, _ = prune_to_sizes(model, lambda count, index: count - 3 if index % 2 else count // 2, (group,), True)
+    assert type(pruned) is type(model) and pruned.config.num_attention_heads == 4
+    return pruned
 
 
 def check(model, tokenizer, path, run_llama_cpp, atol=2e-3):
@@ -44,73 +60,55 @@ def check(model, tokenizer, path, run_llama_cpp, atol=2e-3):
         assert found["greedy"] == answer[0, len(ids) :].tolist()
 
 
+def export_and_read(model, path, output_type="f32"):
+    """Metadata and tensors of the file that a model is exported to."""
+    gguf = pytest.importorskip("gguf")
+    export_gguf(model, make_byte_level_tokenizer(), path, output_type)
+    reader = gguf.GGUFReader(path)
+    return reader.fields, {tensor.name: tensor for tensor in reader.tensors}
+
+
 TIED = {"tie_word_embeddings": True}
+LINEAR_ROPE = {"rope_type": "linear", "rope_theta": 10000.0, "factor": 2.0}
 BOTH_GROUPS, ONE_KV_HEAD = (
     sizes | {"groups": groups} for sizes, groups in (GROUPINGS["both groups"], GROUPINGS["one KV head"])
 )
+# How a model is made, its architecture in llama.cpp, and whether its layers are padded to one size.
 CASES = {
-    "llama-llama3-rope": ("llama", {"rope_parameters": SCALED_ROPE}, "deci"),
-    "llama-linear-rope": (
-        "llama",
-        {"rope_parameters": {"rope_type": "linear", "rope_theta": 10000.0, "factor": 2.0}},
-        "deci",
-    ),
-    "mistral, both groups": ("mistral", {"sliding_window": 32} | BOTH_GROUPS, "deci"),
-    "qwen2, one KV head": ("qwen2", ONE_KV_HEAD, "deci"),
-    "qwen3, both groups": ("qwen3", TIED | BOTH_GROUPS, "openelm"),
+    "llama with llama3 RoPE": (partial(make_model, rope_parameters=SCALED_ROPE), "deci", False),
+    "llama with linear RoPE": (partial(make_model, rope_parameters=LINEAR_ROPE), "deci", False),
+    "mistral with both groups": (partial(make_model, "mistral", sliding_window=32, **BOTH_GROUPS), "deci", False),
+    "qwen2 with one KV head": (partial(make_model, "qwen2", **ONE_KV_HEAD), "deci", False),
+    "qwen3 with both groups": (partial(make_model, "qwen3", **TIED | BOTH_GROUPS), "openelm", False),
+    "incomplete llama": (partial(make_incomplete_model, "llama"), "deci", False),
+    "incomplete and padded qwen2": (partial(make_incomplete_model, "qwen2"), "qwen2", True),
+    "incomplete qwen3": (partial(make_incomplete_model, "qwen3", **TIED), "openelm", False),
+    "dense llama": (partial(make_model, pruned=False), "llama", False),
+    "padded qwen2": (partial(make_model, "qwen2"), "qwen2", True),
+    "padded qwen3 with both groups": (partial(make_model, "qwen3", **BOTH_GROUPS), "qwen3", True),
+    "homogeneous llama": (partial(make_homogeneous_model, "llama", "kv_group"), "llama", False),
+    "homogeneous and padded qwen2": (partial(make_homogeneous_model, "qwen2", "query_head"), "qwen2", True),
+    "homogeneous qwen3": (partial(make_homogeneous_model, "qwen3", "query_head"), "qwen3", False),
 }
 
 
 @pytest.mark.network
 @pytest.mark.slow
 @pytest.mark.parametrize("case", CASES)
-def test_pruned_model_runs_in_llama_cpp_as_it_does_in_transformers(case, run_llama_cpp, tmp_path):
-    name, sizes, architecture = CASES[case]
-    model, tokenizer, path = make_model(name, **sizes), make_byte_level_tokenizer(), tmp_path / "model.gguf"
-    assert export_gguf(model, tokenizer, path, "f32").name == architecture
-    check(model, tokenizer, path, run_llama_cpp)
-
-
-def make_model_without_parts(name, **sizes):
-    model = make_tiny_model(name, vocab_size=VOCABULARY, num_hidden_layers=4, **sizes)
-    size = {3: 0, 4: 0, 5: 0, 6: 0}
-    return prune_by_hand(model, lambda groups, index: size.get(index, groups - index % 3), smallest=0)[0]
-
-
-@pytest.mark.network
-@pytest.mark.slow
-@pytest.mark.parametrize(
-    ("name", "sizes", "pad_uniform", "architecture"),
-    [("llama", {}, False, "deci"), ("qwen2", {}, True, "qwen2"), ("qwen3", TIED, False, "openelm")],
-)
-def test_layers_without_attention_or_ffn_run(name, sizes, pad_uniform, architecture, run_llama_cpp, tmp_path):
-    model, tokenizer, path = make_model_without_parts(name, **sizes), make_byte_level_tokenizer(), tmp_path / "a.gguf"
+def test_exported_model_matches_transformers_in_llama_cpp(case, run_llama_cpp, tmp_path):
+    make, architecture, pad_uniform = CASES[case]
+    model, tokenizer, path = make(), make_byte_level_tokenizer(), tmp_path / "model.gguf"
     assert export_gguf(model, tokenizer, path, "f32", pad_uniform).name == architecture
     check(model, tokenizer, path, run_llama_cpp)
 
 
-def test_a_missing_attention_has_no_heads_and_a_missing_ffn_a_channel_of_zeros(tmp_path):
-    import gguf
-
-    export_gguf(make_model_without_parts("llama"), make_byte_level_tokenizer(), tmp_path / "model.gguf", "q8_0")
-    reader = gguf.GGUFReader(tmp_path / "model.gguf")
+def test_removed_attention_has_no_heads_and_removed_ffn_one_zero_channel(tmp_path):
+    fields, tensors = export_and_read(make_incomplete_model("llama"), tmp_path / "model.gguf", "q8_0")
     columns = ("attention.head_count", "attention.head_count_kv", "feed_forward_length")
-    sizes = zip(*(reader.fields[f"deci.{column}"].contents() for column in columns))
+    sizes = zip(*(fields[f"deci.{column}"].contents() for column in columns))
     assert list(sizes) == [(8, 4, 47), (4, 2, 1), (0, 0, 47)]
-    tensors = {tensor.name: tensor.data for tensor in reader.tensors}
-    assert not tensors["blk.1.ffn_down.weight"].any() and tensors["blk.2.ffn_down.weight"].any()
+    assert not tensors["blk.1.ffn_down.weight"].data.any() and tensors["blk.2.ffn_down.weight"].data.any()
     assert not any(name.startswith("blk.2.attn") for name in tensors)
-
-
-@pytest.mark.network
-@pytest.mark.slow
-@pytest.mark.parametrize(
-    ("name", "pruned", "sizes"), [("llama", False, {}), ("qwen2", True, {}), ("qwen3", True, BOTH_GROUPS)]
-)
-def test_dense_and_padded_models_are_of_the_standard_architecture(name, pruned, sizes, run_llama_cpp, tmp_path):
-    model, tokenizer, path = make_model(name, pruned, **sizes), make_byte_level_tokenizer(), tmp_path / "model.gguf"
-    assert export_gguf(model, tokenizer, path, "f32", pad_uniform=pruned).name == name
-    check(model, tokenizer, path, run_llama_cpp)
 
 
 @pytest.mark.parametrize(
@@ -121,44 +119,26 @@ def test_dense_and_padded_models_are_of_the_standard_architecture(name, pruned, 
         ("qwen2", ONE_KV_HEAD, [(7, 1, 46), (5, 1, 47), (6, 1, 45)]),
     ],
 )
-def test_heads_and_kv_heads_are_written_by_layer(name, sizes, expected, tmp_path):
-    import gguf
-
+def test_heads_and_kv_heads_are_written_per_layer(name, sizes, expected, tmp_path):
     model = make_model(name, **sizes)
-    export_gguf(model, make_byte_level_tokenizer(), tmp_path / "model.gguf", "f32")
-    fields = gguf.GGUFReader(tmp_path / "model.gguf").fields
+    fields, _ = export_and_read(model, tmp_path / "model.gguf")
     columns = [
         next(field.contents() for key, field in fields.items() if key.endswith(f".{column}"))
         for column in ("attention.head_count", "attention.head_count_kv", "feed_forward_length")
     ]
     assert list(zip(*columns)) == expected
-    assert [layer.self_attn.q_proj.out_features // layer.self_attn.head_dim for layer in model.model.layers] == (
-        columns[0]
-    )
+    attentions = [layer.self_attn for layer in model.model.layers]
+    assert [attention.q_proj.out_features // attention.head_dim for attention in attentions] == columns[0]
 
 
 @pytest.mark.parametrize("name", ["llama", "qwen2"])
-def test_transformers_reads_what_is_padded_to_the_most_heads_of_either_kind(name, windows, tmp_path):
+def test_transformers_loads_uniformly_padded_gguf_file(name, windows, tmp_path):
     # Layers of one KV head with four query heads, and of two with one each: together, of two with four each.
     model, tokenizer = make_model(name, **BOTH_GROUPS), make_byte_level_tokenizer()
     export_gguf(model, tokenizer, tmp_path / "model.gguf", "f32", pad_uniform=True)
     loaded = AutoModelForCausalLM.from_pretrained(tmp_path, gguf_file="model.gguf", dtype=torch.float32)
     assert (loaded.config.num_attention_heads, loaded.config.num_key_value_heads) == (8, 2)
     assert torch.allclose(loaded(windows).logits, model(windows).logits, atol=2e-3)
-
-
-@pytest.mark.network
-@pytest.mark.slow
-@pytest.mark.parametrize(
-    ("name", "pad_uniform", "groups"),
-    [("llama", False, ("kv_group",)), ("qwen2", True, ("query_head",)), ("qwen3", False, ("query_head",))],
-)
-def test_layers_of_one_size_that_lost_heads_run(name, pad_uniform, groups, run_llama_cpp, tmp_path):
-    model, tokenizer = make_tiny_model(name, vocab_size=VOCABULARY), make_byte_level_tokenizer()
-    pruned = prune_by_hand(model, lambda count, index: count // 2 if index % 2 == 0 else count - 3, groups, True)[0]
-    assert type(pruned) is type(model) and pruned.config.num_attention_heads == 4
-    export_gguf(pruned, tokenizer, tmp_path / "model.gguf", "f32", pad_uniform)
-    check(pruned, tokenizer, tmp_path / "model.gguf", run_llama_cpp)
 
 
 # Six layers, of which the last has full attention, as llama.cpp has it.
@@ -171,7 +151,7 @@ GEMMA3 |= {"query_pre_attn_scalar": 6}
 @pytest.mark.parametrize(
     ("pruned", "sizes"), [(False, {}), (True, {"num_key_value_heads": 1, "groups": ("query_head",)})]
 )
-def test_gemma3_is_padded_to_layers_of_one_size(pruned, sizes, run_llama_cpp, tmp_path):
+def test_gemma3_requires_uniform_padding(pruned, sizes, run_llama_cpp, tmp_path):
     model, tokenizer, path = (
         make_model("gemma3", pruned, **GEMMA3 | sizes),
         make_byte_fallback_tokenizer(),
@@ -187,7 +167,7 @@ def test_gemma3_is_padded_to_layers_of_one_size(pruned, sizes, run_llama_cpp, tm
 
 @pytest.mark.network
 @pytest.mark.slow
-def test_tokenizer_with_byte_fallback(run_llama_cpp, tmp_path):
+def test_tokenizer_with_byte_fallback_matches_in_llama_cpp(run_llama_cpp, tmp_path):
     model, tokenizer, path = make_model(), make_byte_fallback_tokenizer(), tmp_path / "model.gguf"
     export_gguf(model, tokenizer, path, "f32")
     check(model, tokenizer, path, run_llama_cpp)
@@ -208,7 +188,7 @@ def make_gemma_tokenizer():
 
 @pytest.mark.network
 @pytest.mark.slow
-def test_runs_of_spaces_stay_spaces(run_llama_cpp, tmp_path):
+def test_runs_of_spaces_are_preserved(run_llama_cpp, tmp_path):
     model, tokenizer, path = make_model(), make_gemma_tokenizer(), tmp_path / "model.gguf"
     export_gguf(model, tokenizer, path, "f32")
     texts = ["the  quick brown", "fox\n    night"]
@@ -219,12 +199,11 @@ def test_runs_of_spaces_stay_spaces(run_llama_cpp, tmp_path):
 
 
 @pytest.mark.parametrize("output_type", ["f16", "bf16", "q8_0", "q4_0"])
-def test_smaller_types_hold_the_weights_as_well_as_they_can(output_type, tmp_path):
+def test_output_types_have_expected_rounding_error(output_type, tmp_path):
     import gguf
 
     model = make_model(pruned=False, hidden_size=64, intermediate_size=96)
-    export_gguf(model, make_byte_level_tokenizer(), tmp_path / "model.gguf", output_type)
-    tensors = {tensor.name: tensor for tensor in gguf.GGUFReader(tmp_path / "model.gguf").tensors}
+    _, tensors = export_and_read(model, tmp_path / "model.gguf", output_type)
     written = tensors["blk.1.ffn_down.weight"]
     assert written.tensor_type.name == output_type.upper()
     weight = model.model.layers[1].mlp.down_proj.weight
@@ -235,11 +214,8 @@ def test_smaller_types_hold_the_weights_as_well_as_they_can(output_type, tmp_pat
     assert tensors["blk.0.attn_norm.weight"].tensor_type.name == "F32"
 
 
-def test_rows_that_blocks_do_not_divide_stay_float16(tmp_path):
-    import gguf
-
-    export_gguf(make_model(), make_byte_level_tokenizer(), tmp_path / "model.gguf", "q8_0")
-    tensors = {tensor.name: tensor for tensor in gguf.GGUFReader(tmp_path / "model.gguf").tensors}
+def test_rows_not_divisible_into_blocks_stay_float16(tmp_path):
+    _, tensors = export_and_read(make_model(), tmp_path / "model.gguf", "q8_0")
     assert tensors["blk.0.ffn_down.weight"].tensor_type.name == "F16"
     assert tensors["blk.0.ffn_up.weight"].tensor_type.name == "Q8_0"
 
@@ -255,25 +231,25 @@ def test_rows_that_blocks_do_not_divide_stay_float16(tmp_path):
         ("llama", {"rope_parameters": {"rope_type": "dynamic", "rope_theta": 1e4, "factor": 2.0}}, "dynamic"),
     ],
 )
-def test_what_llama_cpp_cannot_run_is_refused(name, sizes, word, tmp_path):
+def test_models_unsupported_by_llama_cpp_are_rejected(name, sizes, word, tmp_path):
     with pytest.raises(FFPError, match=word):
         export_gguf(make_model(name, **sizes), make_byte_level_tokenizer(), tmp_path / "model.gguf")
     assert not list(tmp_path.iterdir())
 
 
-def test_a_quantized_model_is_refused(tmp_path):
+def test_quantized_model_is_rejected(tmp_path):
     model = make_model()
     model.config.quantization_config = {"quant_method": "bitsandbytes"}
     with pytest.raises(FFPError, match="quanti"):
         export_gguf(model, make_byte_level_tokenizer(), tmp_path / "model.gguf")
 
 
-def test_tokenizer_that_llama_cpp_does_not_know_is_refused(tmp_path):
+def test_tokenizer_unsupported_by_llama_cpp_is_rejected(tmp_path):
     with pytest.raises(FFPError, match="WordLevel"):
         export_gguf(make_model(), make_tokenizer(), tmp_path / "model.gguf")
 
 
-def test_every_exported_model_type_has_a_tiny_model():
+def test_every_exported_model_type_has_tiny_model():
     from optimum_ffp.export.architectures import PER_LAYER, UNIFORM
 
     assert set(PER_LAYER) < set(UNIFORM) <= {model_type for model_type, _ in CONFIGS.values()}

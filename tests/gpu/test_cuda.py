@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from optimum_ffp import FFPConfig, FFPPruner, FFPRecovery, RecoveryConfig
-from tests.helpers import SETTINGS, make_tiny_model, make_tokenizer
+from tests.helpers import SETTINGS, make_tiny_model, save_with_tokenizer
 
 
 pytestmark = [pytest.mark.slow, pytest.mark.skipif(not torch.cuda.is_available(), reason="no graphics card")]
@@ -17,8 +17,7 @@ pytestmark = [pytest.mark.slow, pytest.mark.skipif(not torch.cuda.is_available()
 @pytest.fixture
 def save(tmp_path):
     def to_folder(name: str, dtype: torch.dtype) -> str:
-        make_tiny_model(name).to(dtype).save_pretrained(tmp_path / name)
-        make_tokenizer().save_pretrained(tmp_path / name)
+        save_with_tokenizer(make_tiny_model(name).to(dtype), tmp_path / name)
         return str(tmp_path / name)
 
     return to_folder
@@ -32,7 +31,7 @@ def prune(folder: str, data, work, **options):
 
 @pytest.mark.parametrize("offload", ["none", "host", "disk"])
 @pytest.mark.parametrize("name", ["llama", "gemma3", "phi3", "gpt2"])
-def test_a_card_finds_the_policy_of_the_cpu(save, data_folder, tmp_path, name, offload):
+def test_cuda_prune_matches_cpu_policy(save, data_folder, tmp_path, name, offload):
     folder = save(name, torch.float32)
     expected = prune(folder, data_folder, None, device="cpu", offload="none")
     found = prune(folder, data_folder, tmp_path / "work", device="cuda", offload=offload)
@@ -41,7 +40,7 @@ def test_a_card_finds_the_policy_of_the_cpu(save, data_folder, tmp_path, name, o
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
-def test_16_bits_on_a_card(save, data_folder, tmp_path, dtype):
+def test_cuda_prune_in_16_bits_matches_cpu_perplexity(save, data_folder, tmp_path, dtype):
     folder = save("llama", dtype)
     without_search = {"method": "no-search", "offload": "none"}
     expected = prune(folder, data_folder, None, device="cpu", **without_search)
@@ -51,7 +50,7 @@ def test_16_bits_on_a_card(save, data_folder, tmp_path, dtype):
 
 
 @pytest.mark.parametrize("options", [{"method": "evolutionary"}, {"preset": "paper"}])
-def test_other_options_on_a_card(save, data_folder, options):
+def test_cuda_prune_with_other_options_matches_cpu_perplexity(save, data_folder, options):
     folder = save("llama", torch.float32)
     results = [
         prune(folder, data_folder, None, device=device, offload="none", **options) for device in ("cpu", "cuda")
@@ -60,7 +59,7 @@ def test_other_options_on_a_card(save, data_folder, options):
 
 
 @pytest.mark.parametrize("bf16", [False, True])
-def test_a_card_recovers_along_the_curve_of_the_cpu(pruned, folder, data_folder, bf16):
+def test_cuda_recovery_matches_cpu_curve(pruned, folder, data_folder, bf16):
     curves = []
     for device in ("cpu", "cuda"):
         sizes = {"max_tokens": 1000, "batch_tokens": 96, "seq_len": 24, "eval_samples": 3}
@@ -71,7 +70,7 @@ def test_a_card_recovers_along_the_curve_of_the_cpu(pruned, folder, data_folder,
 
 
 @pytest.mark.skipif(torch.cuda.device_count() < 2, reason="needs two cards")
-def test_two_cards_prune_to_the_perplexity_of_one(save, data_folder, tmp_path):
+def test_pruning_with_two_gpus_matches_one(save, data_folder, tmp_path):
     folder, found = save("llama", torch.float32), []
     for count in (1, 2):
         command = ["ffp", "prune", "-m", folder, str(tmp_path / str(count)), "--dataset", str(data_folder)]

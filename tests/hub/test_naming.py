@@ -1,7 +1,7 @@
 from optimum_ffp.hub.naming import model_name, short_name, without_folders
 
 
-def test_hub_ids_stay_and_folders_go(tmp_path, monkeypatch):
+def test_short_name_keeps_hub_ids_and_drops_folders(tmp_path, monkeypatch):
     (tmp_path / "model").mkdir()
     assert short_name("meta-llama/Llama-2-7b-hf") == "meta-llama/Llama-2-7b-hf"
     assert short_name(str(tmp_path / "model")) == "model"
@@ -13,7 +13,7 @@ def test_hub_ids_stay_and_folders_go(tmp_path, monkeypatch):
     assert (model_name("meta-llama/Llama-2-7b-hf"), model_name("/models/smol.gguf")) == ("Llama-2-7b-hf", "smol")
 
 
-def test_a_record_is_published_without_folders_at_any_depth():
+def test_published_record_hides_local_folders_at_any_depth():
     record = {"dataset": "/data/wiki", "eval_dataset": None, "seed": 3, "more": {"base_model": "/m/x.gguf", "at": "/"}}
     assert without_folders(record) == {
         "dataset": "./wiki",

@@ -9,7 +9,7 @@ from optimum_ffp.hub.record import policy_rows, prune_record, read_policy
 from tests.helpers import write_record
 
 
-def test_the_record_of_a_folder(tmp_path):
+def test_record_of_folder_is_read_or_none(tmp_path):
     assert prune_record(tmp_path) is None and prune_record(tmp_path / "model.gguf") is None
     path = tmp_path / "ffp_config.json"
     for content in ("{", "[1]", '{"sparsity": 0.2}'):
@@ -20,7 +20,7 @@ def test_the_record_of_a_folder(tmp_path):
 
 
 @pytest.mark.slow
-def test_the_record_of_a_repository(hub, folder, tmp_path):
+def test_record_of_repository_is_read_at_revision(hub, folder, tmp_path):
     push_checkpoint(folder, "me/it")
     first = hub.repositories["me/it"].commits[-1].oid
     cache = {"cache_dir": tmp_path / "cache"}
@@ -29,7 +29,7 @@ def test_the_record_of_a_repository(hub, folder, tmp_path):
 
 
 @pytest.mark.slow
-def test_a_policy_on_the_hub_is_looked_up_once(hub, folder):
+def test_policy_on_hub_is_downloaded_once(hub, folder):
     with pytest.raises(FFPError, match="no policy me/policy"):
         policy_rows("me/policy")
     push_checkpoint(folder, "me/policy")
@@ -38,7 +38,7 @@ def test_a_policy_on_the_hub_is_looked_up_once(hub, folder):
     assert policy_rows("me/policy") == prune_record(folder).policy.units and len(hub.requests) == requests
 
 
-def test_how_a_model_was_measured_last(tmp_path):
+def test_record_tells_last_window_length_and_start_token(tmp_path):
     step = write_record(tmp_path)["recovery"][0]
     write_record(tmp_path, recovery=[])
     pruned = prune_record(tmp_path)
@@ -51,7 +51,7 @@ def test_how_a_model_was_measured_last(tmp_path):
 UNITS = (Unit(0, "query_head", 4, 100, 10), Unit(0, "channel", 16, 30, multiple=4))
 
 
-def test_a_policy_is_read_from_a_record_its_folder_or_a_list_of_units(tmp_path):
+def test_policy_is_read_from_record_folder_or_unit_list(tmp_path):
     # Sizes need not be whole steps of the unit.
     policy = PruningPolicy(UNITS, (2, 11))
     record = write_record(tmp_path, policy=policy.to_dict())
@@ -70,7 +70,7 @@ def test_a_policy_is_read_from_a_record_its_folder_or_a_list_of_units(tmp_path):
         ([{"items": 3}, {}], "another"),
     ],
 )
-def test_a_policy_that_can_not_be_used_is_refused_in_one_line(tmp_path, content, message):
+def test_unusable_policy_is_one_line_error(tmp_path, content, message):
     file = tmp_path / "sizes.json"
     if isinstance(content, list):
         rows = PruningPolicy(UNITS, (2, 12)).to_dict()["units"]

@@ -6,35 +6,24 @@ from transformers import AutoConfig, AutoModelForCausalLM
 
 from optimum_ffp import FFPModelForCausalLM
 from optimum_ffp.allocation.policy import PruningPolicy
-from optimum_ffp.modeling.auto import is_homogeneous, is_pruned, pruned_config, pruned_model_class
-from optimum_ffp.modeling.families import find_family
-from tests.helpers import applied, make_sorted_model, make_tiny_model, prune_by_hand
+from optimum_ffp.modeling.auto import is_homogeneous, is_pruned
+from tests.helpers import apply_policy, make_sorted_model, make_tiny_model, prune_to_sizes
 
 
-def test_every_layer_of_the_class_has_the_sizes_of_its_policy(tiny_model):
-    family = find_family(tiny_model.config)
-    _, policy = prune_by_hand(tiny_model)
-    config = pruned_config(tiny_model.config, policy)
-    built = pruned_model_class(family)(config)
-    removed = tiny_model.num_parameters() - built.num_parameters()
-    assert removed == sum(unit.parameters for unit in policy.units) - policy.kept_parameters
-    # The dense model's config is left alone, and so are the global sizes of the pruned one.
-    assert not is_pruned(tiny_model.config) and is_pruned(config)
-    assert config.num_attention_heads == tiny_model.config.num_attention_heads == 8
-
-
-def test_a_checkpoint_loads_as_what_was_saved(tiny_model, windows, tmp_path):
-    pruned, _ = prune_by_hand(tiny_model)
+def test_checkpoint_loads_with_saved_class_and_given_config(tiny_model, windows, tmp_path):
+    pruned, _ = prune_to_sizes(tiny_model)
     pruned.save_pretrained(tmp_path)
     loaded = FFPModelForCausalLM.from_pretrained(tmp_path)
     assert type(loaded) is type(pruned) and torch.equal(loaded(windows).logits, pruned(windows).logits)
     config = AutoConfig.from_pretrained(tmp_path)
-    assert is_pruned(config)
+    # The dense model's config is left alone, and so are the global sizes of the pruned one.
+    assert not is_pruned(tiny_model.config) and is_pruned(config)
+    assert config.num_attention_heads == tiny_model.config.num_attention_heads == 8
     config.use_cache = False
     assert not FFPModelForCausalLM.from_pretrained(tmp_path, config=config).config.use_cache
 
 
-def alike(units, heads=1, channels=3):
+def homogeneous_policy(units, heads=1, channels=3):
     """The policy that removes the same numbers of groups from every layer."""
     removed = {"attention": heads, "ffn": channels}
     return PruningPolicy(units, tuple(max(1, unit.groups - removed[unit.kind]) for unit in units))
@@ -47,13 +36,13 @@ ANY_HEADS = {"mistral", "phi3"}
 
 @pytest.mark.parametrize("heads", [0, 1, 2])
 @pytest.mark.parametrize("name", ["llama", "mistral", "phi3", "gpt2", "opt", "gemma3"])
-def test_homogeneous_layers_give_a_model_of_the_dense_class(name, heads, windows, tmp_path):
+def test_homogeneous_policy_gives_dense_class_checkpoint(name, heads, windows, tmp_path):
     model = make_tiny_model(name)
     # Either kind of group where there are two.
     groups = ("query_head",) if heads == 1 and name not in ("gpt2", "opt") else (None,)
     sorted_model, _ = make_sorted_model(model, windows, groups)
-    policy = alike(sorted_model.units, heads)
-    with applied(sorted_model, policy) as changed_model, torch.no_grad():
+    policy = homogeneous_policy(sorted_model.units, heads)
+    with apply_policy(sorted_model, policy) as changed_model, torch.no_grad():
         expected = changed_model(windows).logits
     is_plain = is_homogeneous(sorted_model.model, policy)
     pruned = sorted_model.materialize(policy, homogeneous=is_plain)
@@ -76,6 +65,6 @@ def test_homogeneous_layers_give_a_model_of_the_dense_class(name, heads, windows
         assert torch.equal(AutoModelForCausalLM.from_pretrained(tmp_path)(windows).logits, expected)
 
 
-def test_dense_models_with_a_config_per_layer_are_not_pruned_models():
+def test_heterogeneous_dense_config_is_not_pruned_model():
     config = pytest.importorskip("transformers.models.gemma4").Gemma4TextConfig()
     assert config.is_heterogeneous and not is_pruned(config)

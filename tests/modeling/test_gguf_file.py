@@ -13,7 +13,7 @@ gguf = pytest.importorskip("gguf")
 CPU = LoadOptions(device="cpu")
 
 
-def test_a_file_is_the_model_that_it_was_written_from(tmp_path):
+def test_gguf_file_loads_as_exported_model(tmp_path):
     model, path = make_tiny_model("llama", vocab_size=600), tmp_path / "model.gguf"
     export_gguf(model, make_byte_level_tokenizer(), path, "f32")
     expected = model.state_dict()
@@ -23,14 +23,14 @@ def test_a_file_is_the_model_that_it_was_written_from(tmp_path):
         assert tokenizer("the quick").input_ids == make_byte_level_tokenizer()("the quick").input_ids
 
 
-def test_a_file_of_something_else(tmp_path):
+def test_malformed_gguf_file_is_one_line_error(tmp_path):
     (tmp_path / "model.gguf").write_bytes(b"GGUF" + b"\0" * 64)
     with pytest.raises(FFPError, match="is not a readable GGUF file") as caught:
         load_dense(str(tmp_path / "model.gguf"), CPU)
     assert "\n" not in str(caught.value)
 
 
-def test_a_model_with_more_weights_than_transformers_reads(tmp_path):
+def test_gguf_file_with_unread_weights_is_rejected(tmp_path):
     model = make_tiny_model("llama-mha", vocab_size=600)
     export_gguf(model, make_byte_level_tokenizer(), tmp_path / "model.gguf", "f32")
     with pytest.raises(FFPError, match="can't load this GGUF file"):

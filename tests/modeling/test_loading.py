@@ -12,7 +12,7 @@ from transformers import AutoModelForCausalLM, PreTrainedModel, PreTrainedTokeni
 
 from optimum_ffp import FFPError, FFPPruner
 from optimum_ffp.modeling.loading import LoadOptions, load_any, load_dense, resolve_device, shape_of
-from tests.helpers import contents
+from tests.helpers import read_files
 from tests.hub_server import Repository
 
 
@@ -36,7 +36,7 @@ def load_to_prune(model_id: str, options: LoadOptions) -> tuple[PreTrainedModel,
     return pruner.model, pruner.tokenizer
 
 
-def refused_by_both(folder: Path, *words: str) -> None:
+def assert_both_loaders_refuse(folder: Path, *words: str) -> None:
     for load in (load_to_prune, load_any):
         with pytest.raises(FFPError) as caught:
             load(str(folder), CPU)
@@ -55,7 +55,7 @@ def refused_by_both(folder: Path, *words: str) -> None:
         ("llama", {"model.layers.{}.self_attn.rotary_emb.inv_freq": torch.ones(2)}),
     ],
 )
-def test_masks_of_earlier_releases_are_left_out(save_tiny_model, name, buffers, capfd):
+def test_attention_mask_buffers_of_old_checkpoints_are_ignored(save_tiny_model, name, buffers, capfd):
     base = save_tiny_model(name)
     expected = AutoModelForCausalLM.from_pretrained(base).state_dict()
     edit_weights(
@@ -81,15 +81,15 @@ def test_masks_of_earlier_releases_are_left_out(save_tiny_model, name, buffers, 
     ],
     ids=["missing", "more layers", "fewer layers", "other shape", "bias"],
 )
-def test_weights_and_config_must_agree(save_tiny_model, change, config, message, capfd):
+def test_weights_not_matching_config_are_rejected(save_tiny_model, change, config, message, capfd):
     base = save_tiny_model()
     edit_weights(base, change)
     edit_config(base, **config)
-    refused_by_both(base, message)
+    assert_both_loaders_refuse(base, message)
     assert "LOAD REPORT" not in "".join(capfd.readouterr())
 
 
-def test_a_tied_head_may_be_missing_and_the_base_model_alone_is_enough(save_tiny_model):
+def test_tied_head_and_base_model_prefix_may_be_missing(save_tiny_model):
     base = save_tiny_model("qwen2")
     assert "lm_head.weight" not in load_file(base / "model.safetensors")
     edit_weights(base, lambda w: {key.removeprefix("model."): value for key, value in w.items()})
@@ -98,19 +98,19 @@ def test_a_tied_head_may_be_missing_and_the_base_model_alone_is_enough(save_tiny
 
 
 @pytest.mark.parametrize("name", ["llama", "gpt2"])
-def test_a_folder_without_a_tokenizer(save_tiny_model, name):
+def test_folder_without_tokenizer_is_rejected(save_tiny_model, name):
     """Transformers has no tokenizer of a llama, and an empty one of a gpt2."""
     base = save_tiny_model(name)
     for path in base.glob("tokenizer*"):
         path.unlink()
-    refused_by_both(base, "tokenizer.json")
+    assert_both_loaders_refuse(base, "tokenizer.json")
 
 
-def test_single_files_are_refused(save_tiny_model):
-    refused_by_both(save_tiny_model() / "config.json", "no folder")
+def test_single_file_as_model_is_rejected(save_tiny_model):
+    assert_both_loaders_refuse(save_tiny_model() / "config.json", "no folder")
 
 
-def test_every_process_reads_all_weights_under_fsdp(save_tiny_model, monkeypatch):
+def test_every_process_loads_all_weights_under_fsdp(save_tiny_model, monkeypatch):
     """Every one measures both models, and some versions of transformers would give zeros to all but the first."""
     found = []
     load = AutoModelForCausalLM.from_pretrained
@@ -126,7 +126,7 @@ def test_every_process_reads_all_weights_under_fsdp(save_tiny_model, monkeypatch
     assert told not in os.environ and found == ["false", "false"]
 
 
-def test_an_accelerator_has_an_index(monkeypatch):
+def test_default_device_is_current_accelerator_with_index(monkeypatch):
     """Threads that bring layers to it have another current device."""
     empty = torch.empty
     monkeypatch.setattr("torch.accelerator.current_accelerator", lambda check_available: torch.device("cuda"))
@@ -136,9 +136,9 @@ def test_an_accelerator_has_an_index(monkeypatch):
     assert chosen == ["cuda:3", "cuda:3", "cuda:1", "cpu"]
 
 
-def test_a_config_of_the_hub_is_read_without_weights(save_tiny_model, hub, tmp_path):
+def test_hub_config_is_read_without_downloading_weights(save_tiny_model, hub, tmp_path):
     hub.repositories["me/tiny"] = Repository(private=False)
-    hub.repositories["me/tiny"].commit("initial commit", contents(save_tiny_model()))
+    hub.repositories["me/tiny"].commit("initial commit", read_files(save_tiny_model()))
     options = LoadOptions(device="cpu")
     assert shape_of("me/tiny", options).config.hidden_size == 32
     assert not [path for _, path, _ in hub.requests if path.endswith(".safetensors")]

@@ -12,7 +12,7 @@ from optimum_ffp.data.rows import render
 from optimum_ffp.evaluation.size import weight_bytes
 from optimum_ffp.modeling.families import MULTIMODAL, find_family
 from optimum_ffp.modeling.loading import LoadOptions, load_any, load_dense, shape_of
-from tests.helpers import CONFIGS, SETTINGS, fill_with_noise, make_tokenizer
+from tests.helpers import CONFIGS, SETTINGS, fill_with_noise, make_tokenizer, save_with_tokenizer
 
 
 SIZES = {"hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 1, "num_attention_heads": 2}
@@ -41,17 +41,12 @@ def save_tiny(folder, name, **changes):
     model = fill_with_noise(AutoModelForImageTextToText.from_config(config))
     model.generation_config.temperature = 0.5
     model.generation_config.do_sample = True
-    model.save_pretrained(folder)
-    make_tokenizer().save_pretrained(folder)
+    save_with_tokenizer(model, folder)
     return model
 
 
-def test_every_multimodal_family_has_a_tiny_model():
-    assert set(LANGUAGE) == set(MULTIMODAL)
-
-
-@pytest.mark.parametrize(("name", "tied"), [*((name, True) for name in LANGUAGE), ("gemma3", False), ("llava", False)])
-def test_the_language_model_gives_the_same_logits_alone(name, tied, windows, tmp_path, caplog):
+@pytest.mark.parametrize(("name", "tied"), [*((one, True) for one in MULTIMODAL), ("gemma3", False), ("llava", False)])
+def test_extracted_language_model_gives_same_logits(name, tied, windows, tmp_path, caplog):
     whole = save_tiny(tmp_path, name, tie_word_embeddings=tied)
     whole_is_tied = whole.get_output_embeddings().weight is whole.get_input_embeddings().weight
     model, _ = load_dense(str(tmp_path), CPU)
@@ -66,7 +61,7 @@ def test_the_language_model_gives_the_same_logits_alone(name, tied, windows, tmp
 
 
 @pytest.mark.slow
-def test_it_is_pruned_and_saved_as_one_of_its_family(data_folder, windows, tmp_path):
+def test_multimodal_model_is_pruned_and_saved_as_text_model(data_folder, windows, tmp_path):
     save_tiny(tmp_path / "dense", "gemma3")
     config = FFPConfig(dataset=str(data_folder), sparsity=0.3, **SETTINGS)
     pruner = FFPPruner.from_pretrained(tmp_path / "dense", config, tmp_path / "work", device="cpu", offload="disk")
@@ -86,7 +81,7 @@ def test_it_is_pruned_and_saved_as_one_of_its_family(data_folder, windows, tmp_p
     assert weight_bytes(dense, tmp_path / "dense") == 4 * dense.num_parameters()
 
 
-def test_positions_that_old_towers_saved_are_ignored(windows, tmp_path):
+def test_position_ids_of_old_vision_towers_are_ignored(windows, tmp_path):
     whole = save_tiny(tmp_path, "llava")
     weights = load_file(tmp_path / "model.safetensors")
     tower = next(name for name in weights if "position_embedding" in name).partition("embeddings")[0]
@@ -95,7 +90,7 @@ def test_positions_that_old_towers_saved_are_ignored(windows, tmp_path):
     assert torch.equal(load_dense(str(tmp_path), CPU)[0](windows).logits, whole(windows).logits)
 
 
-def test_its_chat_template_may_want_content_in_parts(tmp_path):
+def test_chat_template_with_content_parts_is_rendered(tmp_path):
     save_tiny(tmp_path, "smolvlm")
     # The characters of a text have no type.
     template = (
@@ -108,7 +103,7 @@ def test_its_chat_template_may_want_content_in_parts(tmp_path):
     assert render(conversation, tokenizer, "text") == "w5 w10 w11 w6 w5 w12 w6 "
 
 
-def test_wrong_use_of_multimodal_models_is_refused(tmp_path):
+def test_invalid_use_of_multimodal_models_is_rejected(tmp_path):
     whole = save_tiny(tmp_path, "gemma3")
     with pytest.raises(FFPError, match="vision-language"):
         FFPPruner(whole, make_tokenizer(), FFPConfig())

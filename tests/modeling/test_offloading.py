@@ -7,7 +7,7 @@ from optimum_ffp.modeling.loading import LoadOptions, load_dense
 from tests.helpers import SETTINGS
 
 
-def test_layers_on_disk_are_views_of_the_files(save_tiny_model):
+def test_layers_on_disk_are_memory_mapped(save_tiny_model):
     folder = save_tiny_model()
     model, _ = load_dense(str(folder), LoadOptions(device="cpu", offload="disk"))
     start = model.model.layers[1].mlp.up_proj.weight.data_ptr()
@@ -24,31 +24,27 @@ def test_layers_on_disk_are_views_of_the_files(save_tiny_model):
         ({"offload": "cloud"}, "cloud"),
     ],
 )
-def test_offload_that_is_not_possible_is_refused(save_tiny_model, options, message):
+def test_impossible_offload_is_rejected(save_tiny_model, options, message):
     with pytest.raises(FFPError, match=message):
         load_dense(str(save_tiny_model()), LoadOptions(device="cpu", **options))
 
 
-def test_offload_to_disk_needs_a_work_folder(save_tiny_model, data_folder):
+def test_disk_offload_requires_work_folder(save_tiny_model, data_folder):
     config = FFPConfig(dataset=str(data_folder), **SETTINGS)
     with pytest.raises(FFPError, match="offload 'disk' needs a work_folder"):
         FFPPruner.from_pretrained(save_tiny_model(), config, device="cpu", offload="disk")
 
 
-@pytest.mark.parametrize("options", [{"calibration": "ridge"}, pytest.param({}, marks=pytest.mark.slow)])
-def test_a_prune_from_disk_is_the_same_bit_for_bit(save_tiny_model, data_folder, tmp_path, options):
-    check_prune_from_disk(save_tiny_model(), data_folder, tmp_path, options)
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("name", ["phi3", "gpt2"])
-def test_a_prune_from_disk_is_the_same_for_other_families(save_tiny_model, name, data_folder, tmp_path):
-    check_prune_from_disk(save_tiny_model(name), data_folder, tmp_path, {})
-
-
-def check_prune_from_disk(folder, data, tmp_path, options):
+@pytest.mark.parametrize(
+    ("name", "options"),
+    [
+        ("llama", {"calibration": "ridge"}),
+        *(pytest.param(name, {}, marks=pytest.mark.slow) for name in ("llama", "phi3", "gpt2")),
+    ],
+)
+def test_prune_from_disk_is_bit_identical(save_tiny_model, data_folder, tmp_path, name, options):
     # Several first tokens per window: products with a single row depend on where its factor is in memory.
-    config = FFPConfig(dataset=str(data), first_tokens=4, **SETTINGS | options)
+    config, folder = FFPConfig(dataset=str(data_folder), first_tokens=4, **SETTINGS | options), save_tiny_model(name)
     saved, policies = [], []
     for offload in ("none", "disk"):
         pruner = FFPPruner.from_pretrained(folder, config, tmp_path / "work", device="cpu", offload=offload)

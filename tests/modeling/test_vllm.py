@@ -19,7 +19,7 @@ from transformers import PreTrainedModel
 
 from optimum_ffp import FFPModelForCausalLM
 from optimum_ffp.modeling.families import FAMILIES
-from tests.helpers import make_tiny_model, make_tokenizer, prune_by_hand
+from tests.helpers import make_tiny_model, prune_to_sizes, save_with_tokenizer
 
 
 pytest.importorskip("vllm")
@@ -61,9 +61,8 @@ def greedy_tokens(model: PreTrainedModel) -> list[list[int]]:
 
 def save_pruned(name: str, folder: Path) -> PreTrainedModel:
     family, sizes, options = CASES[name]
-    model, _ = prune_by_hand(make_tiny_model(family, **SIZES | sizes), **options)
-    model.save_pretrained(folder)
-    make_tokenizer().save_pretrained(folder)
+    model, _ = prune_to_sizes(make_tiny_model(family, **SIZES | sizes), **options)
+    save_with_tokenizer(model, folder)
     return model
 
 
@@ -81,7 +80,7 @@ def cases(tmp_path_factory) -> dict[str, tuple[Path, list[list[int]]]]:
 
 
 @pytest.mark.parametrize("plugins", ["other", "other,ffp"])
-def test_vllm_starts_as_it_does_without_the_plugin(plugins):
+def test_plugin_registers_architectures_without_other_imports(plugins):
     command, environment = [sys.executable, "-c", STARTS], os.environ | {"VLLM_PLUGINS": plugins}
     output = subprocess.run(command, env=environment, check=True, stdout=subprocess.PIPE, text=True).stdout
     architectures, imported = json.loads(output.splitlines()[-1])
@@ -94,7 +93,7 @@ def test_vllm_starts_as_it_does_without_the_plugin(plugins):
 
 
 @pytest.mark.parametrize("name", ["KV groups", *os.environ.get("PRUNED_MODELS", "").split()])
-def test_the_command_serves_a_model_and_its_adapter(name, tmp_path):
+def test_vllm_serves_pruned_model_and_lora_adapter(name, tmp_path):
     # Before the tests that run vLLM in this process, which changes the classes of models.
     peft = pytest.importorskip("peft")
     folder = tmp_path / name
@@ -143,7 +142,7 @@ def complete(server: subprocess.Popen, port: int, model: str) -> list[list[int]]
 
 
 @pytest.mark.parametrize("name", CASES)
-def test_tokens_are_those_of_transformers(cases, name, monkeypatch):
+def test_vllm_generates_tokens_of_transformers(cases, name, monkeypatch):
     from vllm import LLM, SamplingParams
     from vllm.distributed import cleanup_dist_env_and_memory
 

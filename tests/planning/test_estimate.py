@@ -1,6 +1,4 @@
 import json
-import subprocess
-import sys
 from dataclasses import replace
 
 import pytest
@@ -12,7 +10,15 @@ from optimum_ffp.modeling.loading import LoadOptions, empty_model
 from optimum_ffp.planning.estimate import Machine, estimate_recovery
 from optimum_ffp.planning.make import make_plans
 from optimum_ffp.recovery.plan import make_recovery_plan
-from tests.helpers import make_pruner, make_text, make_tokenizer, prune_by_hand, write_record
+from tests.helpers import (
+    make_pruner,
+    make_text,
+    make_tokenizer,
+    prune_to_sizes,
+    run_python,
+    save_with_tokenizer,
+    write_record,
+)
 
 
 GIB = 2**30
@@ -20,7 +26,7 @@ AUTO = LoadOptions(offload="auto")
 LLAMA_2_7B = LlamaConfig(hidden_size=4096, intermediate_size=11008, max_position_embeddings=4096, dtype="float16")
 
 
-def card(gibibytes, host=64):
+def gpu(gibibytes, host=64):
     return Machine(torch.device("cuda"), host * GIB, gibibytes * GIB)
 
 
@@ -30,9 +36,9 @@ def plan(machine=None, options=AUTO, saves_work=True, **config):
 
 
 @pytest.mark.parametrize(
-    ("machine", "offload"), [(card(24), "none"), (card(12), "host"), (card(12, host=16), "disk")], ids=str
+    ("machine", "offload"), [(gpu(24), "none"), (gpu(12), "host"), (gpu(12, host=16), "disk")], ids=str
 )
-def test_weights_are_at_the_first_place_that_memory_suffices_for(machine, offload):
+def test_auto_offload_uses_fastest_device_with_enough_memory(machine, offload):
     found, warnings = plan(machine)
     assert (found.offload, warnings) == (offload, [])
     # Without a work folder there is nowhere for what doesn't fit into memory.
@@ -42,39 +48,39 @@ def test_weights_are_at_the_first_place_that_memory_suffices_for(machine, offloa
 
 @pytest.mark.parametrize(
     ("machine", "calibration", "lora"),
-    [(card(140), "model", 0), (card(60), "model", 32), (card(24), "layers", 0)],
+    [(gpu(140), "model", 0), (gpu(60), "model", 32), (gpu(24), "layers", 0)],
     ids=str,
 )
-def test_the_deepest_calibration_that_memory_suffices_for_is_chosen(machine, calibration, lora):
+def test_default_calibration_is_strongest_that_fits_in_memory(machine, calibration, lora):
     pytest.importorskip("peft")
     found, warnings = plan(machine)
     assert (found.calibration, found.lora, found.offload, warnings) == (calibration, lora, "none", [])
 
 
-def test_no_adapters_are_planned_for_a_calibration_that_trains_none():
+def test_lora_is_disabled_for_calibrations_without_whole_model_training():
     pytest.importorskip("peft")
-    found, _ = plan(card(140), calibration="ridge", lora=8)
+    found, _ = plan(gpu(140), calibration="ridge", lora=8)
     assert (found.calibration, found.lora) == ("ridge", 0)
 
 
-def test_what_is_trained_as_a_whole_is_not_offloaded():
-    found, warnings = plan(card(24), calibration="model")
+def test_whole_model_calibration_disables_offloading():
+    found, warnings = plan(gpu(24), calibration="model")
     assert (found.calibration, found.offload) == ("model", "none") and warnings
     with pytest.raises(FFPError, match="calibration"):
-        plan(card(24), LoadOptions(offload="host"), calibration="model")
+        plan(gpu(24), LoadOptions(offload="host"), calibration="model")
 
 
-def test_what_can_not_be_trained_on_a_device_is_refused_if_it_would_be():
+def test_training_on_second_gpu_is_rejected_only_if_model_is_trained():
     second = torch.device("cuda", 1)
     with pytest.raises(FFPError, match="CUDA_VISIBLE_DEVICES=1"):
-        plan(replace(card(140), device=second))
-    found, warnings = plan(replace(card(24), device=second))
+        plan(replace(gpu(140), device=second))
+    found, warnings = plan(replace(gpu(24), device=second))
     assert (found.calibration, warnings) == ("layers", [])
 
 
 @pytest.mark.parametrize("config", [{"dataset": "self"}, {"speedup": 1.3}])
-def test_a_model_that_writes_or_is_timed_on_an_accelerator_is_not_offloaded(config):
-    found, (warning,) = plan(card(12), **config)
+def test_self_generated_text_and_speedup_budget_disable_offloading(config):
+    found, (warning,) = plan(gpu(12), **config)
     assert found.offload == "none" and "of memory of cuda" in warning and "12.00 GiB is free" in warning
 
 
@@ -88,7 +94,7 @@ def test_a_model_that_writes_or_is_timed_on_an_accelerator_is_not_offloaded(conf
         ({}, LoadOptions("cpu", "bfloat16", offload="disk"), "offload 'disk'"),
     ],
 )
-def test_what_a_prune_would_refuse_is_refused(config, options, word):
+def test_plan_rejects_invalid_options_like_prune(config, options, word):
     with pytest.raises(FFPError, match=word):
         plan(None, options, **config)
 
@@ -106,7 +112,7 @@ def test_what_a_prune_would_refuse_is_refused(config, options, word):
         {"method": None, "params": "23k"},
     ],
 )
-def test_a_prune_reads_no_more_tokens_than_estimated(save_tiny_model, data_folder, options):
+def test_estimated_tokens_bound_tokens_read(save_tiny_model, data_folder, options):
     pruner = make_pruner(save_tiny_model(), data_folder, **options)
     _, estimate = make_plans([pruner.plan.asked], pruner.model, AUTO)
     assert estimate.tokens / 3 < pruner.prune().tokens <= estimate.tokens
@@ -132,28 +138,25 @@ print(json.dumps([max(peaks.values()) - peaks["data"], estimate.host - PROCESS_B
 
 @pytest.mark.slow
 @pytest.mark.parametrize("calibration", ["layers", "model"])
-def test_the_estimate_of_a_prune_is_what_is_measured(calibration, tmp_path):
+def test_estimated_prune_memory_matches_measured_peak(calibration, tmp_path):
     """On a model whose weights, matrices and logits are large beside what Python and torch take."""
     sizes = {"hidden_size": 512, "intermediate_size": 3072, "num_hidden_layers": 3, "num_attention_heads": 8}
     config = LlamaConfig(**sizes, num_key_value_heads=4, vocab_size=8192, max_position_embeddings=1024)
-    LlamaForCausalLM(config).save_pretrained(tmp_path / "model")
-    make_tokenizer().save_pretrained(tmp_path / "model")
+    save_with_tokenizer(LlamaForCausalLM(config), tmp_path / "model")
     (tmp_path / "text.txt").write_text(make_text(14_000))
     # A process of its own: what other tests leave behind must not count.
-    command = [sys.executable, "-c", MEASURE, tmp_path / "model", tmp_path / "text.txt", calibration]
-    done = subprocess.run(command, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
-    measured, estimated = json.loads(done.stdout.splitlines()[-1])
+    output = run_python("-c", MEASURE, tmp_path / "model", tmp_path / "text.txt", calibration)
+    measured, estimated = json.loads(output.splitlines()[-1])
     assert 0.6 < estimated / measured < 1.6, (measured, estimated)
 
 
 def recovery(**options):
     dense = empty_model(LLAMA_2_7B)
     found = make_recovery_plan(RecoveryConfig(dataset="c4", **options), "pruned", LoadOptions())
-    return estimate_recovery(dense, dense, found, LoadOptions(), machine=card(80))
+    return estimate_recovery(dense, dense, found, LoadOptions(), machine=gpu(80))
 
 
-def test_a_recovery_needs_weights_gradients_and_moments():
+def test_recovery_memory_covers_weights_gradients_and_adam_moments():
     whole, parameters = recovery(), empty_model(LLAMA_2_7B).num_parameters()
     assert 16 * parameters < whole.device < 24 * parameters and whole.warnings
     for option in ({"lora": 8}, {"gradient_checkpointing": True}):
@@ -180,18 +183,16 @@ print(json.dumps([peak - before, estimate.host - PROCESS_BYTES]))
 
 
 @pytest.mark.slow
-def test_the_estimate_of_a_recovery_is_what_is_measured(tmp_path):
+def test_estimated_recovery_memory_matches_measured_peak(tmp_path):
     sizes = {"hidden_size": 512, "intermediate_size": 2048, "num_hidden_layers": 4, "num_attention_heads": 8}
     dense = LlamaForCausalLM(LlamaConfig(**sizes, vocab_size=16384, max_position_embeddings=512))
     dense.save_pretrained(tmp_path / "dense")
-    prune_by_hand(dense)[0].save_pretrained(tmp_path / "pruned")
+    prune_to_sizes(dense)[0].save_pretrained(tmp_path / "pruned")
     provenance = {"base_model": "dense", "parameters": {"dense": dense.num_parameters()}}
     write_record(tmp_path / "pruned", provenance=provenance, recovery=[], files=[])
     for name in ("dense", "pruned"):
         make_tokenizer().save_pretrained(tmp_path / name)
     (tmp_path / "text.txt").write_text(make_text(20_000))
     paths = [tmp_path / name for name in ("pruned", "dense", "text.txt")]
-    done = subprocess.run([sys.executable, "-c", MEASURE_RECOVERY, *paths], capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
-    measured, estimated = json.loads(done.stdout.splitlines()[-1])
+    measured, estimated = json.loads(run_python("-c", MEASURE_RECOVERY, *paths).splitlines()[-1])
     assert 0.6 < estimated / measured < 1.6, (measured, estimated)

@@ -11,7 +11,7 @@ FAST = ["--device", "cpu", "--seq-len", "24", "--num-samples", "8", "--search-sa
 GIB = 2**30
 
 
-def test_a_plan_needs_a_config_alone_and_writes_nothing(run_ffp, save_tiny_model, data_folder, tmp_path):
+def test_plan_needs_only_config_json_and_writes_nothing(run_ffp, save_tiny_model, data_folder, tmp_path):
     model = save_tiny_model()
     for file in model.iterdir():
         if file.name != "config.json":
@@ -24,7 +24,7 @@ def test_a_plan_needs_a_config_alone_and_writes_nothing(run_ffp, save_tiny_model
     assert sorted(tmp_path.rglob("*")) == before
 
 
-def test_a_plan_names_all_that_would_stop_the_prune(run_ffp, save_tiny_model, tmp_path, monkeypatch):
+def test_plan_lists_every_blocking_problem(run_ffp, save_tiny_model, tmp_path, monkeypatch):
     model, out = save_tiny_model(), tmp_path / "out"
     out.mkdir()
     monkeypatch.setattr("shutil.disk_usage", lambda path: shutil._ntuple_diskusage(10**9, 10**9, 0))
@@ -44,7 +44,7 @@ def test_a_plan_names_all_that_would_stop_the_prune(run_ffp, save_tiny_model, tm
         (["--push-to-hub", "--hub-model-id", "org/theirs"], "org/theirs"),
     ],
 )
-def test_a_prune_is_stopped_before_it_loads_anything(
+def test_prune_fails_before_loading_model(
     run_ffp, hub, save_tiny_model, data_folder, tmp_path, monkeypatch, words, word
 ):
     monkeypatch.setattr("optimum_ffp.pruner.load_dense", None)
@@ -53,7 +53,7 @@ def test_a_prune_is_stopped_before_it_loads_anything(
     assert code == 2 and word in errors and not (tmp_path / "out").exists()
 
 
-def test_finished_work_needs_no_more_room(tmp_path, monkeypatch):
+def test_disk_check_counts_files_already_in_work_folder(tmp_path, monkeypatch):
     monkeypatch.setattr("shutil.disk_usage", lambda path: shutil._ntuple_diskusage(2 * GIB, GIB, GIB))
     work = tmp_path / "work"
     check_disk(tmp_path / "not" / "yet" / "there", GIB, work)
@@ -64,7 +64,7 @@ def test_finished_work_needs_no_more_room(tmp_path, monkeypatch):
     check_disk(tmp_path / "out", GIB + 500, work)
 
 
-def test_the_hub_is_asked_once_for_all_repositories(hub, monkeypatch):
+def test_hub_token_is_checked_once_for_all_repositories(hub, monkeypatch):
     check_repositories(["mine", "me/mine"])
     check_repositories([])
     assert [path for _, path, _ in hub.requests].count("/api/whoami-v2") == 1
@@ -77,13 +77,13 @@ def test_the_hub_is_asked_once_for_all_repositories(hub, monkeypatch):
         check_repositories(["me/mine"])
 
 
-def test_a_hub_that_is_away_is_a_warning(hub, caplog):
+def test_unavailable_hub_is_only_a_warning(hub, caplog):
     hub.faults.append(("GET", "/api/whoami-v2", 503, "Service Unavailable"))
     check_repositories(["me/mine"])
     assert "503" in caplog.text
 
 
-def test_nothing_is_uploaded_offline(monkeypatch):
+def test_upload_in_offline_mode_is_rejected(monkeypatch):
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
     monkeypatch.setenv("HF_TOKEN", "hf_ofThePlan")
     with pytest.raises(FFPError, match="offline"):

@@ -13,7 +13,7 @@ from optimum_ffp import FFPError, FFPModelForCausalLM, FFPRecovery, RecoveryConf
 from optimum_ffp.compression.training.loss import DistillationLoss
 from optimum_ffp.compression.training.trainer import DistillationTrainer
 from optimum_ffp.evaluation import window_losses
-from tests.helpers import contents, make_tiny_model, make_tokenizer, write_data
+from tests.helpers import make_tiny_model, read_files, save_with_tokenizer, write_data
 
 
 SETTINGS = {"max_tokens": 960, "batch_tokens": 96, "seq_len": 24, "held_out_samples": 4, "eval_samples": 3}
@@ -44,7 +44,7 @@ def recovered(make_recovery, tmp_path_factory):
     return recovery, folder
 
 
-def test_a_model_is_recovered(recovered, pruned, data):
+def test_recovery_improves_model_and_records_losses(recovered, pruned, data):
     recovery, folder = recovered
     record, base = recovery.record, pruned[0].model_id
     assert record.kept["kl"] < record.curve[0]["kl"]
@@ -63,21 +63,21 @@ def test_a_model_is_recovered(recovered, pruned, data):
         assert record.perplexity[name] == pytest.approx(losses.mean().exp().item(), 1e-4)
 
 
-def test_it_is_recovered_once(recovered):
+def test_second_recover_call_is_rejected(recovered):
     with pytest.raises(FFPError, match="once"):
         recovered[0].recover()
 
 
-def test_a_recovered_model_is_pushed(recovered, hub):
+def test_recovered_model_is_pushed_to_hub(recovered, hub):
     recovery, folder = recovered
     recovery.push_to_hub("me/recovered", commit_message="Recovered")
-    pushed, saved = hub.repositories["me/recovered"].at("main").files, contents(folder)
+    pushed, saved = hub.repositories["me/recovered"].at("main").files, read_files(folder)
     assert pushed.keys() - {".gitattributes"} == saved.keys()
     assert {name for name in saved if pushed[name] != saved[name]} == {"README.md", "ffp_config.json"}
 
 
 @pytest.mark.slow
-def test_the_training_is_logged(make_recovery, pruned, tmp_path, monkeypatch):
+def test_training_is_logged_to_tensorboard(make_recovery, pruned, tmp_path, monkeypatch):
     pytest.importorskip("tensorboardX")
     monkeypatch.chdir(tmp_path)
     monkeypatch.delenv("TENSORBOARD_LOGGING_DIR", raising=False)
@@ -91,9 +91,7 @@ def test_the_training_is_logged(make_recovery, pruned, tmp_path, monkeypatch):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("lora", [0, 2])
-def test_computing_in_bfloat16_leaves_rotary_frequencies_and_figures(
-    make_recovery, folder, pruned, tmp_path, monkeypatch, lora
-):
+def test_bf16_training_keeps_exact_rotary_frequencies(make_recovery, folder, pruned, tmp_path, monkeypatch, lora):
     """A saved model has no frequencies, and is loaded with exact ones; its weights stay in their dtype."""
     if lora:
         pytest.importorskip("peft")
@@ -118,7 +116,7 @@ def test_computing_in_bfloat16_leaves_rotary_frequencies_and_figures(
 
 
 @pytest.mark.slow
-def test_a_mix_is_trained_on_and_reported_one_by_one(make_recovery, data, tmp_path):
+def test_dataset_mix_is_trained_on_and_reported_per_dataset(make_recovery, data, tmp_path):
     other = copytree(data, tmp_path / "other")
     for file in other.iterdir():
         file.write_text(" ".join(reversed(file.read_text().split())))
@@ -132,7 +130,7 @@ def test_a_mix_is_trained_on_and_reported_one_by_one(make_recovery, data, tmp_pa
 
 
 @pytest.mark.slow
-def test_a_recovered_model_can_be_recovered_again(recovered, make_recovery, tmp_path):
+def test_recovered_model_can_be_recovered_again(recovered, make_recovery, tmp_path):
     recovery = make_recovery(recovered[1], evaluations=1, learning_rate=1e-5)
     recovery.recover()
     recovery.save_pretrained(tmp_path / "twice")
@@ -140,10 +138,9 @@ def test_a_recovered_model_can_be_recovered_again(recovered, make_recovery, tmp_
     assert second["curve"][0]["kl"] == pytest.approx(first["kept"]["kl"], rel=1e-5)
 
 
-def test_models_that_do_not_belong_together_are_refused(make_recovery, pruned, tmp_path):
+def test_mismatched_student_and_teacher_are_rejected(make_recovery, pruned, tmp_path):
     for name, changes in {"tokens": {}, "larger": {"vocab_size": 130}}.items():
-        make_tiny_model(**changes).save_pretrained(tmp_path / name)
-        make_tokenizer().save_pretrained(tmp_path / name)
+        save_with_tokenizer(make_tiny_model(**changes), tmp_path / name)
     words = tmp_path / "tokens" / "tokenizer.json"
     words.write_text(words.read_text().replace('"w9"', '"other"'))
     cases = {"tokenizers": tmp_path / "tokens", "logits": tmp_path / "larger", "--teacher": None}
@@ -154,18 +151,17 @@ def test_models_that_do_not_belong_together_are_refused(make_recovery, pruned, t
         make_recovery(pruned[0].model_id)
 
 
-def test_the_pruned_model_is_not_its_teacher(make_recovery, pruned, tmp_path):
+def test_pruned_model_as_its_own_teacher_is_rejected(make_recovery, pruned, tmp_path):
     same = copytree(pruned[1], tmp_path / "same")
     for teacher in (pruned[1], same):
         with pytest.raises(FFPError, match="itself"):
             make_recovery(teacher=teacher)
 
 
-def test_another_teacher_than_the_recorded_dense_model_is_warned_about(make_recovery, pruned, tmp_path, caplog):
+def test_teacher_other_than_recorded_dense_model_is_warning(make_recovery, pruned, tmp_path, caplog):
     assert make_recovery().dense_teacher and "teacher" not in caplog.text
     larger = tmp_path / Path(pruned[0].model_id).name
-    make_tiny_model(intermediate_size=80).save_pretrained(larger)
-    make_tokenizer().save_pretrained(larger)
+    save_with_tokenizer(make_tiny_model(intermediate_size=80), larger)
     renamed = copytree(pruned[0].model_id, tmp_path / "renamed")
     for teacher in (larger, renamed):
         caplog.clear()
@@ -173,7 +169,7 @@ def test_another_teacher_than_the_recorded_dense_model_is_warned_about(make_reco
         assert len(caplog.messages) == 1 and str(teacher) in caplog.text
 
 
-def test_nothing_to_save_or_to_resume(make_recovery, tmp_path):
+def test_save_before_recover_and_resume_without_work_are_rejected(make_recovery, tmp_path):
     recovery = make_recovery()
     with pytest.raises(FFPError, match="recover"):
         recovery.save_pretrained(tmp_path / "out")
@@ -182,7 +178,7 @@ def test_nothing_to_save_or_to_resume(make_recovery, tmp_path):
 
 
 @pytest.mark.parametrize("part", ["train", "validation"])
-def test_text_that_is_too_short_is_refused_before_a_model_is_measured(make_recovery, data, tmp_path, part):
+def test_too_short_text_is_rejected_before_measuring_models(make_recovery, data, tmp_path, part):
     short = copytree(data, tmp_path / "short")
     (short / f"{part}.txt").write_text("w5 w6")
     recovery = make_recovery(dataset=str(short), work=tmp_path / "work")
@@ -192,7 +188,7 @@ def test_text_that_is_too_short_is_refused_before_a_model_is_measured(make_recov
     assert not (tmp_path / "work").exists()
 
 
-def test_memory_that_does_not_suffice_ends_in_one_line(make_recovery, monkeypatch):
+def test_out_of_memory_suggests_gradient_checkpointing(make_recovery, monkeypatch):
     def fail(*arguments, **options):
         raise RuntimeError("CUDA out of memory. Tried to allocate 1.00 GiB")
 

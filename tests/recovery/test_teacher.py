@@ -18,7 +18,7 @@ def write_record(tmp_path):
     return write
 
 
-def test_the_record_names_the_dense_model_with_its_revision(write_record):
+def test_teacher_defaults_to_recorded_base_model_and_revision(write_record):
     # The revision of the pruned model is not that of another.
     options = LoadOptions(revision="of-the-pruned-model", token="secret")
     folder = write_record({"base_model": "gpt2", "revision": "abc"})
@@ -28,14 +28,13 @@ def test_the_record_names_the_dense_model_with_its_revision(write_record):
     assert find_teacher(folder, None, options) == ("owner/model", LoadOptions(token="secret"))
 
 
-@pytest.mark.parametrize("provenance", [{"base_model": "gpt2", "revision": None}])
-def test_a_local_dense_model_is_not_looked_for_by_its_name(write_record, provenance):
+def test_local_base_model_requires_teacher_option(write_record):
     """On the Hub, or here, another may have it."""
     with pytest.raises(FFPError, match="--base-model.*--teacher"):
-        find_teacher(write_record(provenance), None, LoadOptions())
+        find_teacher(write_record({"base_model": "gpt2", "revision": None}), None, LoadOptions())
 
 
-def test_column_and_start_token_come_with_the_text_of_the_prune(write_record):
+def test_recorded_dataset_brings_text_column_and_start_token(write_record):
     folder = write_record(dataset="owner/text", text_column="summary", start_token="never")
     found = make_recovery_plan(RecoveryConfig(), folder, LoadOptions())
     assert (found.text_column, found.start_token) == ("summary", "never")
@@ -55,7 +54,7 @@ def test_column_and_start_token_come_with_the_text_of_the_prune(write_record):
         ("c4:0.5,my_text:0.5", False),
     ],
 )
-def test_the_text_of_the_prune_is_trained_on_where_it_is_known(pruned_on, is_taken, write_record, caplog):
+def test_recorded_dataset_is_used_only_if_on_hub(pruned_on, is_taken, write_record, caplog):
     found = make_recovery_plan(RecoveryConfig(), write_record(dataset=pruned_on), LoadOptions())
     assert found.dataset == (pruned_on if is_taken else "c4")
     assert ("--dataset" in caplog.text) != is_taken

@@ -36,18 +36,18 @@ def prune(model, config):
 
 
 # Models with tied embeddings, fused projections, biases, or sliding windows.
-KINDS = ["llama", "gpt2", "phi3", "opt", "gemma3", "gpt-neox"]
+MODELS = ["llama", "gpt2", "phi3", "opt", "gemma3", "gpt-neox"]
 
 
 @pytest.mark.slow
 @settings(max_examples=40)
 @given(
-    name=st.sampled_from(KINDS),
+    name=st.sampled_from(MODELS),
     shares=st.tuples(*[st.one_of(st.none(), st.floats(0.4, 0.95))] * 3).filter(any),
     context=st.integers(4, 64),
     sequences=st.integers(1, 3),
 )
-def test_a_pruned_model_has_what_was_asked_for(name, shares, context, sequences):
+def test_pruned_model_meets_params_memory_and_kv_cache_budgets(name, shares, context, sequences):
     model = make_tiny_model(name)
 
     def values(model):
@@ -86,7 +86,7 @@ COSTS["units"] = [
 
 @settings(max_examples=30, deadline=None)
 @given(speedup=st.floats(1.05, 2))
-def test_a_speed_is_reached_by_times_with_steps(speedup):
+def test_speedup_is_reached_with_stepwise_times(speedup):
     pruned, budget = prune(make_tiny_model("llama"), FFPConfig(speedup=speedup, costs=COSTS))
     widths = [
         size
@@ -103,7 +103,7 @@ def test_a_speed_is_reached_by_times_with_steps(speedup):
     assert budget.limits[0].value(budget.costs_of(widths)[0]) == pytest.approx(1 / (1 - saved))
 
 
-def test_what_cannot_be_reached_is_said():
+def test_infeasible_budgets_name_reachable_value():
     model = make_tiny_model("llama")
     for options, message in (
         ({"params": "10k"}, "params 10k can't be met: with min_retention 0.2 the minimum is 13.6k"),
@@ -117,7 +117,7 @@ def test_what_cannot_be_reached_is_said():
             prune(model, FFPConfig(**options))
 
 
-def test_times_that_do_not_fit_are_refused():
+def test_mismatched_block_costs_are_rejected():
     with pytest.raises(FFPError, match="measured on another model"):
         prune(make_tiny_model("gpt2"), FFPConfig(speedup=1.2, costs=COSTS))
     with pytest.raises(FFPError, match="measured on workload 8.4, found 8.0"):
@@ -127,7 +127,7 @@ def test_times_that_do_not_fit_are_refused():
 
 
 @pytest.mark.parametrize("name, changes", [("olmo2", {}), ("llama", {"num_key_value_heads": 1})])
-def test_a_cache_that_cannot_shrink_is_refused(name, changes):
+def test_kv_cache_budget_is_rejected_if_cache_cannot_shrink(name, changes):
     model = make_tiny_model(name, **changes)
     with pytest.raises(FFPError, match="can't shrink: its"):
         prune(model, FFPConfig(kv_cache=0.5))
@@ -137,7 +137,7 @@ def test_a_cache_that_cannot_shrink_is_refused(name, changes):
     assert 4 * pruned.num_parameters() + cache_bytes(pruned, 16) <= 0.8 * dense
 
 
-def test_layers_stay_where_attention_is_scaled_by_their_number():
+def test_layer_removal_is_rejected_with_layer_scaled_attention():
     model = make_tiny_model("gpt2", scale_attn_by_inverse_layer_idx=True)
     prune(model, FFPConfig(sparsity=0.3))
     with pytest.raises(FFPError, match="depth none"):

@@ -55,7 +55,7 @@ def observed(noise: float, windows: int = 4, updates: int = 8, wild: int | None 
     return multiplier, regression
 
 
-def test_believes_the_curves_until_something_was_measured():
+def test_multipliers_are_one_before_first_measurement():
     assert np.allclose(MultiplierRegression(UNITS).solve(), 1)
 
 
@@ -75,24 +75,24 @@ def solved_by_equations(regression: MultiplierRegression) -> np.ndarray:
     return found
 
 
-def test_the_posterior_is_that_of_all_equations():
+def test_posterior_equals_gaussian_process_on_all_equations():
     _, regression = observed(noise=0.2)
     assert np.allclose(regression.solve(), solved_by_equations(regression), rtol=1e-7, atol=1e-7)
 
 
-def test_finds_multipliers_and_curvature_where_it_has_looked():
+def test_posterior_recovers_multipliers_and_curvature_at_measured_sizes():
     multiplier, regression = observed(noise=1e-3)
     assert np.allclose(regression.solve()[:, 4:7], multiplier[:, 4:7], atol=0.05)
 
 
-def test_a_part_that_was_not_seen_is_expected_to_be_like_those_near_it():
+def test_posterior_error_grows_with_distance_from_measured_sizes():
     multiplier, regression = observed(noise=1e-3)
     found = regression.solve()
     errors = np.abs(found - multiplier).mean(0)
     assert errors[5] < errors[8] < errors[11]
 
 
-def test_one_unit_of_wild_ratios_leaves_the_multipliers_of_others():
+def test_outlier_unit_does_not_affect_other_multipliers():
     multiplier, calm = observed(noise=0.2)
     _, shaken = observed(noise=0.2, wild=0)
     others = slice(1, None)
@@ -101,7 +101,7 @@ def test_one_unit_of_wild_ratios_leaves_the_multipliers_of_others():
     assert np.abs(shaken.solve()[0, 5] - 1) < 1
 
 
-def test_a_flat_curve_is_believed():
+def test_flat_curves_add_no_equations():
     regression = MultiplierRegression(UNITS)
     decrease_down, decrease_up = steps(np.random.default_rng(0), np.full(len(UNITS), 5))
     decrease_down[3], decrease_up[3] = 0, 1e-200
@@ -110,7 +110,7 @@ def test_a_flat_curve_is_believed():
     assert np.isfinite(regression.solve()).all() and not (regression.equations["unit"] == 3).any()
 
 
-def test_loss_of_a_step_that_was_taken_is_measured_from_both_sides():
+def test_multiplier_combines_measurements_from_both_sides_of_step():
     """A part is above a policy and then below it: both measurements count."""
     multiplier = np.ones((len(UNITS), PARTS))
     regression = MultiplierRegression(UNITS)
@@ -126,7 +126,7 @@ def test_loss_of_a_step_that_was_taken_is_measured_from_both_sides():
     assert 1.2 < regression.solve()[0, 5] < 1.8
 
 
-def test_what_was_measured_elsewhere_is_taken_over_with_larger_errors():
+def test_restored_measurements_get_larger_errors():
     multiplier, regression = observed(noise=0.2)
     other = MultiplierRegression(UNITS)
     other.restore(regression.state())
@@ -136,7 +136,7 @@ def test_what_was_measured_elsewhere_is_taken_over_with_larger_errors():
         MultiplierRegression(UNITS[:10]).restore(regression.state())
 
 
-def test_a_unit_without_a_finite_gradient_leaves_the_others():
+def test_nonfinite_gradient_of_unit_does_not_affect_others():
     regression, gradients = MultiplierRegression(UNITS), np.ones((3, len(UNITS)))
     broken = gradients.copy()
     broken[1, 0] = np.nan

@@ -40,13 +40,13 @@ def removals(depth, loss_of):
     return tried
 
 
-def test_the_attention_of_the_first_layer_stays_and_so_does_that_layer():
+def test_first_attention_is_never_removed():
     assert parts_of(UNITS, "sublayers") == [(index,) for index in range(1, 12)]
     assert parts_of(UNITS, "layers") == [(index, index + 1) for index in range(2, 12, 2)]
 
 
 @given(st.lists(st.floats(-1, 10), min_size=12, max_size=12), st.sampled_from(["layers", "sublayers"]))
-def test_parts_without_interaction_go_by_their_loss_per_parameter(losses, depth):
+def test_independent_parts_are_removed_by_loss_per_parameter(losses, depth):
     calls = []
 
     def loss_of(policy):
@@ -61,7 +61,7 @@ def test_parts_without_interaction_go_by_their_loss_per_parameter(losses, depth)
     assert len(calls) + len(parts) + 1 <= max_evaluations(len(parts))
 
 
-def test_what_a_removal_makes_worse_is_measured_again():
+def test_losses_are_remeasured_after_each_removal():
     def loss_of(policy):
         removed = removed_by(policy)
         # The third layer makes up for the second, and the other way around.
@@ -74,7 +74,7 @@ def test_what_a_removal_makes_worse_is_measured_again():
 @pytest.mark.parametrize(
     ("best", "least", "whole"), [(0, 0, 11), (1, 0, 11), (3, 0, 11), (7, 3, 11), (11, 0, 3), (0, 2, 11)]
 )
-def test_as_many_are_removed_as_lose_the_least(best, least, whole):
+def test_number_of_removed_parts_minimizes_loss(best, least, whole):
     tried = []
 
     def without(removed):

@@ -3,7 +3,7 @@ import pytest
 
 from optimum_ffp.search.evaluator import CandidateEvaluator
 from optimum_ffp.utils.resume import Journal
-from tests.helpers import make_sorted_model, make_tiny_model, random_policy
+from tests.helpers import make_sorted_model, make_tiny_model, random_policy, reference_losses
 
 
 @pytest.fixture
@@ -11,22 +11,18 @@ def sorted_model(windows):
     return make_sorted_model(make_tiny_model(), windows)[0]
 
 
-def losses_by_transformers(model, windows) -> np.ndarray:
-    return np.array([model(row[None], labels=row[None]).loss.item() for row in windows])
-
-
 @pytest.mark.parametrize("compensated", [False, True])
-def test_losses_are_those_of_the_model_that_would_be_saved(sorted_model, windows, compensated):
+def test_candidate_losses_equal_losses_of_sliced_model(sorted_model, windows, compensated):
     policies = [random_policy(sorted_model, seed) for seed in (0, 1)]
     evaluate = CandidateEvaluator(sorted_model, np.zeros(6), windows, compensated)
     found = evaluate(policies, np.array([4, 1]))
     for policy, losses in zip(policies, found):
         outputs = sorted_model.compensated(policy) if compensated else None
         sliced = sorted_model.materialize(policy, outputs)
-        assert losses == pytest.approx(losses_by_transformers(sliced, windows[[4, 1]]), rel=1e-5)
+        assert losses == pytest.approx(reference_losses(sliced, windows[[4, 1]]).numpy(), rel=1e-5)
 
 
-def test_entries_of_the_journal_are_not_measured_again(sorted_model, windows, tmp_path, monkeypatch):
+def test_journaled_losses_are_not_measured_again(sorted_model, windows, tmp_path, monkeypatch):
     policy = random_policy(sorted_model, 0)
     journal = Journal.open(tmp_path / "work", {}, resume=False)
     first = CandidateEvaluator(sorted_model, np.zeros(6), windows, journal=journal)([policy], np.arange(6))

@@ -3,7 +3,7 @@ import pytest
 
 from optimum_ffp.errors import FFPError
 from optimum_ffp.search.task import halving
-from tests.search.landscape import KnownLandscape, run
+from tests.search.loss_landscape import SyntheticLandscape, run
 
 
 @pytest.fixture
@@ -11,22 +11,22 @@ def task():
     return run("no-search")[2]
 
 
-def test_windows_go_round_and_none_comes_twice(task):
+def test_windows_rotate_without_repetition(task):
     assert task.windows(3).tolist() == [0, 1, 2]
     assert task.windows(3, offset=6).tolist() == [6, 7, 0]
     for count in (8, 50):
         assert task.windows(count, offset=5).tolist() == list(range(8))
 
 
-def test_excess_losses_are_ratios_of_perplexity_on_the_same_windows(task):
+def test_excess_losses_are_log_perplexity_ratios_on_same_windows(task):
     policies = [task.map_scores(scores) for scores in np.random.default_rng(0).normal(size=(3, 6))]
-    windows, landscape = np.array([1, 5]), KnownLandscape()
+    windows, landscape = np.array([1, 5]), SyntheticLandscape()
     dense = np.exp(landscape.dense_losses[windows].mean())
     pruned = np.exp(landscape(policies, windows).mean(1))
     assert np.exp(-task.excess_losses(policies, windows)) == pytest.approx(dense / pruned)
 
 
-def test_only_candidates_at_the_target_on_all_windows_can_be_the_best(task):
+def test_best_requires_target_sparsity_and_all_windows(task):
     task.best = None
     policy = task.map_scores(np.zeros(6))
     task.excess_losses([policy], np.arange(7))
@@ -36,16 +36,16 @@ def test_only_candidates_at_the_target_on_all_windows_can_be_the_best(task):
     assert task.best[1] == policy and [entry["final"] for entry in task.log[-3:]] == [False, False, True]
 
 
-def test_finalists_are_compared_at_the_target(task):
+def test_finalists_are_compared_at_target_sparsity(task):
     scores = np.random.default_rng(2).normal(size=(5, 6))
     task.best = None
     result = task.conclude(scores)
-    losses = [KnownLandscape().loss(task.map_scores(row)) for row in scores]
+    losses = [SyntheticLandscape().loss(task.map_scores(row)) for row in scores]
     assert result.policy == task.map_scores(scores[np.argmin(losses)])
 
 
 @pytest.mark.parametrize(("finalists", "windows"), [(1, 28), (4, 28), (7, 28), (5, 6), (3, 4), (2, 2)])
-def test_the_worse_half_drops_out_on_few_windows_and_none_is_read_twice(task, finalists, windows):
+def test_successive_halving_reads_no_window_twice(task, finalists, windows):
     generator = np.random.default_rng(3)
     losses, difficulty, read = {}, generator.uniform(0.5, 2, windows), []
 
@@ -74,8 +74,8 @@ def test_the_worse_half_drops_out_on_few_windows_and_none_is_read_twice(task, fi
     assert len(read) == sum(count * size for count, size in halving(finalists, windows))
 
 
-def test_overflowing_perplexity_is_worth_nothing_and_found_out_at_the_end(task):
-    task.best, task.evaluate = None, KnownLandscape(broken=True)
+def test_nonfinite_perplexity_is_rejected_at_end_of_search(task):
+    task.best, task.evaluate = None, SyntheticLandscape(broken=True)
     policy = task.map_scores(np.zeros(6))
     assert task.excess_losses([policy], np.arange(8)) == [np.inf] and task.log[-1]["perplexity"] is None
     with pytest.raises(FFPError, match="no candidate has a finite perplexity"):

@@ -9,7 +9,7 @@ from tests.helpers import make_pruner
 
 
 @pytest.mark.slow
-def test_batches_are_halved_until_they_fit():
+def test_batch_size_is_halved_until_it_fits():
     tried = []
 
     def run(size: int) -> str:
@@ -21,7 +21,7 @@ def test_batches_are_halved_until_they_fit():
     assert with_halving_batches(run, 12) == "done" and tried == [12, 6, 3]
 
 
-def test_one_window_too_many_is_an_error():
+def test_out_of_memory_at_batch_size_1_is_rejected():
     def run(size: int) -> None:
         raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")
 
@@ -29,14 +29,14 @@ def test_one_window_too_many_is_an_error():
         with_halving_batches(run, 4)
 
 
-def test_errors_of_memory_are_recognized():
+def test_out_of_memory_errors_are_recognized():
     for message in ("CUDA out of memory. Tried to allocate", "CUDA error: out of memory\nCUDA kernel errors might"):
         assert out_of_memory(RuntimeError(message))
     assert out_of_memory(RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`"))
     assert not out_of_memory(RuntimeError("CUDA error: an illegal memory access was encountered"))
 
 
-def test_an_error_of_memory_keeps_no_tensors():
+def test_out_of_memory_error_releases_tensors():
     kept = []
 
     @memory_errors()
@@ -50,7 +50,7 @@ def test_an_error_of_memory_keeps_no_tensors():
     assert error.value.__context__ is not None and kept[0]() is None
 
 
-def test_other_errors_pass():
+def test_errors_other_than_out_of_memory_are_raised():
     def run(size: int) -> None:
         raise RuntimeError("shapes differ")
 
@@ -67,7 +67,7 @@ def test_other_errors_pass():
         ("compression.distillation.distill", "calibration"),
     ],
 )
-def test_a_prune_without_memory_ends_in_one_line(function, stage, save_tiny_model, data_folder, monkeypatch):
+def test_out_of_memory_in_prune_is_one_line_error(function, stage, save_tiny_model, data_folder, monkeypatch):
     def exhausted(*args, **options):
         raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB\nand more lines")
 

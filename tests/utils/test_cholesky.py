@@ -16,7 +16,7 @@ def gram_of_rank(rank: int, features: int = 24) -> torch.Tensor:
     return inputs.T @ inputs / 400
 
 
-def test_an_ordinary_matrix_gets_lambda_and_no_more():
+def test_positive_definite_matrix_gets_only_requested_damping():
     gram = gram_of_rank(24).double()
     damping = ridge_damping(gram, 0.01)
     assert damping == 0.01 * float(gram.diagonal().mean())
@@ -27,7 +27,7 @@ def test_an_ordinary_matrix_gets_lambda_and_no_more():
 
 
 @pytest.mark.parametrize("features", [24, 1100])
-def test_the_factor_of_an_order_is_that_of_the_reordered_matrix(features):
+def test_factor_with_order_equals_factor_of_permuted_matrix(features):
     # More rows than are copied at a time.
     gram = gram_of_rank(features, features)
     order = torch.randperm(features, generator=torch.Generator().manual_seed(2))
@@ -37,7 +37,7 @@ def test_the_factor_of_an_order_is_that_of_the_reordered_matrix(features):
 
 
 @pytest.mark.parametrize("rank", [0, 5])
-def test_a_singular_matrix_needs_no_lambda(rank):
+def test_singular_matrix_is_factorized_without_damping(rank):
     weight, gram = torch.randn(10, 24, generator=torch.Generator().manual_seed(1)), gram_of_rank(rank)
     ridge = PrefixRidge.of(gram, ridge_lambda=0)
     found = ridge.compensated(weight, 12)
@@ -50,7 +50,7 @@ def test_a_singular_matrix_needs_no_lambda(rank):
         assert sorted(order_groups(obs.score, weight, statistics, block).tolist()) == list(range(24 // block))
 
 
-def test_more_is_added_where_rounding_has_left_a_matrix_indefinite():
+def test_indefinite_matrix_gets_extra_damping():
     gram = gram_of_rank(5).double() - 1e-3 * torch.eye(24, dtype=torch.float64)
     factor = factorize(gram, 1e-6)
     added = factor @ factor.T - gram
@@ -59,7 +59,7 @@ def test_more_is_added_where_rounding_has_left_a_matrix_indefinite():
     assert torch.allclose(added, used * torch.eye(24, dtype=torch.float64))
 
 
-def test_what_is_not_finite_is_refused():
+def test_nonfinite_matrix_is_rejected():
     with pytest.raises(FFPError, match="not finite"):
         factorize(torch.full((3, 3), torch.nan, dtype=torch.float64), 0.1)
     check_finite(torch.zeros(3), "nothing")

@@ -26,7 +26,7 @@ def checkpoint(tmp_path) -> Path:
     return folder
 
 
-def test_a_folder_appears_whole_or_not_at_all(tmp_path):
+def test_atomic_folder_is_written_completely_or_not_at_all(tmp_path):
     target = tmp_path / "deep" / "out"
     with pytest.raises(KeyboardInterrupt), atomic_folder(target) as staging:
         (staging / "half").touch()
@@ -41,7 +41,7 @@ def test_a_folder_appears_whole_or_not_at_all(tmp_path):
         assert os.listdir(target) == [name] and os.listdir(target.parent) == ["out"]
 
 
-def test_an_interrupt_between_two_renames_loses_nothing(tmp_path, monkeypatch):
+def test_interrupt_between_renames_keeps_old_folder(tmp_path, monkeypatch):
     target, rename = tmp_path / "out", Path.rename
     target.mkdir()
     (target / "first").touch()
@@ -64,7 +64,7 @@ def test_an_interrupt_between_two_renames_loses_nothing(tmp_path, monkeypatch):
     assert os.listdir(tmp_path) == ["out"] and os.listdir(target) == ["first"]
 
 
-def test_a_file_appears_whole_or_not_at_all(tmp_path):
+def test_atomic_file_is_written_completely_or_not_at_all(tmp_path):
     (tmp_path / "link").symlink_to(tmp_path / "file")
     with atomic_file(tmp_path / "link") as staging:
         staging.write_text("1")
@@ -74,7 +74,7 @@ def test_a_file_appears_whole_or_not_at_all(tmp_path):
     assert (tmp_path / "file").read_text() == "1" and sorted(os.listdir(tmp_path)) == ["file", "link"]
 
 
-def test_private_files_get_default_permissions(tmp_path):
+def test_atomic_folder_sets_default_permissions(tmp_path):
     with atomic_folder(tmp_path / "out") as staging:
         (staging / "search").mkdir(mode=0o700)
         (staging / "search" / "agent.safetensors").touch(mode=0o600)
@@ -85,7 +85,7 @@ def test_private_files_get_default_permissions(tmp_path):
     assert search.stat().st_mode == search.parent.stat().st_mode == (tmp_path / "folder").stat().st_mode
 
 
-def test_only_checkpoints_and_empty_folders_are_replaced(checkpoint, tmp_path):
+def test_only_checkpoints_and_empty_folders_are_overwritten(checkpoint, tmp_path):
     (tmp_path / "empty").mkdir()
     for folder in (checkpoint, tmp_path / "empty"):
         with pytest.raises(FFPError, match="--overwrite"):
@@ -103,7 +103,7 @@ def test_only_checkpoints_and_empty_folders_are_replaced(checkpoint, tmp_path):
             check_output(place)
 
 
-def test_files_that_the_record_does_not_list_are_never_deleted(checkpoint):
+def test_files_not_listed_in_record_are_never_deleted(checkpoint):
     (checkpoint / "my").mkdir()
     for name in ("my/notes[1].txt", "tokenizer.json", "c", "d"):
         (checkpoint / name).touch()
@@ -116,7 +116,7 @@ def test_files_that_the_record_does_not_list_are_never_deleted(checkpoint):
     assert check_output(checkpoint, overwrite=True)
 
 
-def test_inputs_are_not_overwritten(data_folder, tmp_path):
+def test_output_that_is_input_is_rejected(data_folder, tmp_path):
     file = data_folder / "train.txt"
     for output in (data_folder, tmp_path, file):
         with pytest.raises(FFPError, match="input of this command"):
@@ -125,7 +125,7 @@ def test_inputs_are_not_overwritten(data_folder, tmp_path):
     check_output_is_not_input(tmp_path / "dat", [file])
 
 
-def test_output_files_are_checked(tmp_path):
+def test_only_own_output_files_are_overwritten(tmp_path):
     def check(file, overwrite=False):
         return check_file(tmp_path / file, b'{"settings":', overwrite)
 
@@ -143,9 +143,9 @@ def test_output_files_are_checked(tmp_path):
     assert (tmp_path / "mine").read_text() == "mine"
 
 
-def test_a_lock_ends_with_its_process(hold, tmp_path):
+def test_folder_lock_ends_with_process(lock_folder, tmp_path):
     folder = tmp_path / "new" / "out"
-    kill = hold(folder)
+    kill = lock_folder(folder)
     with pytest.raises(FFPError, match="in use"), atomic_folder(folder):
         pass
     kill()
@@ -154,7 +154,7 @@ def test_a_lock_ends_with_its_process(hold, tmp_path):
     assert os.listdir(folder.parent) == []
 
 
-def test_links_may_not_leave_a_folder_but_for_the_blobs_of_the_hub_cache(tmp_path):
+def test_symlinks_may_leave_folder_only_to_hub_cache_blobs(tmp_path):
     snapshot, blobs = tmp_path / "snapshots" / "commit", tmp_path / "blobs"
     for folder in (snapshot / "search", blobs):
         folder.mkdir(parents=True)

@@ -1,4 +1,3 @@
-import subprocess
 import sys
 
 import psutil
@@ -6,6 +5,7 @@ import pytest
 
 from optimum_ffp.utils import host_memory
 from optimum_ffp.utils.host_memory import free_host_memory, limit_threads
+from tests.helpers import run_python
 
 
 # Content of /proc/self/cgroup, controller and file of the limit, and its group: of versions 2 and 1, and of a
@@ -20,10 +20,14 @@ GROUPS = [
 ]
 
 
-@pytest.mark.parametrize(("found", "controller", "file", "limited"), GROUPS)
-def test_groups_have_limits_of_their_own(found, controller, file, limited, tmp_path, monkeypatch):
+@pytest.fixture(autouse=True)
+def cgroup_files(tmp_path, monkeypatch):
     monkeypatch.setattr(host_memory, "GROUP", tmp_path / "cgroup")
     monkeypatch.setattr(host_memory, "ROOT", tmp_path)
+
+
+@pytest.mark.parametrize(("found", "controller", "file", "limited"), GROUPS)
+def test_free_host_memory_respects_cgroup_limits(found, controller, file, limited, tmp_path):
     if found is not None:
         (tmp_path / "cgroup").write_text(found)
     limit = tmp_path / controller / limited / file
@@ -35,9 +39,7 @@ def test_groups_have_limits_of_their_own(found, controller, file, limited, tmp_p
 
 
 @pytest.mark.parametrize("name", ["anon", "total_rss"])
-def test_other_processes_of_a_group_take_of_its_memory(name, tmp_path, monkeypatch):
-    monkeypatch.setattr(host_memory, "GROUP", tmp_path / "cgroup")
-    monkeypatch.setattr(host_memory, "ROOT", tmp_path)
+def test_free_host_memory_subtracts_usage_of_other_processes(name, tmp_path):
     own = psutil.Process().memory_info()
     used, limit = own.rss - own.shared, psutil.virtual_memory().total // 4
     (tmp_path / "memory.max").write_text(f"{limit}\n")
@@ -59,9 +61,7 @@ def test_other_processes_of_a_group_take_of_its_memory(name, tmp_path, monkeypat
         ({"": "200000 100000"}, "3", "3"),
     ],
 )
-def test_threads_follow_the_smallest_quota(quotas, variable, expected, tmp_path, monkeypatch):
-    monkeypatch.setattr(host_memory, "GROUP", tmp_path / "cgroup")
-    monkeypatch.setattr(host_memory, "ROOT", tmp_path)
+def test_thread_count_follows_smallest_cpu_quota(quotas, variable, expected, tmp_path, monkeypatch):
     monkeypatch.setattr("os.sched_getaffinity", lambda pid: range(4))
     (tmp_path / "cgroup").write_text("0::/jobs/step_0\n")
     for group, quota in quotas.items():
@@ -91,7 +91,6 @@ print(before, resident())
 
 @pytest.mark.slow
 @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
-def test_free_heap_memory_is_returned():
-    done = subprocess.run([sys.executable, "-c", PROGRAM], capture_output=True, text=True, check=True)
-    before, after = map(float, done.stdout.split())
+def test_free_heap_memory_is_returned_to_system():
+    before, after = map(float, run_python("-c", PROGRAM).split())
     assert before - after > 100

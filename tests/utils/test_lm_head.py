@@ -4,7 +4,7 @@ import torch
 from optimum_ffp.utils.lm_head import chunked_logits, decode
 
 
-def test_pieces_are_the_models_own_logits(tiny_model, windows, monkeypatch):
+def test_chunked_logits_equal_model_logits(tiny_model, windows, monkeypatch):
     expected = tiny_model(windows).logits
     monkeypatch.setattr("optimum_ffp.utils.lm_head.POSITIONS", 7)
     pieces = list(chunked_logits(tiny_model, decode(tiny_model, windows)))
@@ -13,7 +13,7 @@ def test_pieces_are_the_models_own_logits(tiny_model, windows, monkeypatch):
     assert torch.equal(tiny_model(windows).logits, expected)
 
 
-def test_under_autocast_the_head_is_cast_once_and_left_as_it_was(tiny_model, windows):
+def test_lm_head_is_cast_once_under_autocast_and_restored(tiny_model, windows):
     head = tiny_model.get_output_embeddings()
     before = head.weight.clone()
     with torch.autocast("cpu", torch.bfloat16):
@@ -26,7 +26,7 @@ def test_under_autocast_the_head_is_cast_once_and_left_as_it_was(tiny_model, win
     assert torch.equal(head.weight, before)
 
 
-def test_decoder_is_left_as_it_was_when_the_head_fails(tiny_model, windows, monkeypatch):
+def test_decoder_is_restored_after_lm_head_error(tiny_model, windows, monkeypatch):
     decoded, decoder = decode(tiny_model, windows), tiny_model.get_decoder()
 
     def wrapped(*inputs, **options):

@@ -1,70 +1,59 @@
-import os
-import subprocess
-import sys
 from types import SimpleNamespace
 
 import pytest
 import torch
 
-from optimum_ffp.utils.precision import (
-    autocast_dtype,
-    compute_dtype,
-    computing_in,
-    float32_products,
-    in_compute_dtype,
-)
-from tests.helpers import make_tiny_model
+from optimum_ffp.utils.precision import autocast_dtype, compute_dtype, computing_in, float32_products, in_compute_dtype
+from tests.helpers import make_tiny_model, run_python
 
 
-MEASURED = "optimum_ffp.utils.precision._cpu_has_fast_matmul"
+HAS_FAST_MATMUL = "optimum_ffp.utils.precision._cpu_has_fast_matmul"
 PROGRAM = """
 import torch
 from optimum_ffp.utils.precision import _cpu_has_fast_matmul
 print({_cpu_has_fast_matmul.__wrapped__(torch.bfloat16) for _ in range(5)})
 """
-CPU, CARD = torch.device("cpu"), torch.device("cuda")
+CPU, GPU = torch.device("cpu"), torch.device("cuda")
 
 
-def on(device: str, dtype: torch.dtype = torch.float32) -> SimpleNamespace:
+def model_on(device: str, dtype: torch.dtype = torch.float32) -> SimpleNamespace:
     return SimpleNamespace(dtype=dtype, device=torch.device(device))
 
 
 @pytest.mark.parametrize("native", [False, True])
-def test_bfloat16_is_for_hardware_that_has_it(monkeypatch, native):
+def test_autocast_uses_bfloat16_only_with_hardware_support(monkeypatch, native):
     expected = torch.bfloat16 if native else None
-    monkeypatch.setattr(MEASURED, lambda dtype: native)
+    monkeypatch.setattr(HAS_FAST_MATMUL, lambda dtype: native)
     monkeypatch.setattr("torch.cuda.is_bf16_supported", lambda including_emulation: native)
-    assert [autocast_dtype(on(device), "auto") for device in ("cpu", "cuda")] == [expected, expected]
-    assert autocast_dtype(on("mps"), "auto") is None
+    assert [autocast_dtype(model_on(device), "auto") for device in ("cpu", "cuda")] == [expected, expected]
+    assert autocast_dtype(model_on("mps"), "auto") is None
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize(("instructions", "results"), [("AVX2", ["{False}"]), ("DEFAULT", ["{False}", "{True}"])])
-def test_a_cpu_is_measured_with_the_same_result_every_time(instructions, results):
-    environment = os.environ | {"ONEDNN_MAX_CPU_ISA": instructions}
-    done = subprocess.run([sys.executable, "-c", PROGRAM], capture_output=True, text=True, env=environment, check=True)
-    assert done.stdout.strip() in results
+def test_cpu_bfloat16_detection_is_reproducible(instructions, results):
+    assert run_python("-c", PROGRAM, ONEDNN_MAX_CPU_ISA=instructions).strip() in results
 
 
 @pytest.mark.parametrize("native", [False, True])
-def test_a_device_computes_in_what_it_multiplies(monkeypatch, native):
-    monkeypatch.setattr(MEASURED, lambda dtype: native)
+def test_compute_dtype_follows_hardware_support(monkeypatch, native):
+    monkeypatch.setattr(HAS_FAST_MATMUL, lambda dtype: native)
     monkeypatch.setattr("torch.cuda.is_bf16_supported", lambda including_emulation: native)
     for dtype in (torch.bfloat16, torch.float16):
         assert compute_dtype(CPU, dtype) == (dtype if native else torch.float32)
         # Cards older than Ampere, such as a T4, multiply float16 alone.
-        assert compute_dtype(CARD, dtype) == (dtype if native or dtype == torch.float16 else torch.float32)
+        assert compute_dtype(GPU, dtype) == (dtype if native or dtype == torch.float16 else torch.float32)
         assert compute_dtype(torch.device("mps"), dtype) == dtype
-    assert compute_dtype(CPU, torch.float32) == compute_dtype(CARD, torch.float32) == torch.float32
+    assert compute_dtype(CPU, torch.float32) == compute_dtype(GPU, torch.float32) == torch.float32
 
 
-def test_a_model_in_another_type_and_the_choice_of_its_own_stay(monkeypatch):
-    monkeypatch.setattr(MEASURED, lambda dtype: True)
-    assert autocast_dtype(on("cpu", torch.float16), "auto") is None
-    assert autocast_dtype(on("cpu"), "model") is None
+def test_autocast_is_off_for_half_precision_or_model_dtype(monkeypatch):
+    monkeypatch.setattr(HAS_FAST_MATMUL, lambda dtype: True)
+    assert autocast_dtype(model_on("cpu", torch.float16), "auto") is None
+    assert autocast_dtype(model_on("cpu"), "model") is None
 
 
-def test_autocast_to_a_type_or_not_at_all():
+def test_computing_in_enables_and_disables_autocast():
     matrix = torch.eye(3)
     with computing_in(CPU, torch.bfloat16):
         assert (matrix @ matrix).dtype == torch.bfloat16
@@ -78,8 +67,8 @@ def precisions() -> list[str]:
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
-def test_products_in_float32_inside_of_autocast(monkeypatch, dtype):
-    monkeypatch.setattr(MEASURED, lambda dtype: True)
+def test_float32_products_inside_autocast(monkeypatch, dtype):
+    monkeypatch.setattr(HAS_FAST_MATMUL, lambda dtype: True)
     lossless = {torch.float32: "highest", torch.bfloat16: "medium", torch.float16: "high"}[dtype]
     generator = torch.Generator().manual_seed(0)
     factors = [torch.randn(40, 40, generator=generator).to(dtype) for _ in range(2)]
@@ -87,6 +76,8 @@ def test_products_in_float32_inside_of_autocast(monkeypatch, dtype):
     before = torch.get_float32_matmul_precision()
     with computing_in(CPU, torch.bfloat16), float32_products(factors[0]) as left:
         found, found_by_backend = left @ factors[1].float(), precisions()
+    with pytest.raises(RuntimeError), float32_products(factors[0]):
+        raise RuntimeError
     assert found.dtype == torch.float32 and torch.allclose(found.double(), exact, atol=1e-4)
     assert torch.get_float32_matmul_precision() == before
     torch.set_float32_matmul_precision(lossless)
@@ -94,16 +85,9 @@ def test_products_in_float32_inside_of_autocast(monkeypatch, dtype):
     torch.set_float32_matmul_precision(before)
 
 
-def test_an_error_puts_the_precision_back():
-    before = torch.get_float32_matmul_precision()
-    with pytest.raises(RuntimeError), float32_products(torch.eye(2, dtype=torch.bfloat16)):
-        raise RuntimeError
-    assert torch.get_float32_matmul_precision() == before
-
-
 @pytest.mark.parametrize("chosen", ["tf32", "ieee"])
-def test_a_precision_that_is_set_for_cards_alone_stays(monkeypatch, chosen):
-    monkeypatch.setattr(MEASURED, lambda dtype: True)
+def test_cuda_matmul_precision_set_by_user_is_restored(monkeypatch, chosen):
+    monkeypatch.setattr(HAS_FAST_MATMUL, lambda dtype: True)
     # As `torch.backends.cuda.matmul.fp32_precision` of a user, after which torch tells no precision of all.
     before = precisions()
     torch.backends.cuda.matmul.fp32_precision = chosen
@@ -117,18 +101,18 @@ def test_a_precision_that_is_set_for_cards_alone_stays(monkeypatch, chosen):
     assert torch.get_float32_matmul_precision() == "highest"
 
 
-def test_a_model_is_computed_in_float32_where_that_is_faster_and_is_as_before_afterwards(monkeypatch):
+def test_in_compute_dtype_casts_and_restores_model(monkeypatch):
     model = make_tiny_model().to(torch.bfloat16)
     model.model.norm.weight.data = model.model.norm.weight.data.float()
     before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
     for native, dtype in ((False, torch.float32), (True, torch.bfloat16)):
-        monkeypatch.setattr(MEASURED, lambda dtype, found=native: found)
+        monkeypatch.setattr(HAS_FAST_MATMUL, lambda dtype, found=native: found)
         with in_compute_dtype(model):
             assert model.dtype == model.lm_head.weight.dtype == dtype
             assert model.model.norm.weight.dtype == torch.float32
         for name, tensor in model.state_dict().items():
             assert tensor.dtype == before[name].dtype and torch.equal(tensor, before[name])
-    monkeypatch.setattr(MEASURED, lambda dtype: False)
+    monkeypatch.setattr(HAS_FAST_MATMUL, lambda dtype: False)
     model.config.quantization_config = {}
     with in_compute_dtype(model):
         assert model.dtype == torch.bfloat16

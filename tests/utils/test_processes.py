@@ -7,7 +7,7 @@ from optimum_ffp.utils import processes
 
 
 @given(st.integers(0, 60), st.integers(1, 9))
-def test_every_window_belongs_to_one_process(windows, count):
+def test_windows_are_shared_evenly_between_processes(windows, count):
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(processes, "count", lambda: count)
         shares = []
@@ -18,7 +18,7 @@ def test_every_window_belongs_to_one_process(windows, count):
     assert max(map(len, shares)) - min(map(len, shares)) <= 1
 
 
-def test_processes_have_devices_of_their_own(monkeypatch):
+def test_device_index_with_several_processes_is_rejected(monkeypatch):
     monkeypatch.setenv("WORLD_SIZE", "2")
     with pytest.raises(FFPError, match="cuda:1"):
         processes.join("cuda:1")

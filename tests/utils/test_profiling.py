@@ -10,7 +10,7 @@ from optimum_ffp.utils.profiling import StageMeter
 
 
 @pytest.mark.slow
-def test_a_stage_that_comes_again_adds_to_its_time_and_keeps_its_peak():
+def test_repeated_stage_sums_time_and_keeps_peak_memory():
     # What earlier tests have left must not be released in between.
     gc.collect()
     return_free_memory()
@@ -28,7 +28,7 @@ def test_a_stage_that_comes_again_adds_to_its_time_and_keeps_its_peak():
     assert meter.peak_bytes["large"] - meter.peak_bytes["small"] > 200 * 2**20
 
 
-def test_pages_of_mapped_files_are_not_memory_of_a_stage(tmp_path):
+def test_mapped_file_pages_do_not_count_as_stage_memory(tmp_path):
     (tmp_path / "weights").write_bytes(bytes(64 * 2**20))
     meter = StageMeter()
     with meter.stage("before"):
@@ -40,14 +40,14 @@ def test_pages_of_mapped_files_are_not_memory_of_a_stage(tmp_path):
     assert meter.peak_bytes["reading"] - meter.peak_bytes["before"] < 16 * 2**20
 
 
-def test_an_error_has_the_name_of_its_stage():
+def test_error_carries_name_of_innermost_stage():
     meter = StageMeter()
     with pytest.raises(ValueError) as raised, meter.stage("outer"), meter.stage("inner"):
         raise ValueError
     assert raised.value.stage == "inner"
 
 
-def test_tokens_of_stages_and_of_meters_add_up():
+def test_tokens_of_stages_and_meters_are_summed():
     counter = SimpleNamespace(tokens=5)
     first, second = StageMeter(counter=counter), StageMeter(counter=counter)
     for meter, stage in ((first, "search"), (second, "search"), (second, "calibration"), (first, "search")):

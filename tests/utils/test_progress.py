@@ -33,19 +33,19 @@ def show(monkeypatch, caplog):
     transformers_logging.disable_progress_bar()
 
 
-def test_a_terminal_shows_a_bar_and_no_line(show):
+def test_terminal_gets_progress_bar(show):
     drawn, logged = show(Terminal())
     assert "Search" in drawn and drawn.endswith("\n") and not logged
 
 
-def test_a_file_gets_one_line_with_the_time(show):
+def test_non_terminal_gets_one_line_with_time(show):
     drawn, (line,) = show(io.StringIO())
     assert not drawn and line.startswith("Search: ") and line.endswith(" s")
     assert len(show(io.StringIO(), None)[1]) == 1
 
 
 @pytest.mark.parametrize("switch", ["tqdm", "transformers"])
-def test_bars_can_be_disabled(show, monkeypatch, switch):
+def test_progress_bars_can_be_disabled(show, monkeypatch, switch):
     if switch == "tqdm":
         monkeypatch.setenv("TQDM_DISABLE", "1")
     else:
@@ -54,7 +54,7 @@ def test_bars_can_be_disabled(show, monkeypatch, switch):
     assert not drawn and len(logged) == 1
 
 
-def test_a_bar_is_closed_before_an_error_is_shown(show, monkeypatch):
+def test_progress_bar_is_closed_on_error(show, monkeypatch):
     terminal = Terminal()
     monkeypatch.setattr("sys.stderr", terminal)
     with pytest.raises(ValueError, match="broken"), progress_bar(3, "Search", "step"):

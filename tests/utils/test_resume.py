@@ -13,7 +13,7 @@ def refuse() -> None:
     raise AssertionError("this was computed before")
 
 
-def test_entries_are_computed_once(tmp_path):
+def test_journal_entries_are_computed_once(tmp_path):
     journal = Journal.open(tmp_path / "work", {"seed": 0}, resume=False)
     losses = [0.1 + 0.2, float("nan"), float("inf"), 1e-300]
     matrix = torch.randn(3, 3)
@@ -28,18 +28,18 @@ def test_entries_are_computed_once(tmp_path):
     assert not (tmp_path / "work").exists()
 
 
-def test_parts_do_not_share_entries(tmp_path):
+def test_journal_parts_do_not_share_entries(tmp_path):
     journal = Journal(tmp_path)
     assert [journal.part({"sparsity": s}).value("policy", lambda s=s: s) for s in (0.2, 0.3, 0.2)] == [0.2, 0.3, 0.2]
     assert journal.part(1).part(2).value("x", lambda: "inner") == "inner"
     assert journal.part(1).value("x", lambda: "outer") == "outer"
 
 
-def test_without_a_folder_nothing_is_kept():
+def test_journal_without_folder_keeps_nothing():
     assert [Journal().value("x", lambda n=n: n) for n in (1, 2)] == [1, 2]
 
 
-def test_a_failed_entry_leaves_nothing(tmp_path):
+def test_failed_journal_entry_leaves_no_files(tmp_path):
     def fail() -> None:
         raise KeyboardInterrupt
 
@@ -49,7 +49,7 @@ def test_a_failed_entry_leaves_nothing(tmp_path):
 
 
 @pytest.mark.parametrize("error", [OSError(28, "No space left"), SafetensorError("I/O error: No space left")])
-def test_a_full_disk_is_one_line(tmp_path, monkeypatch, error):
+def test_full_disk_is_one_line_error(tmp_path, monkeypatch, error):
     def fail(*arguments):
         raise error
 
@@ -60,14 +60,14 @@ def test_a_full_disk_is_one_line(tmp_path, monkeypatch, error):
     assert [path.name for path in (tmp_path / "work").iterdir()] == ["run.json"]
 
 
-def test_a_run_that_was_killed_before_its_first_entry_begins_again(tmp_path):
+def test_run_killed_before_first_entry_starts_over(tmp_path):
     (tmp_path / "work").mkdir()
     (tmp_path / "work" / ".run.json.partial").write_text("{")
     assert Journal.open(tmp_path / "work", {}, resume=False).value("x", lambda: 3) == 3
 
 
 @pytest.mark.parametrize("name", ["notes.txt", "run.json", "x.entry.json"])
-def test_other_folders_are_neither_used_nor_emptied(tmp_path, name):
+def test_foreign_folders_are_neither_used_nor_emptied(tmp_path, name):
     (tmp_path / "work").mkdir()
     (tmp_path / "work" / name).write_text("{}")
     for resume in (False, True):
@@ -79,7 +79,7 @@ def test_other_folders_are_neither_used_nor_emptied(tmp_path, name):
         Journal.open(tmp_path / "work" / name, {}, resume=True)
 
 
-def test_other_files_in_a_work_folder_stay(tmp_path):
+def test_foreign_files_in_work_folder_are_kept(tmp_path):
     journal = Journal.open(tmp_path / "work", {}, resume=False)
     journal.part(1).value("x", lambda: 1)
     journal.tensors("y", lambda: {"z": torch.zeros(1)})
@@ -88,9 +88,9 @@ def test_other_files_in_a_work_folder_stay(tmp_path):
     assert [path.name for path in tmp_path.rglob("*")] == ["work", "notes.json"]
 
 
-def test_two_processes_do_not_share_a_work_folder(hold, tmp_path):
+def test_work_folder_is_locked_against_second_process(lock_folder, tmp_path):
     Journal.open(tmp_path / "work", {}, resume=False).value("x", lambda: 1)
-    kill = hold(tmp_path / "work")
+    kill = lock_folder(tmp_path / "work")
     with pytest.raises(FFPError, match="in use"):
         Journal.open(tmp_path / "work", {}, resume=True)
     kill()
@@ -98,7 +98,7 @@ def test_two_processes_do_not_share_a_work_folder(hold, tmp_path):
     assert not list(tmp_path.iterdir())
 
 
-def test_the_state_of_another_run_is_refused(tmp_path):
+def test_resume_of_other_run_is_rejected(tmp_path):
     identity = {"model": "a", "config": {"sparsity": [0.2], "seed": 0}, "versions": {"torch": "2.13"}}
     Journal.open(tmp_path / "w", identity, resume=False).value("x", lambda: 1)
     with pytest.raises(FFPError, match="--resume"):
@@ -109,21 +109,21 @@ def test_the_state_of_another_run_is_refused(tmp_path):
 
 
 @pytest.mark.parametrize("content", [b"", b"damaged", b"[0.1, 0.", b"\xff\xfe", b"[" * 10**5])
-def test_damaged_entries_are_named(tmp_path, content):
+def test_corrupt_journal_entries_are_named(tmp_path, content):
     for kind, read in (("json", Journal(tmp_path).value), ("safetensors", Journal(tmp_path).tensors)):
         (tmp_path / f"x.entry.{kind}").write_bytes(content)
         with pytest.raises(FFPError, match=f"x.entry.{kind} is corrupt"):
             read("x", refuse)
 
 
-def test_a_fingerprint_tells_models_apart():
+def test_fingerprint_distinguishes_weights_and_config():
     first, again, seed = make_tiny_model(), make_tiny_model(), make_tiny_model(seed=1)
     assert fingerprint(first) == fingerprint(again) != fingerprint(seed)
     again.config.rms_norm_eps = 1e-3
     assert fingerprint(first) != fingerprint(again)
 
 
-def test_a_resumed_run_knows_its_outputs(tmp_path, capsys):
+def test_resumed_run_recognizes_its_outputs(tmp_path, capsys):
     work, out = tmp_path / "work", tmp_path / "out"
     out.mkdir()
     Journal.open(work, {}, resume=False).value("x", lambda: 1)

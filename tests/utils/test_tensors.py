@@ -5,14 +5,14 @@ from torch import nn
 from optimum_ffp.utils.tensors import pin, replace_value
 
 
-def test_a_parameter_gets_another_value_and_stays_the_same_object():
+def test_replace_value_keeps_parameter_object():
     layer, value = nn.Linear(2, 2, bias=False), torch.ones(3, 2)
     weight = layer.weight
     replace_value(weight, value)
     assert layer.weight is weight and isinstance(weight, nn.Parameter) and torch.equal(weight, value)
 
 
-def test_ordinary_memory_where_too_little_can_be_pinned(monkeypatch):
+def test_pin_falls_back_to_pageable_memory(monkeypatch):
     tensor = torch.arange(4.0)
 
     def fail(self: torch.Tensor) -> None:

@@ -31,7 +31,7 @@ def test_equal_scores_are_optimal_on_convex_curves(seed, sparsity):
     assert loss(policy.sizes) == pytest.approx(min(map(loss, affordable)))
 
 
-def test_a_curve_with_a_large_multiplier_gets_more():
+def test_unit_with_larger_multiplier_keeps_more_groups():
     units = [Unit(layer, "channel", 100, 10) for layer in range(3)]
     mapping = CurveMapping([falling_curve(100, 0, 0.97)] * 3)
     sizes = [mapping(np.array([score, 0.0, 0.0]), sparsity_budget(units, 0.3)).sizes[0] for score in (-1.0, 0.0, 1.0)]
@@ -46,7 +46,7 @@ def test_tilted_curves_keep_more_of_later_layers(seed, sparsity):
     assert list(sizes) == sorted(sizes) and sizes[0] < sizes[-1]
 
 
-def test_parts_with_large_multipliers_are_kept():
+def test_curve_parts_with_large_multipliers_are_kept():
     units = [Unit(layer, "channel", 12, 10) for layer in range(3)]
     mapping = CurveMapping([np.linspace(1.0, 0.0, 13)] * 3)
     scores = np.zeros((3, 4))
@@ -58,7 +58,7 @@ def test_parts_with_large_multipliers_are_kept():
 
 
 @given(st.lists(st.floats(-3, 3), min_size=4, max_size=4), st.sampled_from([0.1, 0.25, 0.4]))
-def test_equal_scores_of_all_parts_are_the_score_of_the_unit(scores, sparsity):
+def test_equal_part_scores_equal_one_unit_score(scores, sparsity):
     units = [Unit(layer, "channel", 24, 10) for layer in range(4)]
     mapping = CurveMapping([falling_curve(24, layer, 0.9) for layer in range(4)])
     budget = sparsity_budget(units, sparsity, 0.2)
@@ -68,7 +68,7 @@ def test_equal_scores_of_all_parts_are_the_score_of_the_unit(scores, sparsity):
     assert costs[0] == pytest.approx(costs[1])
 
 
-def test_drops_are_the_differences_of_the_curve_by_part():
+def test_decreases_are_curve_differences_per_part():
     units = tuple(Unit(layer, "channel", 24, 10) for layer in range(2))
     mapping = CurveMapping([falling_curve(24, layer, 0.9) for layer in range(2)])
     fewer, more = PruningPolicy(units, (5, 24)), PruningPolicy(units, (14, 24))

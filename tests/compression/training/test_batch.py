@@ -14,7 +14,7 @@ MODEL = LlamaConfig(max_position_embeddings=4096)
 
 
 @given(st.integers(1, 10**7), st.integers(1, 10**6), st.integers(2, 4096), st.integers(1, 8), st.integers(1, 4))
-def test_steps_suffice_for_all_tokens(max_tokens, batch_tokens, length, batch_size, count):
+def test_training_steps_cover_requested_tokens(max_tokens, batch_tokens, length, batch_size, count):
     sizes = {"max_tokens": max_tokens, "batch_tokens": batch_tokens, "batch_size": batch_size}
     batch = Batch.of(MODEL, seq_len=length, count=count, **sizes)
     at_once = batch.at_once * count
@@ -25,7 +25,7 @@ def test_steps_suffice_for_all_tokens(max_tokens, batch_tokens, length, batch_si
     assert abs(batch.tokens - batch_tokens) <= max(length * at_once / 2, length * at_once - batch_tokens)
 
 
-def test_windows_are_shorter_where_there_are_few_tokens():
+def test_window_length_shrinks_with_token_budget():
     def batch_of(model=MODEL, count=1, **options) -> Batch:
         plan = make_recovery_plan(RecoveryConfig(dataset="c4", **options), "pruned", LoadOptions())
         return Batch.of_recovery(plan, model, count)

@@ -12,7 +12,7 @@ from optimum_ffp.compression.training.batch import Batch
 from optimum_ffp.compression.training.end_to_end import Training, TrainingOutput, default_rate
 from optimum_ffp.compression.training.trainer import DistillationTrainer
 from optimum_ffp.config import RecoveryPlan
-from tests.helpers import make_tiny_model, prune_by_hand, prune_tiny_model, sample_windows
+from tests.helpers import assert_same_weights, make_tiny_model, prune_to_sizes, sample_windows, save_pruned_model
 
 
 LENGTH = 24
@@ -25,7 +25,7 @@ def train(folder=None, student=None, teacher=None, dtype=torch.float32, **option
     """Trains a tiny model for 10 steps of 2 windows, evaluated after 5 and 10."""
     settings = {"max_tokens": 480, "batch_tokens": 48, "seq_len": LENGTH, "evaluations": 2, "learning_rate": 3e-3}
     plan = RecoveryPlan(**settings | options)
-    student, teacher = student or prune_by_hand(make_tiny_model())[0], teacher or make_tiny_model()
+    student, teacher = student or prune_to_sizes(make_tiny_model())[0], teacher or make_tiny_model()
     batch = Batch.of_recovery(plan, student.config, count=1)
     training = Training(student, teacher, dtype, plan, plan.learning_rate, batch, bf16=False)
     return training.run(TEXT, HELD_OUT.int(), folder)
@@ -60,7 +60,7 @@ def interrupted(tmp_path_factory):
     return folder
 
 
-def test_training_lowers_the_divergence_that_is_measured(trained):
+def test_training_lowers_held_out_divergence(trained):
     assert [point["tokens"] for point in trained.curve] == [0, 240, 480]
     assert trained.best == trained.curve[-1] and trained.best["kl"] < 0.9 * trained.curve[0]["kl"]
     assert "forward" not in vars(trained.model)
@@ -70,7 +70,7 @@ def test_training_lowers_the_divergence_that_is_measured(trained):
     assert trained.best["perplexity"] == pytest.approx(losses.exp().item(), rel=1e-4)
 
 
-def test_the_learning_rate_rises_from_the_first_step_and_falls(monkeypatch):
+def test_learning_rate_warms_up_and_decays(monkeypatch):
     rates, step = [], torch.optim.AdamW.step
 
     def watch(optimizer, *arguments):
@@ -84,7 +84,7 @@ def test_the_learning_rate_rises_from_the_first_step_and_falls(monkeypatch):
 
 
 @torch.no_grad()
-def test_the_default_rate_is_relative_to_the_matrices_of_the_layers():
+def test_default_learning_rate_scales_with_layer_matrices():
     model = make_tiny_model()
     rate = default_rate(model, 1e-3)
     for name, weight in model.named_parameters():
@@ -93,13 +93,13 @@ def test_the_default_rate_is_relative_to_the_matrices_of_the_layers():
 
 
 @pytest.mark.parametrize("change", [{"batch_size": 2}, {"gradient_checkpointing": True}])
-def test_how_a_step_is_divided_changes_nothing(trained, change):
+def test_micro_batches_and_checkpointing_give_same_curve(trained, change):
     divided = train(**change).curve
     assert [point["kl"] for point in divided] == pytest.approx([point["kl"] for point in trained.curve], rel=1e-4)
 
 
 @pytest.mark.slow
-def test_an_interrupted_training_ends_with_the_same_weights(trained, interrupted, tmp_path, monkeypatch):
+def test_interrupted_training_resumes_to_identical_weights(trained, interrupted, tmp_path, monkeypatch):
     folder, steps = copytree(interrupted, tmp_path / "work"), []
     training_step = DistillationTrainer.training_step
 
@@ -117,12 +117,11 @@ def test_an_interrupted_training_ends_with_the_same_weights(trained, interrupted
         steps.clear()
         resumed = train(folder)
         assert steps[:1] == first and resumed.curve == trained.curve
-        expected = trained.model.state_dict()
-        assert all(torch.equal(weight, expected[name]) for name, weight in resumed.model.state_dict().items())
+        assert_same_weights(resumed.model, trained.model)
 
 
 @pytest.mark.slow
-def test_the_best_weights_are_kept_and_end_a_training_early(monkeypatch):
+def test_best_weights_are_kept_and_patience_stops_training(monkeypatch):
     """Weights that are ruined after some steps."""
     step, steps = torch.optim.AdamW.step, []
 
@@ -139,11 +138,10 @@ def test_the_best_weights_are_kept_and_end_a_training_early(monkeypatch):
     early = train(evaluations=10, patience=2)
     assert complete.best == early.best and complete.best["step"] in (3, 4)
     assert complete.curve[-1]["step"] == 10 and early.curve[-1]["step"] == complete.best["step"] + 2
-    for name, weight in complete.model.state_dict().items():
-        assert torch.equal(weight, early.model.state_dict()[name])
+    assert_same_weights(complete.model, early.model)
 
 
-def test_the_weights_with_the_lowest_perplexity_are_kept():
+def test_weights_with_lowest_perplexity_are_kept():
     """The teacher itself has no divergence that could fall, and learns the text."""
     trained = train(student=make_tiny_model(), label_share=1.0, evaluations=5)
     start, *rest = trained.curve
@@ -151,14 +149,14 @@ def test_the_weights_with_the_lowest_perplexity_are_kept():
     assert trained.best["perplexity"] == min(point["perplexity"] for point in rest)
 
 
-def test_a_loss_that_is_not_finite_ends_the_training():
+def test_nonfinite_loss_stops_training():
     trained = train(learning_rate=1e30, max_grad_norm=0, evaluations=10)
     assert len(trained.curve) < 5 and not math.isfinite(trained.curve[-1]["kl"])
 
 
 @pytest.mark.parametrize("name", ["llama", "qwen2", "gpt2"])
-def test_embeddings_and_head_stay_and_everything_else_is_trained(name):
-    student = prune_by_hand(make_tiny_model(name))[0]
+def test_embeddings_and_lm_head_stay_frozen(name):
+    student = prune_to_sizes(make_tiny_model(name))[0]
     before = {name: parameter.clone() for name, parameter in student.named_parameters()}
     trained = train(student=student, teacher=make_tiny_model(name), max_tokens=96).model
     same = {name for name, parameter in trained.named_parameters() if torch.equal(parameter, before[name])}
@@ -167,16 +165,16 @@ def test_embeddings_and_head_stay_and_everything_else_is_trained(name):
     assert same == {key for key, one in trained.named_parameters() if one in matrices | positions}
 
 
-def test_weights_are_rounded_to_their_dtype():
+def test_trained_weights_are_rounded_to_model_dtype():
     trained = train(dtype=torch.bfloat16, max_tokens=96)
     assert {one.dtype for one in trained.model.parameters()} == {trained.model.config.dtype} == {torch.bfloat16}
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ["llama", "gpt2"])
-def test_merged_adapters_have_the_divergence_of_the_adapters(name, tmp_path):
+def test_merged_lora_adapters_keep_divergence(name, tmp_path):
     pytest.importorskip("peft")
-    student = FFPModelForCausalLM.from_pretrained(prune_tiny_model(name, tmp_path / "pruned"))
+    student = FFPModelForCausalLM.from_pretrained(save_pruned_model(name, tmp_path / "pruned"))
     teacher, frozen = make_tiny_model(name), student.get_input_embeddings().weight.clone()
     trained = train(None, student, teacher, lora=4)
     assert divergence(trained.model, teacher) == pytest.approx(trained.best["kl"], rel=1e-4)
@@ -186,11 +184,11 @@ def test_merged_adapters_have_the_divergence_of_the_adapters(name, tmp_path):
 
 
 @pytest.mark.slow
-def test_nothing_is_dropped():
+def test_training_disables_dropout():
     """The dense model, of which the loss is, drops nothing either."""
     curves = []
     for rate in (0.0, 0.5):
         rates = {"resid_pdrop": rate, "embd_pdrop": rate, "attn_pdrop": rate}
-        student = prune_by_hand(make_tiny_model("gpt2", **rates))[0]
+        student = prune_to_sizes(make_tiny_model("gpt2", **rates))[0]
         curves.append(train(student=student, teacher=make_tiny_model("gpt2"), max_tokens=96, learning_rate=1e-4).curve)
     assert curves[0] == curves[1]

@@ -24,16 +24,16 @@ class SquaredError:
         self.inputs, self.targets = inputs, targets
 
     def __call__(self, weights, window):
-        return (self.inputs[window] @ weights["weight"].to(self.inputs) - self.targets[window]).square().mean()
+        return (self.inputs[window] @ weights["weight"] - self.targets[window]).square().mean()
 
 
-def train(regression, passes, rate, seed=0, parts=1, dtype=torch.float32) -> Fit:
+def train(regression, passes, rate, seed=0, parts=1) -> Fit:
     trainer = WeightTrainer(WINDOWS, HELD_OUT, parts, passes, rate, seed)
-    return trainer.fit(SquaredError(*regression), {"weight": torch.ones(FEATURES, dtype=dtype)}, scale=100.0)
+    return trainer.fit(SquaredError(*regression), {"weight": torch.ones(FEATURES)}, scale=100.0)
 
 
 @pytest.mark.parametrize("parts", [1, 3])
-def test_the_least_squares_solution_is_found(regression, parts):
+def test_weight_trainer_finds_least_squares_solution(regression, parts):
     inputs, targets = regression
     fit = train(regression, 60, 0.05, parts=parts)
     expected = torch.linalg.lstsq(inputs[:WINDOWS].flatten(0, 1), targets[:WINDOWS].flatten()[:, None]).solution[:, 0]
@@ -43,7 +43,7 @@ def test_the_least_squares_solution_is_found(regression, parts):
     assert fit.before == pytest.approx(float((inputs[WINDOWS:].sum(-1) - targets[WINDOWS:]).square().mean()), rel=1e-5)
 
 
-def test_weights_of_the_best_pass_are_kept(regression, monkeypatch):
+def test_weights_of_best_pass_are_kept(regression, monkeypatch):
     seen, measure = [], WeightTrainer._held_out_error
 
     def measured(trainer, loss, weights):
@@ -57,25 +57,13 @@ def test_weights_of_the_best_pass_are_kept(regression, monkeypatch):
     assert fit.after == error and torch.equal(fit.weights["weight"], weight)
 
 
-def test_weights_that_gain_nothing_stay_as_they_were(regression):
-    inputs, targets = regression
-    targets = torch.cat([targets[:WINDOWS], inputs[WINDOWS:].sum(-1)])
-    fit = train((inputs, targets), 2, 0.05)
-    assert torch.equal(fit.weights["weight"], torch.ones(FEATURES)) and fit.after == fit.before
-
-
-def test_steps_that_the_dtype_of_the_weights_can_not_hold_add_up(regression):
-    fit = train(regression, 40, 0.002, dtype=torch.bfloat16)
-    assert fit.weights["weight"].dtype == torch.bfloat16 and fit.after < 0.9 * fit.before
-
-
-def test_the_same_seed_gives_the_same_weights(regression):
+def test_same_seed_gives_same_weights(regression):
     one, same, other = (train(regression, 2, 0.05, seed) for seed in (0, 0, 1))
     assert torch.equal(one.weights["weight"], same.weights["weight"])
     assert not torch.equal(one.weights["weight"], other.weights["weight"])
 
 
-def test_zeros_of_a_sparse_matrix_do_not_count_for_its_size():
+def test_weight_scale_ignores_zeros_of_sparse_matrix():
     weight = torch.randn(64, 64, generator=torch.Generator().manual_seed(0))
     sparse = torch.where(torch.rand(64, 64, generator=torch.Generator().manual_seed(1)) < 0.7, 0.0, weight)
     assert _size(weight) == pytest.approx(1, rel=0.1) and _size(sparse) == pytest.approx(1, rel=0.1)

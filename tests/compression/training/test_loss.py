@@ -1,4 +1,4 @@
-"""The loss of recovery is that of whole logits, with the same gradients, and never has more logits than a piece."""
+"""The recovery loss and its gradients equal those of whole logits, with at most one chunk of logits at a time."""
 
 import pytest
 import torch
@@ -6,10 +6,10 @@ from torch.nn.functional import cosine_similarity, cross_entropy, kl_div
 
 from optimum_ffp.compression.training.loss import DistillationLoss
 from optimum_ffp.modeling.families import outer_matrices
-from tests.helpers import KINDS, VOCABULARY, make_tiny_model
+from tests.helpers import DIVERSE_MODELS, VOCABULARY, make_tiny_model
 
 
-PIECE = 5
+CHUNK = 5
 
 
 def make_student(name="llama"):
@@ -21,8 +21,8 @@ def make_student(name="llama"):
 
 
 @pytest.fixture(autouse=True)
-def pieces(monkeypatch):
-    monkeypatch.setattr("optimum_ffp.compression.training.loss.POSITIONS", PIECE)
+def small_chunks(monkeypatch):
+    monkeypatch.setattr("optimum_ffp.compression.training.loss.POSITIONS", CHUNK)
 
 
 @pytest.fixture
@@ -30,9 +30,9 @@ def ids(windows) -> torch.Tensor:
     return windows[:2, :12]
 
 
-@pytest.mark.parametrize("name", KINDS)
+@pytest.mark.parametrize("name", DIVERSE_MODELS)
 @pytest.mark.parametrize(("temperature", "label_share"), [(1.0, 0.0), (2.0, 0.3)])
-def test_loss_and_gradients_are_those_of_whole_logits(name, temperature, label_share, ids):
+def test_chunked_distillation_loss_and_gradients_equal_full_logits(name, temperature, label_share, ids):
     teacher, student = make_tiny_model(name), make_student(name)
     parameters = [parameter for parameter in student.parameters() if parameter.requires_grad]
     logits, target = (model(ids, use_cache=False).logits[:, :-1].flatten(0, 1) for model in (student, teacher))
@@ -54,7 +54,7 @@ def test_loss_and_gradients_are_those_of_whole_logits(name, temperature, label_s
     assert (one - other).abs().max() < 1e-5 * other.abs().max()
 
 
-def test_no_more_logits_than_those_of_a_piece(ids):
+def test_distillation_loss_holds_at_most_one_chunk_of_logits(ids):
     """Of autograd's doings too: tensors with the vocabulary as last dimension that it saves or makes."""
     teacher, student, sizes = make_tiny_model(), make_student(), []
 
@@ -68,10 +68,10 @@ def test_no_more_logits_than_those_of_a_piece(ids):
         head.forward = lambda hidden, run=head.forward: note(run(hidden))
     with torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor):
         student(input_ids=ids)["loss"].backward()
-    assert sizes and max(sizes) <= 2 * PIECE
+    assert sizes and max(sizes) <= 2 * CHUNK
 
 
-def test_the_head_of_the_student_is_a_module_that_runs_once(ids):
+def test_student_lm_head_module_runs_once_for_fsdp(ids):
     """FSDP gathers the weights in its hooks, and frees them at the end of the backward pass of what they return."""
     teacher, student, calls = make_tiny_model(), make_student(), []
     head = student.get_output_embeddings()

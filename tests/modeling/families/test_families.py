@@ -13,7 +13,7 @@ from tests.helpers import CONFIGS, MIXTURES, SETTINGS, make_tiny_model, make_tok
 
 
 @pytest.mark.parametrize("name", CONFIGS)
-def test_units_cover_all_projections_of_the_blocks(name):
+def test_units_cover_all_projections_of_blocks(name):
     model = make_tiny_model(name)
     family = find_family(model.config)
     units = find_units(model, family)
@@ -27,7 +27,7 @@ def test_units_cover_all_projections_of_the_blocks(name):
     assert [unit.unit.kind for unit in units] == ["attention", "ffn"] * 3
 
 
-def test_every_family_has_a_tiny_model_and_code_for_its_checkpoints():
+def test_every_family_has_tiny_model_and_modeling_code():
     assert {model_type for model_type, _ in (CONFIGS | MIXTURES).values()} == set(FAMILIES)
     for family in FAMILIES.values():
         # Mixtures keep the dense model's class.
@@ -39,7 +39,7 @@ def test_every_family_has_a_tiny_model_and_code_for_its_checkpoints():
         assert model_class.__name__ in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.values()
 
 
-def test_layer_overrides_name_only_what_differs():
+def test_layer_overrides_contain_only_differences():
     family = FAMILIES["llama"]
     config = AutoConfig.for_model("llama", num_attention_heads=8, num_key_value_heads=4, intermediate_size=48)
     assert family.layer_overrides(config, {"kv_group": 4, "channel": 48}) == {}
@@ -55,7 +55,7 @@ def test_layer_overrides_name_only_what_differs():
 
 
 @pytest.mark.slow
-def test_attention_with_norms_across_heads_stays_whole(data_folder, windows, caplog, tmp_path):
+def test_attention_with_norm_across_heads_is_not_pruned(data_folder, windows, caplog, tmp_path):
     config = FFPConfig(dataset=str(data_folder), sparsity=0.3, attention="query-heads", **SETTINGS)
     pruner = FFPPruner(make_tiny_model("olmo2"), make_tokenizer(), config)
     assert "is not pruned" in caplog.text
@@ -72,11 +72,11 @@ def test_attention_with_norms_across_heads_stays_whole(data_folder, windows, cap
     assert "FFN channels are removed" in card and "Attention heads" not in card and "(`all_heads`)" in card
 
 
-def test_bounds_leave_attention_whole_that_must_be():
+def test_max_retention_does_not_apply_to_unprunable_attention():
     plan = plan_of(make_tiny_model("olmo2"), sparsity=0.3, max_retention=0.95, preset="paper")
     assert plan.budget.largest.tolist()[::2] == 3 * [1]
 
 
 @pytest.mark.parametrize("width, multiple", [(11008, 256), (4864, 32), (1536, 32), (48, 1), (8960, 256), (3000, 1)])
-def test_widths_stay_quantizable_where_the_model_is_wide_enough(width, multiple):
+def test_ffn_width_multiple_keeps_wide_models_quantizable(width, multiple):
     assert quantizable_multiple(width) == multiple

@@ -25,7 +25,16 @@ from optimum_ffp.modeling.loading import LoadOptions, empty_model, shape_of
 from optimum_ffp.planning.make import make_plan, make_plans
 from optimum_ffp.search.runner import find_budget
 from optimum_ffp.utils.resume import Journal
-from tests.helpers import MIXTURES, drop_experts, layerwise_of, make_tiny_model, make_tokenizer, plan_of
+from tests.helpers import (
+    MIXTURES,
+    layerwise_of,
+    make_tiny_model,
+    make_tokenizer,
+    plan_of,
+    prune_experts,
+    record_inputs,
+    save_with_tokenizer,
+)
 
 
 MODELS = {}
@@ -36,12 +45,11 @@ def pruner_of(name, data, folder=None, work=None, offload="none", **options) -> 
     config = FFPConfig(dataset=str(data), **OPTIONS | options)
     if folder is None:
         return FFPPruner(make_tiny_model(name), make_tokenizer(), config)
-    make_tiny_model(name).save_pretrained(folder)
-    make_tokenizer().save_pretrained(folder)
+    save_with_tokenizer(make_tiny_model(name), folder)
     return FFPPruner.from_pretrained(folder, config, work, device="cpu", offload=offload)
 
 
-def without(monkeypatch, model, orders, kept):
+def mask_router_logits(monkeypatch, model, orders, kept):
     """Set the logits of the experts that go, and their corrections, to minus infinity."""
     removed = {}
     for unit, order in zip(find_units(model, find_family(model.config)), orders):
@@ -62,12 +70,10 @@ def without(monkeypatch, model, orders, kept):
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 @pytest.mark.parametrize("name", MIXTURES)
-def test_sliced_equals_the_dense_model_whose_other_experts_have_logits_of_minus_infinity(
-    monkeypatch, windows, name, dtype
-):
-    pruned, orders, policy = drop_experts(make_tiny_model(name).to(dtype))
+def test_sliced_mixture_equals_dense_model_with_masked_router(monkeypatch, windows, name, dtype):
+    pruned, orders, policy = prune_experts(make_tiny_model(name).to(dtype))
     dense = make_tiny_model(name).to(dtype)
-    without(monkeypatch, dense, orders, 6)
+    mask_router_logits(monkeypatch, dense, orders, 6)
     expected = dense(windows).logits
     monkeypatch.undo()
     difference = (pruned(windows).logits - expected).norm(dim=-1) / expected.norm(dim=-1)
@@ -81,7 +87,7 @@ def test_sliced_equals_the_dense_model_whose_other_experts_have_logits_of_minus_
 
 
 @pytest.mark.parametrize("name", MIXTURES)
-def test_units_are_the_experts_with_their_rows_of_the_router(name):
+def test_expert_units_include_router_rows(name):
     model = make_tiny_model(name)
     units = find_units(model, find_family(model.config))
     smaller = MIXTURES[name][1] | {find_family(model.config).count: units[0].unit.groups - units[0].sections}
@@ -91,13 +97,10 @@ def test_units_are_the_experts_with_their_rows_of_the_router(name):
 
 
 @pytest.mark.parametrize("name", ["qwen3-moe", "deepseek-v3"])
-def test_scores_are_mean_gates_times_norms_of_outputs(windows, name):
+def test_expert_scores_are_mean_gate_times_output_norm(windows, name):
     model = make_tiny_model(name)
     layerwise, layer = layerwise_of(model), model.model.layers[1].mlp
-    inputs, (units, plan) = [], (find_units(model, layerwise.family), plan_of(model))
-    layer.register_forward_pre_hook(lambda _, args: inputs.append(args[0].flatten(0, 1)))
-    model(windows)
-    (hidden,) = inputs
+    units, plan, hidden = find_units(model, layerwise.family), plan_of(model), record_inputs(model, layer, windows)
     _, gates, index = layer.gate(hidden)
     scores = torch.zeros(units[0].unit.groups)
     for expert in range(len(scores)):
@@ -115,7 +118,7 @@ def test_scores_are_mean_gates_times_norms_of_outputs(windows, name):
 @settings(max_examples=40, deadline=None)
 @given(data=st.data())
 @pytest.mark.parametrize("name", ["qwen2-moe", "deepseek-v3"])
-def test_budgets_keep_the_largest_number_of_experts_that_fits(name, data):
+def test_budget_keeps_largest_number_of_experts_that_fits(name, data):
     model = MODELS[name] = MODELS.get(name) or make_tiny_model(name)
     units = [unit.unit for unit in find_units(model, find_family(model.config))]
     count, step, fewest = units[0].groups, units[0].multiple, units[0].required
@@ -145,7 +148,7 @@ def test_budgets_keep_the_largest_number_of_experts_that_fits(name, data):
 
 
 @pytest.mark.parametrize("name", ["qwen3-moe", "deepseek-v3", "granitemoe"])
-def test_checkpoints_are_those_of_the_dense_class(data_folder, tmp_path, windows, name):
+def test_pruned_mixture_checkpoint_has_dense_class(data_folder, tmp_path, windows, name):
     pruner = pruner_of(name, data_folder, tmp_path / "dense", experts=6)
     result = pruner.prune()
     pruner.save_pretrained(tmp_path / "out")
@@ -182,8 +185,8 @@ def test_checkpoints_are_those_of_the_dense_class(data_folder, tmp_path, windows
         check_exportable(result.model.config)
 
 
-def test_experts_are_split_one_file_at_a_time(monkeypatch, tmp_path):
-    pruned, *_ = drop_experts(make_tiny_model("deepseek-v3"))
+def test_stacked_experts_are_split_one_file_at_a_time(monkeypatch, tmp_path):
+    pruned, *_ = prune_experts(make_tiny_model("deepseek-v3"))
     split, sizes = modeling_utils.revert_weight_conversion, []
 
     def record(model, state):
@@ -198,7 +201,7 @@ def test_experts_are_split_one_file_at_a_time(monkeypatch, tmp_path):
     assert all(loaded[name].equal(tensor) for name, tensor in pruned.state_dict().items())
 
 
-def test_the_corrections_of_a_router_keep_their_digits(data_folder, tmp_path, monkeypatch):
+def test_router_correction_bias_stays_float32(data_folder, tmp_path, monkeypatch):
     monkeypatch.setattr("optimum_ffp.analysis.measurements.compute_dtype", lambda *_: torch.float32)
     pruner_of("deepseek-v3", data_folder, tmp_path / "dense")
     config = FFPConfig(dataset=str(data_folder), **OPTIONS | {"experts": 6, "calibration": "none"})
@@ -215,7 +218,7 @@ def test_the_corrections_of_a_router_keep_their_digits(data_folder, tmp_path, mo
 
 
 @pytest.mark.parametrize("calibration", ["ridge", "layers", pytest.param("model", marks=pytest.mark.slow)])
-def test_experts_and_routers_that_stay_are_trained(data_folder, tmp_path, windows, calibration):
+def test_calibration_trains_remaining_experts_and_routers(data_folder, tmp_path, windows, calibration):
     options = {"sparsity": 0.5, "calibration": calibration, "distillation_rate": 0.0025}
     pruner = pruner_of("qwen2-moe", data_folder, tmp_path / "dense", **options)
     result = pruner.prune()
@@ -238,7 +241,7 @@ def test_experts_and_routers_that_stay_are_trained(data_folder, tmp_path, window
         ("mixtral", {}),
     ],
 )
-def test_experts_are_mapped_from_disk(data_folder, tmp_path, windows, name, options):
+def test_offloaded_experts_are_memory_mapped(data_folder, tmp_path, windows, name, options):
     options = {"experts": 6} | options
     pruner = pruner_of(name, data_folder, tmp_path / "dense", tmp_path / "work", offload="disk", **options)
     # None of the experts' tensors has memory of its own.
@@ -259,7 +262,7 @@ def test_experts_are_mapped_from_disk(data_folder, tmp_path, windows, name, opti
 @pytest.mark.parametrize(
     "options", [{}, {"expert_criterion": "loss", "calibration": "ridge"}, {"calibration": "layers"}]
 )
-def test_a_prune_reads_no_more_tokens_than_estimated(data_folder, options):
+def test_estimated_tokens_of_mixture_bound_tokens_read(data_folder, options):
     pruner = pruner_of("qwen3-moe", data_folder, experts=6, **options)
     _, estimate = make_plans([pruner.plan.asked], empty_model(pruner.model.config), LoadOptions())
     assert estimate.tokens / 4 < pruner.prune().tokens <= estimate.tokens
@@ -276,18 +279,18 @@ def test_a_prune_reads_no_more_tokens_than_estimated(data_folder, options):
         ({"sparsity": 0.9}, "the maximum is 0.75; lower sparsity"),
     ],
 )
-def test_what_has_no_meaning_for_a_mixture_is_refused_in_one_line(data_folder, options, message):
+def test_options_inapplicable_to_mixtures_are_one_line_errors(data_folder, options, message):
     with pytest.raises(FFPError, match=message) as error:
         pruner_of("qwen3-moe", data_folder, **options)
     assert "\n" not in str(error.value)
 
 
-def test_models_without_experts_have_none_to_keep(data_folder):
+def test_experts_budget_for_dense_model_is_rejected(data_folder):
     with pytest.raises(FFPError, match="'?llama'? has no experts"):
         pruner_of("llama", data_folder, experts=6)
 
 
-def test_policies_leave_as_many_experts_as_a_token_needs():
+def test_policy_below_minimum_number_of_experts_is_rejected():
     model = make_tiny_model("deepseek-v3")
     units = find_units(model, find_family(model.config))
     SortedModel(layerwise_of(model), units, [torch.arange(4)[:, None].expand(-1, 3)] * 2)

@@ -1,19 +1,19 @@
 import pytest
 
 from optimum_ffp.config.prune import GRADIENT_COST
-from tests.search.landscape import KnownLandscape, regret, run
+from tests.search.loss_landscape import SyntheticLandscape, regret, run
 
 
 @pytest.mark.parametrize("interaction", [0.0, 0.5])
-def test_it_learns_the_multipliers_of_the_curves(interaction):
+def test_gradient_agent_beats_random_and_evolutionary_search(interaction):
     found = regret("gradient", interaction)
     assert found < 0.15
     assert all(found < regret("gradient", interaction, method) for method in ("random", "evolutionary"))
 
 
-def test_every_update_goes_on_from_what_the_last_one_measured():
+def test_every_update_measures_new_policy_on_rotating_windows():
     """Each asks for the slopes of another policy, and windows of the pool take turns."""
-    landscape = KnownLandscape()
+    landscape = SyntheticLandscape()
     asked, measure = [], landscape.size_gradients
 
     def watch(policy, windows):

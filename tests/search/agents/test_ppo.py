@@ -6,35 +6,19 @@ from optimum_ffp.allocation.policy import Unit
 from optimum_ffp.search.environment import ProgressiveSchedule, PruningEnvironment
 from optimum_ffp.search.task import SearchTask
 from tests.helpers import plan_of, sparsity_budget
-from tests.search.landscape import KnownLandscape, run
+from tests.search.loss_landscape import REMOVED, SyntheticLandscape, run
 
 
-class WideLandscape:
+class WideLandscape(SyntheticLandscape):
     """Thirty units with the same curve, whose true multipliers spread over two orders of magnitude."""
 
     units = tuple(Unit(layer, "channel", 200, 10) for layer in range(30))
+    curves = [0.05 * REMOVED**2] * 30
+    multipliers = np.exp(np.random.default_rng(1).standard_normal(30))
+    budget, mapping = sparsity_budget(units, 0.2, 0.2), CurveMapping(curves)
 
-    def __init__(self):
-        generator = np.random.default_rng(1)
-        curves = [0.05 * np.linspace(1, 0, 201) ** 2] * 30
-        self.curves = CurveMapping(curves)
-        self.truth = [np.exp(number) * curve for number, curve in zip(generator.standard_normal(30), curves)]
-        self.dense_losses = 3 + 0.3 * generator.standard_normal(8)
-        self.difficulty = np.exp(0.2 * generator.standard_normal(8))
-        self.least = self.loss(CurveMapping(self.truth)(np.zeros(30), sparsity_budget(self.units, 0.2, 0.2)))
-
-    def loss(self, policy):
-        return sum(curve[size] for curve, size in zip(self.truth, policy.sizes))
-
-    def __call__(self, policies, windows):
-        losses = np.array([self.loss(policy) for policy in policies])
-        return self.dense_losses[windows] + losses[:, None] * self.difficulty[windows]
-
-    def map_scores(self, scores, sparsity):
-        return self.curves(scores, sparsity_budget(self.units, sparsity, 0.2))
-
-    def task(self, plan):
-        return SearchTask(plan, sparsity_budget(self.units, 0.2, 0.2), self.curves, self, curves=self.curves)
+    def loss_of_scores(self, scores: np.ndarray) -> float:
+        return self.loss(self.mapping(scores, self.budget))
 
 
 @pytest.fixture
@@ -44,7 +28,7 @@ def environment() -> PruningEnvironment:
     return PruningEnvironment(task, ProgressiveSchedule(40, 0.3, 8, start=0.25), candidates=4)
 
 
-def test_it_shows_the_sparsity_of_the_schedule_and_ends_every_episode_at_once(environment):
+def test_environment_observes_scheduled_sparsity_in_one_step_episodes(environment):
     assert environment.reset().tolist() == pytest.approx(np.full((4, 1), 0.3 * environment.schedule.alpha(0)))
     actions = np.random.default_rng(0).normal(size=(4, 6)).astype(np.float32)
     observed, rewards, done, _ = environment.step(actions)
@@ -53,25 +37,25 @@ def test_it_shows_the_sparsity_of_the_schedule_and_ends_every_episode_at_once(en
     assert all(environment.observation_space.contains(row) for row in observed)
 
 
-def test_rewards_are_perplexities_paired_with_the_dense_model(environment):
+def test_rewards_are_perplexity_ratios_to_dense_model(environment):
     actions = np.random.default_rng(1).normal(size=(4, 6)).astype(np.float32)
     _, rewards, *_ = environment.step(actions)
     # At the start a quarter of the eight windows, and of the sparsity.
-    landscape, sparsity = KnownLandscape(), environment.schedule.sparsity(0)
+    landscape, sparsity = SyntheticLandscape(), environment.schedule.sparsity(0)
     policies = [environment.task.map_scores(action, sparsity) for action in actions]
     excess = np.array([landscape.loss(policy) for policy in policies]) * landscape.difficulty[:2].mean()
     assert rewards == pytest.approx(np.exp(-excess), rel=1e-5)
     assert {entry["samples"] for entry in environment.task.log} == {2}
 
 
-def test_history_says_how_a_candidate_did_among_those_of_its_update(environment):
+def test_history_gains_are_centered_within_each_update(environment):
     for seed in range(2):
         environment.step(np.random.default_rng(seed).normal(size=(4, 6)).astype(np.float32))
     gains = np.array([gain for _, gain in environment.history]).reshape(2, 4)
     assert gains.sum(1) == pytest.approx(0, abs=1e-6) and (gains.std(1) > 0).all()
 
 
-def test_schedule_rises_from_easy_to_the_target():
+def test_schedule_rises_to_target_sparsity():
     schedule = ProgressiveSchedule(1000, 0.3, 32, start=0.25)
     alphas = [schedule.alpha(step) for step in range(0, 1001, 50)]
     assert alphas == sorted(alphas)
@@ -83,40 +67,40 @@ def test_schedule_rises_from_easy_to_the_target():
     assert ProgressiveSchedule(10, 0.3, 1).samples(0) == 1
 
 
-def test_candidates_of_the_curriculum_are_not_kept():
+def test_best_policy_ignores_candidates_below_target_sparsity():
     result, _, _ = run("ffp", "ppo")
     assert min(entry["perplexity"] for entry in result.log) < result.best_perplexity
 
 
-def test_it_leaves_no_temporary_files(tmp_path, monkeypatch):
+def test_ppo_search_leaves_no_temporary_files(tmp_path, monkeypatch):
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
     run("ffp", "ppo", steps=12)
     assert not list(tmp_path.iterdir())
 
 
-def learned_scores(task):
+def learned_scores(landscape, **options):
     """Scores of the trained agent without noise, which are those of its first finalist."""
-    finalists = []
+    plan, finalists = plan_of(**options), []
+    mapping = landscape.mapping
+    task = SearchTask(plan, landscape.budget, mapping, landscape, plan.search_steps, 8, curves=mapping)
     task.conclude = lambda scores, agent: finalists.extend(scores)
-    task.plan.function("agent")(task)
+    plan.function("agent")(task)
     return finalists[0]
 
 
 @pytest.mark.slow
-def test_a_few_updates_move_the_mean_from_the_curves_to_what_is_better():
+def test_ppo_improves_on_curves_within_few_updates():
     landscape = WideLandscape()
-    start = landscape.loss(landscape.map_scores(np.zeros(30), 0.2))
     for seed in range(3):
-        scores = learned_scores(landscape.task(plan_of(agent="ppo", search_steps=128, seed=seed)))
-        assert landscape.loss(landscape.map_scores(scores, 0.2)) < 0.9 * start
+        scores = learned_scores(landscape, agent="ppo", search_steps=128, seed=seed)
+        assert landscape.loss_of_scores(scores) < 0.9 * landscape.loss_of_scores(np.zeros(30))
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("seed", [0, 1, 2])
-def test_a_thousand_steps_with_the_papers_settings_beat_a_thousand_random_policies(seed):
-    landscape = WideLandscape()
-    scores = learned_scores(landscape.task(plan_of(preset="paper", search_steps=1000, seed=seed)))
-    learned = landscape.loss(landscape.map_scores(scores, 0.2))
-    generator = np.random.default_rng(100 + seed)
-    drawn = [landscape.map_scores(generator.standard_normal(30), 0.2) for _ in range(1000)]
-    assert learned - landscape.least < 0.7 * (min(map(landscape.loss, drawn)) - landscape.least)
+def test_ppo_with_paper_preset_beats_random_search(seed):
+    landscape, generator = WideLandscape(), np.random.default_rng(100 + seed)
+    learned = landscape.loss_of_scores(learned_scores(landscape, preset="paper", search_steps=1000, seed=seed))
+    drawn = min(landscape.loss_of_scores(generator.standard_normal(30)) for _ in range(1000))
+    least = landscape.least_loss(landscape.budget)
+    assert learned - least < 0.7 * (drawn - least)

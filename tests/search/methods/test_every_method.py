@@ -9,18 +9,18 @@ from optimum_ffp.config.fields import choices_of
 from optimum_ffp.config.prune import GRADIENT_COST
 from optimum_ffp.errors import FFPError
 from tests.helpers import plan_of
-from tests.search.landscape import KINDS, UNITS, KnownLandscape, run
+from tests.search.loss_landscape import SEARCHES, UNITS, SyntheticLandscape, run
 
 
-def test_every_method_has_a_name_in_the_config():
+def test_every_method_is_choice_of_config():
     methods = choices_of(FFPConfig.__dataclass_fields__["method"])
     assert {"ffp", "given", "homogeneous", "no-search", "random", "evolutionary", "uniform"} == set(methods)
     assert all(callable(find_choice("method", name).search) for name in methods)
 
 
-@pytest.mark.parametrize(("method", "agent"), KINDS)
+@pytest.mark.parametrize(("method", "agent"), SEARCHES)
 @pytest.mark.parametrize("steps", [1, 2, 7, 50])
-def test_no_more_evaluations_than_asked(method, agent, steps):
+def test_search_steps_bound_evaluations(method, agent, steps):
     result, landscape, task = run(method, agent, steps)
     most = steps + len(task.baselines)
     gradients = (landscape.spent - len(landscape.calls)) // (GRADIENT_COST - 1)
@@ -29,8 +29,8 @@ def test_no_more_evaluations_than_asked(method, agent, steps):
     assert most - cost < 8
 
 
-@pytest.mark.parametrize(("method", "agent"), KINDS)
-def test_no_search_ends_worse_than_its_baselines(method, agent):
+@pytest.mark.parametrize(("method", "agent"), SEARCHES)
+def test_search_result_is_not_worse_than_baselines(method, agent):
     result, landscape, task = run(method, agent, steps=3, seed=1)
     assert landscape.loss(result.policy) <= min(map(landscape.loss, task.baselines.values()), default=np.inf)
     for name, policy in task.baselines.items():
@@ -42,15 +42,15 @@ def test_no_search_ends_worse_than_its_baselines(method, agent):
         assert result.baselines[name] / np.exp(landscape.dense_losses.mean()) in [pytest.approx(one) for one in ratios]
 
 
-@pytest.mark.parametrize(("method", "agent"), KINDS)
-def test_same_seed_same_policy(method, agent):
+@pytest.mark.parametrize(("method", "agent"), SEARCHES)
+def test_same_seed_gives_same_policy(method, agent):
     first, again, other = (run(method, agent, seed=seed)[0] for seed in (3, 3, 4))
     assert first.policy == again.policy and first.log == again.log
     assert first.log != other.log
 
 
-@pytest.mark.parametrize(("method", "agent"), KINDS)
-def test_the_result_is_the_best_at_the_target_on_all_windows(method, agent):
+@pytest.mark.parametrize(("method", "agent"), SEARCHES)
+def test_result_is_best_candidate_at_target_on_all_windows(method, agent):
     result, landscape, _ = run(method, agent)
     finals = [entry for entry in result.log if entry["final"]]
     assert finals and all(entry["samples"] == 8 and entry["target_sparsity"] == 0.3 for entry in finals)
@@ -59,15 +59,15 @@ def test_the_result_is_the_best_at_the_target_on_all_windows(method, agent):
     assert result.policy.sparsity == pytest.approx(0.3, abs=1 / 1200)
 
 
-@pytest.mark.parametrize(("method", "agent"), KINDS)
-def test_perplexity_that_is_not_finite_has_reward_zero(method, agent):
-    landscape = KnownLandscape(broken=True)
+@pytest.mark.parametrize(("method", "agent"), SEARCHES)
+def test_search_without_finite_perplexity_is_rejected(method, agent):
+    landscape = SyntheticLandscape(broken=True)
     with pytest.raises(FFPError, match="no candidate has a finite perplexity"):
         run(method, agent, landscape=landscape)
 
 
-@pytest.mark.parametrize(("method", "agent"), KINDS)
-def test_an_update_sees_no_window_twice(method, agent):
+@pytest.mark.parametrize(("method", "agent"), SEARCHES)
+def test_update_samples_are_limited_to_distinct_windows(method, agent):
     found, most = (run(method, agent, steps=16, update_samples=count)[0] for count in (50, 8))
     assert found.policy == most.policy and found.log == most.log
     assert all(entry["samples"] <= 8 for entry in found.log)
@@ -75,7 +75,7 @@ def test_an_update_sees_no_window_twice(method, agent):
 
 @pytest.mark.slow
 @pytest.mark.parametrize(("agent", "steps"), [("gradient", 48), ("ppo", 800)])
-def test_policy_transfer_goes_on_where_the_first_search_stopped(agent, steps):
+def test_warm_started_agent_beats_fresh_agent(agent, steps):
     options = {"learning_rate": 3e-3, "alpha_start": 1.0} if agent == "ppo" else {}
     first, _, _ = run(agent=agent, steps=steps, sparsity=0.2, **options)
     fresh, _, _ = run(agent=agent, steps=8)
@@ -84,7 +84,7 @@ def test_policy_transfer_goes_on_where_the_first_search_stopped(agent, steps):
 
 
 @pytest.mark.parametrize("agent", ["gradient", "ppo"])
-def test_an_agent_of_another_shape_is_refused(agent):
+def test_agent_of_other_shape_is_rejected(agent):
     other, _, _ = run("ffp", "ppo", steps=8, hidden_sizes=(32, 32))
     for state in ({"losses": np.zeros(3)}, other.agent):
         with pytest.raises(FFPError, match="same model"):

@@ -41,13 +41,13 @@ def run(best=5, curves=None, candidates=8, **fields):
     return search(task), evaluate.seen
 
 
-def test_the_best_of_all_is_chosen_where_there_are_few():
+def test_best_of_all_homogeneous_policies_is_chosen():
     result, seen = run(best=5, candidates=20)
     assert sorted(seen) == [policy.sizes[0] for policy in POLICIES] and len(seen) > 8
     assert result.policy.sizes[0] == 5 and result.best_perplexity == pytest.approx(np.exp(2.1))
 
 
-def test_those_that_the_curves_find_best_are_evaluated():
+def test_curves_select_homogeneous_candidates():
     # Attention costs nothing to remove, FFNs much.
     curves = CurveMapping([np.linspace(0.01, 0, 17), np.linspace(5, 0, 401)] * 4)
     result, seen = run(best=5, curves=curves, candidates=3)
@@ -55,19 +55,19 @@ def test_those_that_the_curves_find_best_are_evaluated():
     assert result.policy.sizes[0] == seen[-1]
 
 
-def test_without_curves_they_are_spread():
+def test_homogeneous_candidates_without_curves_are_evenly_spread():
     _, seen = run(candidates=3)
     assert seen[0] == POLICIES[0].sizes[0] and seen[-1] == POLICIES[-1].sizes[0] and len(seen) == 3
 
 
-def test_only_sizes_that_the_class_can_have_are_evaluated():
+def test_only_sizes_supported_by_dense_class_are_evaluated():
     _, seen = run(is_homogeneous=lambda policy: policy.sizes[0] % 4 == 0)
     assert set(seen) == {4, 8, 12, 16} & {policy.sizes[0] for policy in POLICIES}
     with pytest.raises(FFPError, match="own class"):
         run(is_homogeneous=lambda policy: False)
 
 
-def test_it_is_not_replaced_by_a_better_baseline():
+def test_homogeneous_result_is_not_replaced_by_baseline():
     better = sparsity_budget(UNITS, 0.3, 0.1).policy(np.array([1, 300] * 4))
     result, _ = run(best=1, baselines={"no-search": better}, candidates=2)
     assert result.policy != better and result.baselines["no-search"] == pytest.approx(np.exp(2.1))

@@ -1,6 +1,6 @@
 """What somebody does who has never heard of optimum-ffp: loads saved folders with plain transformers, and checks them.
 
-    python tests/standalone.py FOLDER... [--logits FOLDER...]
+    python tests/standalone_checks.py FOLDER... [--logits FOLDER...]
 
 Each folder holds a checkpoint and `expected.safetensors`: token ids and the logits that they must give. Prints one
 JSON object: by folder, the checks that failed and why. Of folders after `--logits` that is the only check.
@@ -28,7 +28,7 @@ TRUST = {"trust_remote_code": True}
 GREEDY = {"max_new_tokens": 8, "do_sample": False, "pad_token_id": 1}
 
 
-def agree(found: torch.Tensor, expected: torch.Tensor) -> None:
+def assert_logits_match(found: torch.Tensor, expected: torch.Tensor) -> None:
     """Raises unless logits are the same but for float32's rounding."""
     error = float((found - expected).abs().max().detach())
     assert error < 2e-5 * max(1.0, float(expected.abs().max())), f"logits are off by {error:.2g}"
@@ -53,17 +53,17 @@ class Standalone:
         return auto.from_pretrained(folder or self.folder, **TRUST, **options).eval()
 
     def check_logits(self) -> None:
-        agree(self.model(self.windows).logits, self.logits)
+        assert_logits_match(self.model(self.windows).logits, self.logits)
 
     def check_eager_attention(self) -> None:
-        agree(self.load(attn_implementation="eager")(self.windows).logits, self.logits)
+        assert_logits_match(self.load(attn_implementation="eager")(self.windows).logits, self.logits)
 
     def check_attention_changed_after_loading(self) -> None:
         model = self.load()
         model.set_attn_implementation("eager")
         # In 4.57 it is `None` where a layer has none.
         attentions = [one for one in model(self.windows, output_attentions=True).attentions if one is not None]
-        agree(model(self.windows).logits, self.logits)
+        assert_logits_match(model(self.windows).logits, self.logits)
         differ = len({one.shape[1] for one in attentions}) > 1
         same = self.model.config.model_type.startswith("olmo") or not self.has_code
         assert self.skips or differ != same, "not the numbers of heads that pruning left"
@@ -73,7 +73,7 @@ class Standalone:
         mask = (torch.arange(ids.shape[1]) >= 4).long().expand_as(ids)
         positions = (mask.cumsum(-1) - 1).clamp(min=0)
         options = {} if self.model.config.model_type == "opt" else {"position_ids": positions}
-        agree(self.model(ids, attention_mask=mask, **options).logits[:, 4:], self.logits)
+        assert_logits_match(self.model(ids, attention_mask=mask, **options).logits[:, 4:], self.logits)
 
     def check_generation(self) -> None:
         prompt = self.windows[:2, :6]
@@ -100,10 +100,10 @@ class Standalone:
             room = int(0.8 * sum(one.numel() for one in self.model.parameters()) * 4)
             model = self.load(device_map="auto", max_memory={"cpu": room}, offload_folder=scratch)
             assert "disk" in model.hf_device_map.values(), f"nothing was offloaded: {model.hf_device_map}"
-            agree(model(self.windows).logits, self.logits)
+            assert_logits_match(model(self.windows).logits, self.logits)
 
     def check_base_model(self) -> None:
-        agree(self.load(auto=AutoModel)(self.windows).last_hidden_state, self.hidden)
+        assert_logits_match(self.load(auto=AutoModel)(self.windows).last_hidden_state, self.hidden)
 
     def check_from_config(self) -> None:
         config = AutoConfig.from_pretrained(self.folder, **TRUST)
@@ -117,7 +117,7 @@ class Standalone:
             self.model.save_pretrained(Path(scratch, "one"))
             once = self.load(Path(scratch, "one"))
             once.save_pretrained(Path(scratch, "two"))
-            agree(self.load(Path(scratch, "two"))(self.windows).logits, self.logits)
+            assert_logits_match(self.load(Path(scratch, "two"))(self.windows).logits, self.logits)
 
     def check_backward(self) -> None:
         gradients = []

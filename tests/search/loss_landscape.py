@@ -1,7 +1,8 @@
-"""A landscape whose loss is known stands in for the language model."""
+"""A synthetic loss landscape, which stands in for the language model."""
 
 import numpy as np
 
+from optimum_ffp.allocation.budget import Budget
 from optimum_ffp.allocation.mappings.curves import CurveMapping
 from optimum_ffp.allocation.mappings.water_filling import map_scores as water_filling
 from optimum_ffp.allocation.policy import PruningPolicy, Unit
@@ -16,14 +17,16 @@ REMOVED = np.linspace(1, 0, 201)
 # What the curves say, and how wrong they are: the truth is `MULTIPLIERS` times as much.
 CURVES = [0.3 * (1 + layer) * REMOVED**2 for layer in range(6)]
 MULTIPLIERS = np.array([4.0, 0.3, 1.0, 2.0, 0.5, 1.0])
-KINDS = [
+SEARCHES = [
     *(("ffp", agent) for agent in ("gradient", "ppo")),
     *((method, "gradient") for method in ("random", "evolutionary")),
 ]
 
 
-class KnownLandscape:
-    """A stand-in for the language model whose loss is known; some windows are harder to all policies than others."""
+class SyntheticLandscape:
+    """The loss of a policy is known; some windows are harder to all policies than others."""
+
+    units, curves, multipliers = UNITS, CURVES, MULTIPLIERS
 
     def __init__(self, broken: bool = False, interaction: float = 0.0):
         generator = np.random.default_rng(9)
@@ -35,8 +38,16 @@ class KnownLandscape:
         self.broken, self.interaction = broken, interaction
 
     def loss(self, policy: PruningPolicy) -> float:
-        total = sum(t * curve[size] for t, curve, size in zip(MULTIPLIERS, CURVES, policy.sizes))
+        total = self.loss_without_interaction(policy)
         return total + self.interaction * total**2
+
+    def loss_without_interaction(self, policy: PruningPolicy) -> float:
+        return sum(t * curve[size] for t, curve, size in zip(self.multipliers, self.curves, policy.sizes))
+
+    def least_loss(self, budget: Budget) -> float:
+        """The loss of a policy that knows the multipliers."""
+        truth = CurveMapping([t * curve for t, curve in zip(self.multipliers, self.curves)])
+        return self.loss(truth(np.zeros(len(self.units)), budget))
 
     def __call__(self, policies, windows):
         self.calls += policies
@@ -49,8 +60,7 @@ class KnownLandscape:
         """What a backward pass would tell: the derivative of the loss, less the second-order term of each step."""
         losses = self([policy], windows)[0]
         self.spent += GRADIENT_COST - 1
-        total = sum(t * curve[size] for t, curve, size in zip(MULTIPLIERS, CURVES, policy.sizes))
-        rise = np.nan if self.broken else 1 + 2 * self.interaction * total
+        rise = np.nan if self.broken else 1 + 2 * self.interaction * self.loss_without_interaction(policy)
         changes = []
         for neighbor in policy.neighbors():
             sizes = zip(MULTIPLIERS, CURVES, policy.sizes, neighbor.sizes)
@@ -60,7 +70,7 @@ class KnownLandscape:
 
 
 def run(method="ffp", agent="gradient", steps=64, seed=0, warm_start=None, sparsity=0.3, landscape=None, **options):
-    landscape = landscape or KnownLandscape()
+    landscape = landscape or SyntheticLandscape()
     mapping = CurveMapping(CURVES)
     used = water_filling if agent == "ppo" else mapping
     plan = plan_of(method=method, agent=agent, mapping="curves", search_steps=steps, seed=seed, **options)
@@ -79,11 +89,7 @@ def run(method="ffp", agent="gradient", steps=64, seed=0, warm_start=None, spars
 
 def regret(agent: str, interaction: float, method: str = "ffp") -> float:
     """What a search leaves of the loss that knowing the multipliers would save, as a share of it."""
-    landscape = KnownLandscape(interaction=interaction)
-    perfect = CurveMapping([t * curve for t, curve in zip(MULTIPLIERS, CURVES)])(
-        np.zeros(6), sparsity_budget(UNITS, 0.3, 0.1)
-    )
-    found = run(method, agent, landscape=landscape)[0].policy
-    start = run("no-search", landscape=landscape)[0].policy
-    found, best, start = map(landscape.loss, (found, perfect, start))
-    return (found - best) / (start - best)
+    landscape = SyntheticLandscape(interaction=interaction)
+    found, start = (landscape.loss(run(one, agent, landscape=landscape)[0].policy) for one in (method, "no-search"))
+    least = landscape.least_loss(sparsity_budget(UNITS, 0.3, 0.1))
+    return (found - least) / (start - least)

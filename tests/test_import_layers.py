@@ -46,18 +46,18 @@ def imported(path: Path) -> set[str]:
     return found
 
 
-def test_imports_go_down():
+def test_imports_follow_layer_order():
     for path in FILES:
         package = path.relative_to(ROOT).parts[0].removesuffix(".py")
         for name in {name.partition(".")[0] for name in imported(path)} - {package}:
             assert RANK[name] < RANK[package], f"{path.relative_to(ROOT)} imports {name}"
 
 
-def test_no_module_of_a_package_imports_one_that_imports_it():
+def test_modules_have_no_import_cycles():
     TopologicalSorter({module_name(path): imported(path) - {module_name(path)} for path in FILES}).prepare()
 
 
-def test_the_top_of_the_package_is_a_table_of_contents():
+def test_every_top_level_module_has_layer():
     entries = [path for path in ROOT.iterdir() if path.name not in ("__pycache__", "py.typed")]
     assert {path.stem for path in entries} == {"__init__", *RANK} and len(entries) <= 21
 
@@ -65,7 +65,7 @@ def test_the_top_of_the_package_is_a_table_of_contents():
 CODE_FILES = sorted((ROOT / "modeling").glob("modeling_ffp_*.py"))
 
 
-def test_checkpoint_code_needs_torch_and_transformers_alone():
+def test_checkpoint_code_imports_only_torch_and_transformers():
     roots = set()
     for node in (node for path in CODE_FILES for node in ast.walk(ast.parse(path.read_text()))):
         if isinstance(node, ast.Import):
@@ -76,7 +76,7 @@ def test_checkpoint_code_needs_torch_and_transformers_alone():
     assert roots <= {"torch", "transformers", "copy"}
 
 
-def test_nothing_is_ever_pickled():
+def test_package_never_uses_pickle():
     for path in FILES:
         text = path.read_text()
         assert not re.search(r"^\s*(import|from) pickle|torch\.(load|save)\b", text, re.MULTILINE)

@@ -20,7 +20,7 @@ SIZES += ["--seq-len", "24"]
 SEARCH = ["--sparsity", "0.3", "--search-steps", "12", "--method", "ffp"]
 
 
-def run_in_two(*words: str | Path) -> subprocess.CompletedProcess:
+def run_distributed(*words: str | Path) -> subprocess.CompletedProcess:
     command = [*COMMAND, *map(str, words), "--num-processes", "2"]
     return subprocess.run(command, env=os.environ | ENVIRONMENT, capture_output=True, text=True, timeout=300)
 
@@ -38,14 +38,14 @@ def check_stages(*records: dict) -> None:
         assert one[0] == two[0] and two[1:] == pytest.approx(one[1:], rel=1e-3)
 
 
-def test_two_processes_prune_to_the_perplexity_of_one(save_tiny_model, data_folder, tmp_path, run_ffp):
+def test_pruning_with_two_processes_matches_one(save_tiny_model, data_folder, tmp_path, run_ffp):
     (tmp_path / "options.json").write_text(
         '{"search_dtype": "model", "calibration": "model", "distillation_passes": 1}'
     )
     words = ["--dataset", str(data_folder), *SIZES, *SEARCH, "--config", str(tmp_path / "options.json")]
     model, one, two = (str(path) for path in (save_tiny_model("llama"), tmp_path / "one", tmp_path / "two"))
     assert run_ffp("prune", "-m", model, one, *words)[0] == 0
-    run = run_in_two("prune", "-m", model, two, *words)
+    run = run_distributed("prune", "-m", model, two, *words)
     assert run.returncode == 0, run.stderr
     assert run.stdout.count("saved in") == 1
     records = [read_record(Path(folder))["provenance"] for folder in (one, two)]
@@ -56,26 +56,24 @@ def test_two_processes_prune_to_the_perplexity_of_one(save_tiny_model, data_fold
     assert not list(tmp_path.glob("*.work"))
 
 
-def test_two_processes_with_layers_on_disk_remove_the_experts_that_one_does(
-    save_tiny_model, data_folder, tmp_path, run_ffp
-):
+def test_expert_pruning_from_disk_with_two_processes_matches_one(save_tiny_model, data_folder, tmp_path, run_ffp):
     (tmp_path / "options.json").write_text('{"search_dtype": "model"}')
     words = ["--dataset", str(data_folder), *SIZES, "--config", str(tmp_path / "options.json")]
     words += ["--experts", "6", "--expert-criterion", "loss", "--calibration", "ridge"]
     model, one, two = save_tiny_model("deepseek-v3"), tmp_path / "one", tmp_path / "two"
     assert run_ffp("prune", "-m", str(model), str(one), *words)[0] == 0
-    run = run_in_two("prune", "-m", model, two, *words, "--offload", "disk")
+    run = run_distributed("prune", "-m", model, two, *words, "--offload", "disk")
     assert run.returncode == 0, run.stderr
     records = [read_record(folder)["provenance"] for folder in (one, two)]
     assert records[0]["experts"] == records[1]["experts"]
     check_stages(*records)
 
 
-def test_an_error_is_one_line_and_a_non_zero_exit(save_tiny_model, data_folder, tmp_path):
+def test_error_in_two_processes_is_one_line_and_nonzero_exit_code(save_tiny_model, data_folder, tmp_path):
     out = tmp_path / "out"
     out.mkdir()
     (out / "notes.txt").write_text("mine")
-    run = run_in_two("prune", "-m", save_tiny_model("llama"), out, "--dataset", data_folder, *SIZES, *SEARCH)
+    run = run_distributed("prune", "-m", save_tiny_model("llama"), out, "--dataset", data_folder, *SIZES, *SEARCH)
     assert run.returncode == 2
     (line,) = [line for line in run.stderr.splitlines() if "error: " in line or "Traceback" in line]
     assert "notes.txt" in line
@@ -100,15 +98,13 @@ main()
 """
 
 
-def test_two_processes_recover_along_the_curve_of_one_with_ddp_and_with_fsdp(
-    pruned, folder, data_folder, tmp_path, run_ffp
-):
+def test_recovery_with_ddp_and_fsdp_matches_one_process(pruned, folder, data_folder, tmp_path, run_ffp):
     words = ["--teacher", pruned[0].model_id, "--dataset", data_folder, "--eval-samples", "3", "--device", "cpu"]
     words += ["--max-tokens", "1k", "--batch-tokens", "96", "--seq-len", "24", "--no-bf16"]
     (tmp_path / "options.json").write_text('{"held_out_samples": 5, "patience": 3}')
     words = [*map(str, words), "--config", str(tmp_path / "options.json")]
     assert run_ffp("recover", "-m", str(folder), str(tmp_path / "one"), *words)[0] == 0
-    run = run_in_two("recover", "-m", folder, tmp_path / "ddp", *words)
+    run = run_distributed("recover", "-m", folder, tmp_path / "ddp", *words)
     assert run.returncode == 0 and run.stdout.count("saved in") == 1, run.stderr
     launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", "--no-python"]
     command = [*launch, sys.executable, "-c", PRETENDED, "ffp", "recover", "-m", folder, tmp_path / "fsdp", *words]

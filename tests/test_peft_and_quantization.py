@@ -8,7 +8,7 @@ import torch
 from transformers import AutoModelForCausalLM, BitsAndBytesConfig, PreTrainedModel, TorchAoConfig
 
 from optimum_ffp import FFPModelForCausalLM
-from tests.helpers import CONFIGS, make_tiny_model, prune_tiny_model
+from tests.helpers import CONFIGS, make_tiny_model, save_pruned_model
 
 
 pytestmark = pytest.mark.slow
@@ -20,9 +20,9 @@ def load(folder: Path) -> PreTrainedModel:
 
 # peft has default targets for llama and gpt-neox, and none for ministral3; GPT-2 has layers of its own.
 @pytest.mark.parametrize("name", ["llama", "gpt-neox", "gpt2", "phi3", "ministral3"])
-def test_lora_trains_and_loads_and_merges(name, windows, tmp_path):
+def test_lora_on_pruned_model_trains_loads_and_merges(name, windows, tmp_path):
     peft = pytest.importorskip("peft")
-    folder = prune_tiny_model(name, tmp_path / "pruned")
+    folder = save_pruned_model(name, tmp_path / "pruned")
     # peft finds a family's default targets, if it has some, by the model type, which pruning keeps.
     known = peft.utils.TRANSFORMERS_MODELS_TO_LORA_TARGET_MODULES_MAPPING
     targets = None if CONFIGS[name][0] in known else "all-linear"
@@ -62,11 +62,11 @@ def relative_error(model: PreTrainedModel, exact: PreTrainedModel, windows: torc
 
 # GPT-2 has none of torch's Linear layers, which torchao looks for.
 @pytest.mark.parametrize("name", ["llama", "gpt-neox", "phi3", "opt"])
-def test_int8_costs_a_pruned_model_no_more_than_a_dense_one(name, windows, tmp_path):
+def test_torchao_int8_error_of_pruned_model_is_like_dense(name, windows, tmp_path):
     quantization = pytest.importorskip("torchao.quantization")
     options = {"quantization_config": TorchAoConfig(quantization.Int8WeightOnlyConfig())}
     make_tiny_model(name).save_pretrained(tmp_path / "dense")
-    folder = prune_tiny_model(name, tmp_path / "pruned")
+    folder = save_pruned_model(name, tmp_path / "pruned")
     dense = AutoModelForCausalLM.from_pretrained(tmp_path / "dense", **options)
     pruned = FFPModelForCausalLM.from_pretrained(folder, **options)
     of_dense = relative_error(dense, AutoModelForCausalLM.from_pretrained(tmp_path / "dense"), windows)
@@ -82,16 +82,16 @@ def test_int8_costs_a_pruned_model_no_more_than_a_dense_one(name, windows, tmp_p
 
 def test_quantization_example(run_example, data_folder, tmp_path):
     pytest.importorskip("torchao")
-    folder = prune_tiny_model("llama", tmp_path / "pruned")
+    folder = save_pruned_model("llama", tmp_path / "pruned")
     sizes = ["--seq-len", "24", "--eval-samples", "6", "--output", tmp_path / "int8"]
     printed = run_example("quantize.py", folder, data_folder, *sizes)
     after, before = map(float, re.search(r"^perplexity +([\d.]+) +([\d.]+)", printed, re.MULTILINE).groups())
     assert after == pytest.approx(before, rel=0.05)
 
 
-def test_eight_bits_by_bitsandbytes(windows, tmp_path):
+def test_bitsandbytes_int8_checkpoint_round_trips(windows, tmp_path):
     pytest.importorskip("bitsandbytes")
-    folder = prune_tiny_model("llama", tmp_path / "pruned")
+    folder = save_pruned_model("llama", tmp_path / "pruned")
     options = {"quantization_config": BitsAndBytesConfig(load_in_8bit=True), "device_map": "cpu"}
     quantized = FFPModelForCausalLM.from_pretrained(folder, **options)
     assert 0 < relative_error(quantized, load(folder), windows) < 0.1

@@ -30,7 +30,7 @@ def tables(tmp_path):
     return run
 
 
-def test_a_wrong_digit_is_seen_and_written_anew(tables, tmp_path):
+def test_wrong_table_cell_is_detected_and_corrected(tables, tmp_path):
     assert tables("--check").returncode == 0
     page = tmp_path / "docs" / "results.md"
     right = page.read_text()
@@ -41,7 +41,7 @@ def test_a_wrong_digit_is_seen_and_written_anew(tables, tmp_path):
     assert tables().returncode == 0 and page.read_text() == right
 
 
-def test_a_row_without_a_record_is_left_out(tables, tmp_path):
+def test_table_row_without_record_is_omitted(tables, tmp_path):
     for record in ("frontier", "divergence"):
         (tmp_path / "benchmarks" / "results" / f"smollm2-{record}-whole-model-20.json").unlink()
     assert tables().returncode == 0
@@ -50,7 +50,7 @@ def test_a_row_without_a_record_is_left_out(tables, tmp_path):
     assert "| 20 %: no search, layers" not in page and "| `--method uniform --calibration ridge` | 26.99" in page
 
 
-def test_figures_of_chosen_windows_are_those_of_their_numbers(tables, tmp_path):
+def test_results_of_selected_windows_are_matched_by_number(tables, tmp_path):
     numbers = [*range(1, 11), *range(82, 149)]
     record = {"model": "ffp-20-seed0", "numbers": numbers, "losses": [0.01 * number for number in numbers]}
     record |= {"divergence": [0.1 * number for number in numbers], "agreement": [0.005 * number for number in numbers]}
@@ -64,7 +64,7 @@ def test_figures_of_chosen_windows_are_those_of_their_numbers(tables, tmp_path):
     assert after[:2] == [before[0], "3.16"] and after[3:5] == ["11.5000", "57.5 %"]
 
 
-def test_differences_are_of_perplexities():
+def test_difference_and_its_error_match_jackknife():
     difference = runpy.run_path(str(ROOT / "benchmarks" / "tables.py"))["difference"]
     draws = np.random.default_rng(0)
     theirs = draws.normal(3, 0.3, 200)

@@ -1,6 +1,6 @@
 """Kills prunes at random moments and resumes them.
 
-    python tests/kill.py MODEL DATA SCRATCH KILLS [OPTIONS as JSON]
+    python tests/kill_and_resume.py MODEL DATA SCRATCH KILLS [OPTIONS as JSON]
 
 Prints one JSON object a kill: how far the prune was, and which files differ from those of a prune that ran
 undisturbed. A process is forked for every prune, so that none has to import everything again.
@@ -22,14 +22,8 @@ from optimum_ffp import FFPConfig, FFPPruner
 
 # With more threads than one, a fork may inherit a pool whose threads are gone.
 torch.set_num_threads(1)
-SETTINGS = {
-    "seq_len": 24,
-    "num_samples": 8,
-    "search_samples": 2,
-    "eval_samples": 3,
-    "search_steps": 24,
-    "candidates": 4,
-}
+SETTINGS = {"seq_len": 24, "num_samples": 8, "search_samples": 2, "eval_samples": 3}
+SETTINGS |= {"search_steps": 24, "candidates": 4}
 
 
 def start(model: Path, data: Path, folder: Path, options: dict, overwrite: bool = False) -> int:
@@ -46,10 +40,7 @@ def start(model: Path, data: Path, folder: Path, options: dict, overwrite: bool 
 
 
 def count_entries(folder: Path) -> int:
-    try:
-        return len(os.listdir(folder / "work"))
-    except FileNotFoundError:
-        return 0
+    return len([*(folder / "work").glob("*")])
 
 
 def watch(child: int, folder: Path, entries: float = math.inf) -> int:
@@ -66,7 +57,7 @@ def finish(child: int) -> None:
     assert os.waitstatus_to_exitcode(status) in (0, -signal.SIGKILL), status
 
 
-def contents(folder: Path) -> dict[str, bytes]:
+def read_files(folder: Path) -> dict[str, bytes]:
     """What must not depend on whether a prune was killed: everything but times, memory and pictures of them."""
     files = {path.name: path.read_bytes() for path in sorted((folder / "out").rglob("*")) if path.is_file()}
     record = json.loads(files.pop("ffp_config.json"))
@@ -74,7 +65,7 @@ def contents(folder: Path) -> dict[str, bytes]:
     return {name: text for name, text in files.items() if not name.endswith((".png", ".html", ".md"))}
 
 
-def remains(folder: Path) -> list[str]:
+def leftover_files(folder: Path) -> list[str]:
     """What a prune that has ended doesn't leave."""
     return sorted(path.name for path in folder.iterdir() if path.name != "out") if folder.exists() else []
 
@@ -85,7 +76,7 @@ def main(model: Path, data: Path, scratch: Path, kills: int, options: dict) -> N
     began, entries = time.monotonic(), watch(child, whole)
     seconds = time.monotonic() - began
     finish(child)
-    expected = contents(whole)
+    expected = read_files(whole)
     generator = random.Random(0)
     for number in range(kills):
         folder = scratch / str(number)
@@ -96,12 +87,12 @@ def main(model: Path, data: Path, scratch: Path, kills: int, options: dict) -> N
         os.kill(child, signal.SIGKILL)
         finish(child)
         left_entries = count_entries(folder)
-        if not (folder / "out").exists() or remains(folder):
+        if not (folder / "out").exists() or leftover_files(folder):
             # Killed before it removed the lock of its work, which was removed already, it begins again.
             finish(start(model, data, folder, options, overwrite=not left_entries))
-        found = contents(folder)
+        found = read_files(folder)
         differing = sorted(name for name in found.keys() | expected.keys() if found.get(name) != expected.get(name))
-        left = remains(folder)
+        left = leftover_files(folder)
         print(json.dumps({"entries": left_entries, "differing": differing, "left": left}))
 
 

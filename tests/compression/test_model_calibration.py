@@ -16,7 +16,15 @@ from optimum_ffp.modeling.loading import LoadOptions
 from optimum_ffp.planning.estimate import Machine
 from optimum_ffp.planning.make import make_plan, recalibrated
 from optimum_ffp.utils import processes
-from tests.helpers import make_deep_model, make_pruner, make_tiny_model, make_tokenizer, without_parts, write_data
+from tests.helpers import (
+    assert_same_weights,
+    make_deep_model,
+    make_pruner,
+    make_tiny_model,
+    save_with_tokenizer,
+    without_sublayers,
+    write_data,
+)
 
 
 # Text of the model itself, so that what it learns shows in few windows.
@@ -25,13 +33,12 @@ OPTIONS |= {"calibration": "model", "model_rate": 1e-3}
 
 
 def prepare(folder, name="llama", work=None, **options):
-    make_tiny_model(name).save_pretrained(folder)
-    make_tokenizer().save_pretrained(folder)
+    save_with_tokenizer(make_tiny_model(name), folder)
     return make_pruner(folder, "self", work, **OPTIONS | options)
 
 
 @pytest.fixture(autouse=True)
-def several_steps(monkeypatch):
+def small_training_steps(monkeypatch):
     """Of 8 windows of 24 tokens."""
     monkeypatch.setattr(whole_model, "STEP_TOKENS", 192)
 
@@ -41,21 +48,21 @@ def pruner(tmp_path_factory):
     return prepare(tmp_path_factory.mktemp("dense"))
 
 
-def test_a_policy_is_calibrated_with_options_that_name_no_calibration(pruner):
+def test_finish_without_calibration_option_uses_planned_one(pruner):
     search = pruner.search()
     chosen = pruner.finish(search, calibration=None, distillation_passes=0)
     assert (chosen.plan.calibration, chosen.plan.lora) == ("model", 0)
-    assert_same_weights(chosen, pruner.finish(search, distillation_passes=0))
+    assert_same_weights(chosen.model, pruner.finish(search, distillation_passes=0).model)
 
 
-def test_adapters_that_memory_has_decided_on_stay(pruner):
+def test_planned_lora_rank_is_kept_unless_calibration_changes(pruner):
     pytest.importorskip("peft")
     plan = make_plan(FFPConfig(), pruner.model, LoadOptions("cpu"), decided={"calibration": "model", "lora": 4})
     ranks = [recalibrated(plan, {"model_passes": 2} | options).lora for options in ({}, {"calibration": "model"})]
     assert ranks == [4, 0]
 
 
-def test_several_processes_without_a_work_folder_end_before_they_measure(tmp_path, monkeypatch):
+def test_several_processes_without_work_folder_are_rejected(tmp_path, monkeypatch):
     pruner = prepare(tmp_path)
     monkeypatch.setattr(processes, "count", lambda: 2)
     with pytest.raises(FFPError, match="several processes need a work_folder"):
@@ -63,42 +70,36 @@ def test_several_processes_without_a_work_folder_end_before_they_measure(tmp_pat
     assert "data" not in vars(pruner.measured)
 
 
-def assert_same_weights(result, other):
-    expected = other.model.state_dict()
-    assert all(torch.equal(tensor, expected[name]) for name, tensor in result.model.state_dict().items())
-
-
 @pytest.mark.parametrize(("passes", "before"), [(0, "ridge"), (1, "layers")])
-def test_a_stage_that_raises_the_perplexity_leaves_the_weights_before_it(pruner, passes, before):
+def test_stage_that_raises_perplexity_is_reverted(pruner, passes, before):
     search = pruner.search()
     result = pruner.finish(search, distillation_passes=passes, model_rate=1e3)
     assert result.calibration["kept"] == before
     assert [one["stage"] for one in result.calibration["stages"]] == ["ridge", *["layers"] * passes, "model"]
-    assert_same_weights(result, pruner.finish(search, calibration=before, distillation_passes=passes))
+    assert_same_weights(result.model, pruner.finish(search, calibration=before, distillation_passes=passes).model)
 
 
 @pytest.mark.parametrize("name", ["llama", pytest.param("phi3", marks=pytest.mark.slow)])
-def test_the_figures_on_record_are_those_of_the_saved_model(name, tmp_path):
+def test_recorded_calibration_results_match_saved_model(name, tmp_path):
     pruner, dense = prepare(tmp_path, name), make_tiny_model(name)
-    check_figures(pruner, dense)
+    check_recorded_results(pruner, dense)
 
 
 @pytest.mark.parametrize("name", ["llama", pytest.param("gpt2", marks=pytest.mark.slow)])
-def test_parts_that_a_policy_removes_are_left_out_of_every_stage(name, tmp_path):
+def test_removed_sublayers_are_skipped_by_every_calibration_stage(name, tmp_path):
     dense = make_deep_model(name)
-    dense.save_pretrained(tmp_path)
-    make_tokenizer().save_pretrained(tmp_path)
+    save_with_tokenizer(dense, tmp_path)
     units = tuple(unit.unit for unit in find_units(dense, find_family(dense.config)))
-    policy = without_parts(PruningPolicy(units, tuple(unit.groups * 3 // 4 for unit in units)))
+    policy = without_sublayers(PruningPolicy(units, tuple(unit.groups * 3 // 4 for unit in units)))
     (tmp_path / "policy.json").write_text(json.dumps(policy.to_dict()["units"]))
     dense = make_deep_model(name)
     pruner = make_pruner(tmp_path, "self", **OPTIONS | {"policy": str(tmp_path / "policy.json")})
-    result = check_figures(pruner, dense)
+    result = check_recorded_results(pruner, dense)
     assert result.policy == policy and result.model.config.num_hidden_layers == 3
     assert [one["layer"] for one in result.calibration["layers"]] == [0, 1, 3]
 
 
-def check_figures(pruner, dense):
+def check_recorded_results(pruner, dense):
     result, held_out = pruner.prune(), pruner.measured.data.held_out.tokens.long()
     *_, figures = result.calibration["stages"]
     assert result.calibration["kept"] == figures["stage"] == "model"
@@ -111,9 +112,8 @@ def check_figures(pruner, dense):
     return result
 
 
-def test_a_text_of_fewer_windows_than_asked_for_is_read_as_often_as_asked(tmp_path, monkeypatch):
-    make_tiny_model("llama").save_pretrained(tmp_path)
-    make_tokenizer().save_pretrained(tmp_path)
+def test_short_text_is_read_for_requested_number_of_passes(tmp_path, monkeypatch):
+    save_with_tokenizer(make_tiny_model("llama"), tmp_path)
     data = write_data(tmp_path / "text")
     options = OPTIONS | {"num_samples": 512, "search_samples": 1, "held_out_samples": 1}
     pruner = make_pruner(tmp_path, data, distillation_passes=0, model_passes=2, **options)
@@ -130,7 +130,7 @@ def test_a_text_of_fewer_windows_than_asked_for_is_read_as_often_as_asked(tmp_pa
 
 
 @pytest.mark.slow
-def test_an_interrupted_training_is_resumed_and_not_that_of_another_sparsity(tmp_path, monkeypatch):
+def test_interrupted_training_resumes_per_sparsity(tmp_path, monkeypatch):
     alone = prepare(tmp_path / "dense")
     expected = {sparsity: alone.prune(sparsity=sparsity) for sparsity in (0.3, 0.5)}
     training_step, steps = DistillationTrainer.training_step, []
@@ -148,13 +148,13 @@ def test_an_interrupted_training_is_resumed_and_not_that_of_another_sparsity(tmp
     again, stop = prepare(tmp_path / "dense", work=tmp_path / "work"), None
     for sparsity, first in ((0.3, 0), (0.5, 4)):
         steps.clear()
-        assert_same_weights(again.prune(sparsity=sparsity, resume=True), expected[sparsity])
+        assert_same_weights(again.prune(sparsity=sparsity, resume=True).model, expected[sparsity].model)
         assert steps[0] == first
     assert not [*(tmp_path / "work").rglob("checkpoint-*")]
 
 
 @pytest.mark.slow
-def test_the_calibration_that_memory_suffices_for_is_chosen_once(tmp_path, monkeypatch):
+def test_calibration_chosen_by_memory_is_kept_on_resume(tmp_path, monkeypatch):
     def prune_with(host, **options):
         cpu = torch.device("cpu")
         monkeypatch.setattr("optimum_ffp.planning.make.Machine.of", lambda device: Machine(cpu, host))

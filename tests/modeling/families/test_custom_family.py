@@ -8,7 +8,7 @@ from transformers import AutoConfig, AutoModelForCausalLM
 
 from optimum_ffp import FFPConfig, FFPModelForCausalLM, FFPPruner
 from optimum_ffp.modeling.families import FAMILIES, Family
-from tests.helpers import GATED, fill_with_noise, make_tokenizer
+from tests.helpers import GATED, fill_with_noise, save_with_tokenizer
 
 
 pytestmark = pytest.mark.slow
@@ -26,12 +26,11 @@ STARCODER2 = Family(
 def folder(tmp_path: Path) -> Path:
     torch.manual_seed(0)
     config = AutoConfig.for_model("starcoder2", **GATED, sliding_window=None)
-    fill_with_noise(AutoModelForCausalLM.from_config(config)).save_pretrained(tmp_path / "dense")
-    make_tokenizer().save_pretrained(tmp_path / "dense")
+    save_with_tokenizer(fill_with_noise(AutoModelForCausalLM.from_config(config)), tmp_path / "dense")
     return tmp_path / "dense"
 
 
-def test_it_is_pruned_saved_and_loaded_like_any_other(folder, data_folder, windows, tmp_path, monkeypatch):
+def test_custom_family_is_pruned_saved_and_loaded(folder, data_folder, windows, tmp_path, monkeypatch):
     monkeypatch.setitem(FAMILIES, "starcoder2", STARCODER2)
     sizes = {"seq_len": 24, "num_samples": 6, "search_samples": 2, "eval_samples": 2, "search_steps": 8}
     pruner = FFPPruner.from_pretrained(

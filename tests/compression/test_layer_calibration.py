@@ -9,7 +9,15 @@ from optimum_ffp.compression.distillation import Distilled
 from optimum_ffp.compression.training.layer import split_windows
 from optimum_ffp.data import Windows
 from optimum_ffp.utils.resume import Journal
-from tests.helpers import FIRST_TOKENS, applied, learn, make_sorted_model, make_tiny_model, random_policy, tokens_read
+from tests.helpers import (
+    FIRST_TOKENS,
+    apply_policy,
+    count_tokens,
+    distill_layers,
+    make_sorted_model,
+    make_tiny_model,
+    random_policy,
+)
 
 
 @pytest.fixture
@@ -37,10 +45,10 @@ def layer_error(model, dense, windows, layer, seen):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("group", ["kv_group", "query_head"])
-def test_held_out_errors_of_layers_are_those_of_the_whole_model_and_fall(windows, group):
+def test_held_out_layer_errors_match_whole_model_and_decrease(windows, group):
     sorted_model, _ = make_sorted_model(make_tiny_model(), windows, (group,))
     dense, policy, held_out = make_tiny_model(), random_policy(sorted_model, 2), windows[:3]
-    distilled = learn(sorted_model, policy, windows, held_out)
+    distilled = distill_layers(sorted_model, policy, windows, held_out)
     pruned, fits = sorted_model.materialize(policy, distilled.weights), distilled.layers
     for layer in (0, 1):
         assert fits[layer].after == pytest.approx(layer_error(pruned, dense, held_out, layer, windows), rel=1e-3)
@@ -51,17 +59,17 @@ def test_held_out_errors_of_layers_are_those_of_the_whole_model_and_fall(windows
     assert layer_error(pruned, dense, windows, 1, windows) < 0.95 * layer_error(ridge, dense, windows, 1, windows)
 
 
-def test_all_parameters_of_a_layer_are_trained_and_the_dense_model_stays(tiny_model, windows):
+def test_all_layer_parameters_are_trained_and_dense_model_is_unchanged(tiny_model, windows):
     sorted_model, _ = make_sorted_model(tiny_model, windows)
     model, policy = sorted_model.model, random_policy(sorted_model, 2)
     before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
-    distilled = learn(sorted_model, policy, windows, windows[:3])
+    distilled = distill_layers(sorted_model, policy, windows, windows[:3])
     assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())
     assert not any(parameter.requires_grad for parameter in model.parameters())
     fits = [*distilled.layers, distilled.last_norm]
     gained = [fit for fit in fits if fit.after < fit.before]
     assert gained and len(distilled.layers) == model.config.num_hidden_layers
-    with applied(sorted_model, policy, sorted_model.compensated(policy)):
+    with apply_policy(sorted_model, policy, sorted_model.compensated(policy)):
         for fit in fits:
             for name, weight in fit.weights.items():
                 parameter = model.get_parameter(name)
@@ -69,26 +77,26 @@ def test_all_parameters_of_a_layer_are_trained_and_the_dense_model_stays(tiny_mo
                 assert torch.equal(weight, parameter) == (fit not in gained)
 
 
-def test_weights_that_gain_nothing_stay(windows, unseen):
+def test_weights_that_do_not_improve_are_kept(windows, unseen):
     sorted_model, _ = make_sorted_model(make_tiny_model(), windows)
     policy = random_policy(sorted_model, 2)
-    distilled = learn(sorted_model, policy, windows, unseen, passes=1, learning_rate=100.0)
+    distilled = distill_layers(sorted_model, policy, windows, unseen, passes=1, learning_rate=100.0)
     assert all(fit.after == fit.before for fit in [*distilled.layers, distilled.last_norm])
     found = distilled.weights
     assert all(torch.equal(found[name], weight) for name, weight in sorted_model.compensated(policy).items())
     # Where nothing is pruned, nothing is wrong.
-    distilled = learn(sorted_model, PruningPolicy.dense(sorted_model.units), windows, unseen, passes=1)
+    distilled = distill_layers(sorted_model, PruningPolicy.dense(sorted_model.units), windows, unseen, passes=1)
     assert all(fit.after < 1e-8 for fit in [*distilled.layers, distilled.last_norm])
 
 
 @pytest.mark.parametrize("start_token", [False, True])
-def test_all_passes_of_a_layer_are_counted(windows, start_token):
+def test_token_counter_counts_all_layer_passes(windows, start_token):
     sorted_model, _ = make_sorted_model(make_tiny_model(), windows)
     length, held_out, counter = windows.shape[1], windows[:3], sorted_model.layerwise.counter
     # Runs the first layer once to know what it returns.
     sorted_model.layerwise.embed(windows)
-    read, before = [tokens_read(layer.mlp) for layer in sorted_model.model.model.layers], counter.layer_tokens
-    learn(sorted_model, random_policy(sorted_model, 2), windows, held_out, passes=2, start_token=start_token)
+    read, before = [count_tokens(layer.mlp) for layer in sorted_model.model.model.layers], counter.layer_tokens
+    distill_layers(sorted_model, random_policy(sorted_model, 2), windows, held_out, passes=2, start_token=start_token)
     each = length if start_token else length * 9 // 8
     # Forward passes that are differentiated count three times. Of a layer that gains nothing there are twice as many.
     trained = [count - 2 * (len(windows) + len(held_out)) * each for count in map(sum, read)]
@@ -98,7 +106,7 @@ def test_all_passes_of_a_layer_are_counted(windows, start_token):
 
 
 @pytest.mark.slow
-def test_steps_are_relative_to_the_size_of_the_weights(windows):
+def test_learning_rate_is_relative_to_weight_scale(windows):
     """A model whose keys are a thousand times as large and whose queries as small is the same, and learns the same."""
     scaled = make_tiny_model()
     for layer in scaled.model.layers:
@@ -107,19 +115,19 @@ def test_steps_are_relative_to_the_size_of_the_weights(windows):
     errors = []
     for model in (make_tiny_model(), scaled):
         sorted_model, _ = make_sorted_model(model, windows)
-        distilled = learn(sorted_model, random_policy(sorted_model, 2), windows, windows[:3])
+        distilled = distill_layers(sorted_model, random_policy(sorted_model, 2), windows, windows[:3])
         errors.append([fit.after for fit in distilled.layers])
     assert errors[0] == pytest.approx(errors[1], rel=1e-3)
 
 
 @pytest.mark.slow
-def test_first_tokens_are_trained_where_windows_begin_with_any_token(windows):
+def test_first_token_error_is_trained_without_start_token(windows):
     dense, errors = make_tiny_model(), {}
     first = windows[:, ::FIRST_TOKENS].reshape(-1, 1)
     for start_token in (False, True):
         sorted_model, _ = make_sorted_model(make_tiny_model(), windows)
         policy = random_policy(sorted_model, 2)
-        distilled = learn(sorted_model, policy, windows, windows[:3], start_token=start_token)
+        distilled = distill_layers(sorted_model, policy, windows, windows[:3], start_token=start_token)
         pruned = sorted_model.materialize(policy, distilled.weights)
         errors[start_token] = float(token_errors(pruned, dense, first, 0, windows).mean())
     assert errors[False] < 0.95 * errors[True]
@@ -130,18 +138,19 @@ def test_first_tokens_are_trained_where_windows_begin_with_any_token(windows):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
-def test_weights_are_trained_in_float32_and_kept_in_the_dtype_of_the_model(windows, dtype):
+def test_weights_are_trained_in_float32_and_kept_in_model_dtype(windows, dtype):
     sorted_model, _ = make_sorted_model(make_tiny_model().to(dtype), windows)
     # Most steps are smaller than what bfloat16 can add to a weight.
-    distilled = learn(sorted_model, random_policy(sorted_model, 2), windows, windows[:3], learning_rate=0.003)
+    distilled = distill_layers(sorted_model, random_policy(sorted_model, 2), windows, windows[:3], learning_rate=0.003)
     assert all(weight.dtype == dtype for weight in distilled.weights.values())
     assert distilled.layers[0].after < 0.99 * distilled.layers[0].before
 
 
-def test_an_interrupted_distillation_ends_with_the_same_weights(windows, tmp_path):
+def test_interrupted_distillation_resumes_to_identical_weights(windows, tmp_path):
     def calibrate(journal: Journal) -> Distilled:
         sorted_model, _ = make_sorted_model(make_tiny_model(), windows)
-        return learn(sorted_model, random_policy(sorted_model, 2), windows, windows[:3], passes=2, journal=journal)
+        policy = random_policy(sorted_model, 2)
+        return distill_layers(sorted_model, policy, windows, windows[:3], passes=2, journal=journal)
 
     expected = calibrate(Journal(tmp_path))
     for name in ("layer-1", "layer-2", "last-norm"):
@@ -153,7 +162,7 @@ def test_an_interrupted_distillation_ends_with_the_same_weights(windows, tmp_pat
     assert found.keys() == wanted.keys() and all(torch.equal(found[name], wanted[name]) for name in wanted)
 
 
-def test_windows_are_split_into_parts_that_begin_with_the_start_token():
+def test_split_windows_begin_with_start_token():
     windows = torch.arange(22).view(2, 11)
     assert torch.equal(split_windows(Windows(windows, "", ""), 1), windows)
     expected = [[0, 1, 2], [3, 4, 5], [6, 7, 8], [11, 12, 13], [14, 15, 16], [17, 18, 19]]
@@ -164,7 +173,7 @@ def test_windows_are_split_into_parts_that_begin_with_the_start_token():
 
 
 @pytest.mark.slow
-def test_a_step_of_several_windows_is_one_on_their_mean_error(windows, monkeypatch):
+def test_batched_step_uses_mean_gradient(windows, monkeypatch):
     steps = []
 
     def watched(optimizer, *args):
@@ -176,7 +185,7 @@ def test_a_step_of_several_windows_is_one_on_their_mean_error(windows, monkeypat
         steps.clear()
         monkeypatch.setattr("optimum_ffp.compression.distillation.STEP_TOKENS", batch * windows.shape[1])
         sorted_model, _ = make_sorted_model(make_tiny_model(), windows)
-        learn(sorted_model, random_policy(sorted_model, 2), windows, windows[:3], passes=1)
+        distill_layers(sorted_model, random_policy(sorted_model, 2), windows, windows[:3], passes=1)
         # Those of the first layer; the others, and the last norm, take as many.
         taken = len(steps) // (1 + len(sorted_model.layerwise.layers))
         return steps[:taken]

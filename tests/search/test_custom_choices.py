@@ -39,7 +39,7 @@ def own_package(tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize("options", [{}, {"sign": -1}])
-def test_a_criterion_and_a_method_of_another_package_are_used(options, save_tiny_model, data_folder):
+def test_custom_criterion_and_method_are_used(options, save_tiny_model, data_folder):
     choices = {"criterion": OWN, "method": "own_package.two_candidates"}
     pruner = make_pruner(save_tiny_model(), data_folder, calibration="ridge", **choices, **options)
     result = pruner.prune()
@@ -51,7 +51,7 @@ def test_a_criterion_and_a_method_of_another_package_are_used(options, save_tiny
         pruner.prune(sign=0.5)
 
 
-def test_the_command_line_takes_one_with_options_of_a_file(run_ffp, save_tiny_model, data_folder, tmp_path):
+def test_custom_criterion_is_accepted_from_command_line_only(run_ffp, save_tiny_model, data_folder, tmp_path):
     settings = [word for name, value in SETTINGS.items() for word in (f"--{name.replace('_', '-')}", value)]
     words = ["-m", save_tiny_model(), tmp_path / "out", "--dataset", data_folder, *settings, "--method", "uniform"]
     options, saved = tmp_path / "options.json", tmp_path / "out" / "ffp_config.json"
@@ -73,12 +73,12 @@ def test_the_command_line_takes_one_with_options_of_a_file(run_ffp, save_tiny_mo
 
 
 @pytest.mark.parametrize("criterion", ["own_package.missing", "own_package.two_candidates", "nowhere.score"])
-def test_what_is_no_criterion_is_refused(criterion):
+def test_invalid_custom_criterion_is_rejected(criterion):
     with pytest.raises(FFPError, match=criterion):
         FFPConfig(criterion=criterion)
 
 
 @pytest.mark.parametrize(("criterion", "sign"), [(OWN, "plus"), (OWN, -2), ("wanda", -1)])
-def test_options_of_a_choice_are_checked_and_of_no_other(criterion, sign):
+def test_options_of_custom_criterion_are_validated(criterion, sign):
     with pytest.raises(FFPError, match="sign"):
         FFPConfig(criterion=criterion, sign=sign)

@@ -12,13 +12,13 @@ from optimum_ffp import FFPConfig, FFPError, FFPModelForCausalLM, FFPPruner
 from optimum_ffp.evaluation import window_losses
 from optimum_ffp.evaluation.size import kv_cache_bytes
 from optimum_ffp.modeling.families import decoder_layers, find_family
-from tests.helpers import LAYOUTS, make_deep_model, make_pruner, make_tokenizer, step_parameters
+from tests.helpers import LAYOUTS, make_deep_model, make_pruner, save_with_tokenizer, step_parameters
 
 
 QUICK = {"method": "no-search", "calibration": "none"}
 
 
-def mask_what_is_missing(dense, pruned) -> None:
+def mask_missing_columns(dense, pruned) -> None:
     """Zeroes the columns of the dense model's output projections that a pruned model without calibration lacks."""
     family = find_family(dense.config)
     for layer, smaller in zip(decoder_layers(dense), decoder_layers(pruned)):
@@ -35,9 +35,7 @@ def mask_what_is_missing(dense, pruned) -> None:
 @pytest.mark.parametrize(
     "name", [*LAYOUTS, *(pytest.param(name, marks=pytest.mark.slow) for name in ("opt", "gemma3", "qwen3", "olmo2"))]
 )
-def test_pruned_twice_is_the_dense_model_without_what_either_has_removed(
-    save_tiny_model, data_folder, tmp_path, windows, name
-):
+def test_model_pruned_twice_equals_masked_dense_model(save_tiny_model, data_folder, tmp_path, windows, name):
     base = save_tiny_model(name)
     once = make_pruner(base, data_folder, sparsity=0.25, **QUICK)
     first = once.prune()
@@ -54,13 +52,13 @@ def test_pruned_twice_is_the_dense_model_without_what_either_has_removed(
     assert dense.num_parameters() - second.parameters == total - second.policy.kept_parameters
     assert all(after <= before for before, after in zip(first.policy.retentions, second.policy.retentions))
     assert second.losses["dense"] == [pytest.approx(window_losses(dense, second.test.tokens).tolist(), rel=1e-5)]
-    mask_what_is_missing(dense, second.model)
+    mask_missing_columns(dense, second.model)
     loaded = AutoModelForCausalLM.from_pretrained(tmp_path / "twice", trust_remote_code=True)
     for model in (second.model, loaded):
         assert torch.allclose(model(windows).logits, dense(windows).logits, atol=1e-5)
 
 
-def test_every_budget_of_the_dense_model_holds(save_tiny_model, data_folder, tmp_path):
+def test_budgets_of_second_prune_refer_to_dense_model(save_tiny_model, data_folder, tmp_path):
     base = save_tiny_model()
     once = make_pruner(base, data_folder, sparsity=0.2, attention="kv-groups", **QUICK)
     once.prune()
@@ -84,13 +82,13 @@ def test_every_budget_of_the_dense_model_holds(save_tiny_model, data_folder, tmp
     assert type(result.model) is type(dense) and len({*result.policy.sizes}) == 2
 
 
-def test_layers_of_a_pruned_model_are_not_offloaded(pruned):
+def test_offload_of_pruned_model_is_rejected(pruned):
     pruner, folder = pruned
     with pytest.raises(FFPError, match="leave out offload"):
         FFPPruner.from_pretrained(folder, FFPConfig(base_model=pruner.model_id), device="cpu", offload="disk")
 
 
-def test_a_quantized_one_is_refused_before_the_dense_model_is_loaded(pruned, tmp_path):
+def test_quantized_pruned_model_is_rejected_before_loading(pruned, tmp_path):
     pruner, folder = pruned
     for name, source in (("quantized", folder), ("dense", pruner.model_id)):
         shutil.copytree(source, tmp_path / name)
@@ -102,7 +100,7 @@ def test_a_quantized_one_is_refused_before_the_dense_model_is_loaded(pruned, tmp
 
 
 @pytest.mark.slow
-def test_a_recovered_model_is_pruned_further_by_the_command_line(run_ffp, save_tiny_model, data_folder, tmp_path):
+def test_recovered_model_is_pruned_further_by_command_line(run_ffp, save_tiny_model, data_folder, tmp_path):
     base, once, recovered, twice, same = (save_tiny_model(), *(tmp_path / name for name in ("a", "b", "c", "d")))
     options = ["--dataset", data_folder, "--seq-len", 24, "--device", "cpu"]
     samples = ["--num-samples", 8, "--search-samples", 2, "--eval-samples", 3]
@@ -136,10 +134,9 @@ def test_a_recovered_model_is_pruned_further_by_the_command_line(run_ffp, save_t
 
 @pytest.mark.slow
 @pytest.mark.parametrize("depth", ["none", "sublayers"])
-def test_what_was_removed_whole_stays_removed(tmp_path, data_folder, windows, depth):
+def test_sublayers_removed_by_first_prune_stay_removed(tmp_path, data_folder, windows, depth):
     dense = make_deep_model("gemma3")
-    dense.save_pretrained(tmp_path / "dense")
-    make_tokenizer().save_pretrained(tmp_path / "dense")
+    save_with_tokenizer(dense, tmp_path / "dense")
     units = make_pruner(tmp_path / "dense", data_folder).measured.units
     gone = (3, 4, 5, 6)
     rows = [
