@@ -163,20 +163,8 @@ def _draw_search(log: Sequence[dict[str, Any]], search: SearchRecord):
         if entry["reward"] and not any(math.isclose(1 / entry["reward"], value) for value in baselines.values())
     ]
     target = max(_column(log, "target_sparsity"))
-    for final, label in ((False, "candidate, on part of the windows"), (True, "candidate, on all windows")):
-        points = [entry for entry in rows if entry["final"] == final]
-        dots = axes.scatter(
-            _column(points, "evaluation"),
-            [1 / entry["reward"] for entry in points],
-            c=[100 * entry["target_sparsity"] for entry in points],
-            vmin=0,
-            vmax=100 * target,
-            cmap="viridis_r",
-            marker="D" if final else "o",
-            s=24,
-            alpha=0.8,
-            label=label if points else None,
-        )
+    _draw_candidates(axes, [entry for entry in rows if not entry["final"]], target, "o", "on part of the windows")
+    dots = _draw_candidates(axes, [entry for entry in rows if entry["final"]], target, "D", "on all windows")
     chosen = next(entry["evaluation"] for entry in log if entry["final"] and entry["perplexity"] == best)
     axes.scatter(chosen, best / dense, s=260, marker="*", color=ORANGE, edgecolors="black", label="chosen")
     failed = _column([entry for entry in log if entry["perplexity"] is None], "evaluation")
@@ -190,6 +178,21 @@ def _draw_search(log: Sequence[dict[str, Any]], search: SearchRecord):
     figure.suptitle(f"Candidates of the search, {100 * target:.3g} % of the blocks removed")
     figure.legend(loc="outside lower center", ncols=3, frameon=False)
     return figure
+
+
+def _draw_candidates(axes, rows: Sequence[dict[str, Any]], target: float, marker: str, windows: str):
+    return axes.scatter(
+        _column(rows, "evaluation"),
+        [1 / row["reward"] for row in rows],
+        c=[100 * row["target_sparsity"] for row in rows],
+        vmin=0,
+        vmax=100 * target,
+        cmap="viridis_r",
+        marker=marker,
+        s=24,
+        alpha=0.8,
+        label=f"candidate, {windows}" if rows else None,
+    )
 
 
 def _scale_perplexity_axis(axes, perplexities: Sequence[float]) -> None:

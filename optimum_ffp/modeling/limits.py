@@ -52,20 +52,25 @@ def find_limits(
         rest = itemsize * outside + fixed
         limits.append(Limit("memory", given["memory"], given["memory"] - rest, costs, lambda cost: cost + rest))
     if "kv_cache" in given:
-        groups = find_family(model.config).attention_groups(model.config)
-        if "kv_group" not in groups and config.depth == "none":
-            reason = "its layers have a single KV head" if groups == ("query_head",) else "its attention is not pruned"
-            raise FFPError(f"the KV cache of this model can't shrink: {reason}; choose params or memory, or depth")
-        total = int(sum(costs[-1] for costs in cache))
-        # Exact decimal arithmetic, as for the sparsity.
-        allowed = math.floor(Fraction(str(given["kv_cache"])) * total)
-        limits.append(Limit("kv_cache", given["kv_cache"], allowed, cache, lambda cost: cost / total))
+        limits.append(_kv_cache_limit(model.config, config.depth, cache, given["kv_cache"]))
     if "speedup" in given and times:
         limits.append(speedup_limit(units, times, given["speedup"]))
     elif "speedup" in given:
         costs, pending = [np.zeros(unit.groups + 1) for unit in units], f"times of {config.workload or WORKLOAD}"
         limits.append(Limit("speedup", given["speedup"], math.inf, costs, pending=pending))
     return limits
+
+
+def _kv_cache_limit(config: PretrainedConfig, depth: str, cache: Sequence[np.ndarray], fraction: float) -> Limit:
+    """Return the limit for a fraction of the dense model's KV cache, from the bytes of every unit by its size."""
+    groups = find_family(config).attention_groups(config)
+    if "kv_group" not in groups and depth == "none":
+        reason = "its layers have a single KV head" if groups == ("query_head",) else "its attention is not pruned"
+        raise FFPError(f"the KV cache of this model can't shrink: {reason}; choose params or memory, or depth")
+    total = int(sum(costs[-1] for costs in cache))
+    # Exact decimal arithmetic, as for the sparsity.
+    allowed = math.floor(Fraction(str(fraction)) * total)
+    return Limit("kv_cache", fraction, allowed, cache, lambda cost: cost / total)
 
 
 def _experts_limit(config: PretrainedConfig, units: Sequence[Unit], kept: int) -> Limit:
