@@ -20,10 +20,9 @@ from compare import read_options
 from tables import markdown
 
 from optimum_ffp import FFPRecovery, RecoveryConfig
-from optimum_ffp.checkpoint.recovered import save_recovered
+from optimum_ffp.checkpoint.recovered import published, save_recovered
 from optimum_ffp.commands.errors import one_line_errors
 from optimum_ffp.config.texts import TextMix
-from optimum_ffp.hub.naming import without_folders
 from optimum_ffp.utils import processes
 from optimum_ffp.utils.json import write_json
 
@@ -72,7 +71,7 @@ def recover(args: argparse.Namespace, start: str, rank: int, tokens: str, seed: 
         # `recovery.save_pretrained` would remove the work folder.
         save_recovered(found, recovery.student, recovery.tokenizer, args.save / name, overwrite=True)
     losses = {model: [[round(loss, 6) for loss in text] for text in texts] for model, texts in recovery.losses.items()}
-    return {"start": Path(start).name, "asked": tokens} | without_folders(found.to_dict()) | {"losses": losses}
+    return {"start": Path(start).name, "asked": tokens} | published(found).to_dict() | {"losses": losses}
 
 
 def table(records: list[dict]) -> str:

@@ -79,9 +79,14 @@ def _write(
     save_model(model, folder)
     record = require_record(source)
     copy_files(source, record, folder, list_files(folder))
-    passes = {Text(name).published: count for name, count in recovery.passes.items()}
-    named = replace(recovery, source=short_name(recovery.source), passes=passes)
-    step = RecoveryRecord.from_dict(without_folders(named.to_dict()))
+    step = published(recovery)
     recoveries = *record.recovery, step
     write_recovery(step.curve, step.kept, step.held_out, folder / f"recovery-{len(recoveries)}.png")
     return replace(record, recovery=recoveries)
+
+
+def published(recovery: RecoveryRecord) -> RecoveryRecord:
+    """Return the record of a recovery without local folders."""
+    passes = {Text(name).published: count for name, count in recovery.passes.items()}
+    named = replace(recovery, source=short_name(recovery.source), passes=passes)
+    return RecoveryRecord.from_dict(without_folders(named.to_dict()))

@@ -82,7 +82,7 @@ def learned_scores(landscape, **options):
     """Scores of the trained agent without noise, which are those of its first finalist."""
     plan, finalists = plan_of(**options), []
     mapping = landscape.mapping
-    task = SearchTask(plan, landscape.budget, mapping, landscape, plan.search_steps, 8, curves=mapping)
+    task = SearchTask(plan, landscape.budget, mapping, landscape, curves=mapping)
     task.conclude = lambda scores, agent: finalists.extend(scores)
     plan.function("agent")(task)
     return finalists[0]
