@@ -83,10 +83,14 @@ def make_plans(
         return plans, PruneEstimator(plans, model, units, machine, local_processes).estimate()
 
     places = _places(configs[0], drafts[0]["budget"], model.config, options, machine, saves_work)
-    *choices, last = _choices(configs[0], places, decided)
-    chosen = next((choice for choice in choices if not planned(choice)[1].warnings), last)
+    choice, *others = _choices(configs[0], places, decided)
+    plans, estimate = planned(choice)
+    while estimate.warnings and others:
+        choice = others.pop(0)
+        plans, estimate = planned(choice)
     # Other processes may have found more or less free memory.
-    plans, estimate = planned(processes.from_main(chosen))
+    if (main := processes.from_main(choice)) != choice:
+        plans, estimate = planned(main)
     if plans[0].calibration == "model":
         check_launch(machine.device, plans[0].offload, saves_work, can_shard=False)
     return plans, estimate
