@@ -152,7 +152,7 @@ class FFPConfig(TextConfig):
         "evolutionary.",
         "Pruning",
         fast="no-search",
-        default_text=f"ffp, or no-search if at least {TRAINING_SUFFICES:g} is removed and weights are trained",
+        default_text=f"ffp, or no-search from a sparsity of {TRAINING_SUFFICES:g} on, where weights are trained",
     )
     policy: str | None = dense_option(
         None,
