@@ -31,10 +31,9 @@ def find_group_size(model: PreTrainedModel, scheme: str) -> int | None:
     It is `None` for `"w8a8"`, which has a scale per output. The model may be on the meta device. Raises `FFPError` if
     none of `GROUP_SIZES` divides them, or not all projections are `nn.Linear` layers.
     """
-    modules = [module for layer in decoder_layers(model) for module in layer.modules()]
-    inputs = {module.in_features for module in modules if isinstance(module, nn.Linear)}
+    inputs = {module.in_features for module in model.base_model.modules() if isinstance(module, nn.Linear)}
     # GPT-2's Conv1D and the experts of a mixture, which llm-compressor splits and transformers doesn't load then.
-    others = [module for module in modules if not isinstance(module, nn.Linear)]
+    others = (module for module in decoder_layers(model).modules() if not isinstance(module, nn.Linear))
     if any(weight.ndim > 1 for module in others for weight in module.parameters(recurse=False)):
         raise FFPError(
             f"some projections of {model.config.model_type} aren't Linear layers and can't be quantized; for mixtures "

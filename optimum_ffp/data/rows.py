@@ -128,10 +128,11 @@ def apply_template(tokenizer: PreTrainedTokenizerBase, conversation: list[dict[s
     Templates of vision-language models may expect content as a list of parts, and silently drop strings.
     """
     apply = cast(Callable[..., str], partial(tokenizer.apply_chat_template, tokenize=False, **options))
-    text, parts = apply(conversation), copy.deepcopy(conversation)
+    text = apply(conversation)
     contents = [str(message.get("content") or "").strip() for message in conversation]
     if not any(contents) or any(content in text for content in contents if content):
         return text
+    parts = copy.deepcopy(conversation)
     for message in parts:
         if isinstance(message.get("content"), str):
             message["content"] = [{"type": "text", "text": message["content"]}]

@@ -83,11 +83,11 @@ class LayerWeights:
     @contextmanager
     def loaded(self, index: int, copies: dict[str, torch.Tensor] | None = None) -> Iterator[nn.Module]:
         """Keep the weights of one layer on the device for the duration of the context, by default with new copies."""
-        layer, originals = self.layers[index], self._tensors(index)
+        layer = self.layers[index]
         if self.resident:
             yield layer
             return
-        copies = copies or self._copy(index)
+        copies, originals = copies or self._copy(index), self._tensors(index)
         tensors = dict(layer.named_parameters()) | dict(layer.named_buffers())
         change, forget = self._changes.get(index, (lambda: None, lambda: None))
         try:

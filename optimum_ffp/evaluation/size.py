@@ -25,8 +25,9 @@ def projection_parameters(model: PreTrainedModel) -> int | None:
     family = FAMILIES.get(model.config.model_type)
     if family is None:
         return None
+    names = family.pruned_modules
     modules = (module for layer in decoder_layers(model) for module in layer.named_modules())
-    pruned = (module for name, module in modules if name in family.pruned_modules)
+    pruned = (module for name, module in modules if name in names)
     return sum(weight.numel() for module in pruned for weight in module.parameters())
 
 
