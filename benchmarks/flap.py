@@ -52,7 +52,7 @@ def main() -> None:
         scores += [score(unit, found) for unit, found in zip(members, statistics)]
     policy = allocate([unit.unit for unit in units], scores, args.sparsity)
     output = args.output or Path(f"flap-{100 * args.sparsity:g}.json")
-    write_json(output, policy.to_dict()["units"])
+    write_json(output, [row.to_dict() for row in policy.rows])
     kept = {kind: np.mean(policy.retentions[start::2]) for start, kind in enumerate(("attention", "FFN"))}
     print(f"{output}: " + ", ".join(f"{share:.0%} of {kind}" for kind, share in kept.items()) + " kept on average")
 

@@ -13,7 +13,8 @@ ROOT = Path(optimum_ffp.__file__).parent
 LAYERS = [
     {"errors", "version"},
     {"config"},
-    {"allocation", "utils"},
+    {"allocation"},
+    {"utils"},
     {"plan"},
     {"hub"},
     {"data", "modeling"},

@@ -13,6 +13,7 @@ from optimum_ffp.commands.records import prune_records
 from optimum_ffp.commands.summary import summarize
 from optimum_ffp.evaluation import window_losses
 from optimum_ffp.evaluation.size import kv_cache_bytes
+from optimum_ffp.utils.record import Record
 from tests.helpers import (
     DIVERSE_MODELS,
     SETTINGS,
@@ -117,8 +118,7 @@ def test_attention_with_single_kv_head_is_pruned_by_query_heads(data_folder, win
     pruner.save_pretrained(tmp_path / "out")
     loaded = FFPModelForCausalLM.from_pretrained(tmp_path / "out")
     assert torch.equal(loaded(windows).logits, pruner.result.model(windows).logits)
-    record = json.loads((tmp_path / "out" / "ffp_config.json").read_text())
-    assert PruningPolicy.from_dict(record["policy"], pruner.measured.units) == policy
+    assert PruningPolicy.from_rows(Record.read(tmp_path / "out").policy.units, pruner.measured.units) == policy
 
 
 @pytest.mark.slow

@@ -1,7 +1,7 @@
 """Units, and the policy that sets the number of groups to keep per unit. Needs neither torch nor numpy."""
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
 from ..errors import FFPError
@@ -75,6 +75,40 @@ class Unit:
         return f"layer {self.layer} {self.kind}"
 
 
+@dataclass(frozen=True)
+class UnitSize:
+    """What a policy keeps of a unit, as a row of a record.
+
+    Attributes:
+        layer: Index of the decoder layer.
+        unit: `"attention"`, `"ffn"` or `"experts"`.
+        group: What a group is, as in `Unit`.
+        items: Number of groups in the dense model.
+        kept: Number of groups that are kept.
+    """
+
+    layer: int
+    unit: str
+    group: Group
+    items: int
+    kept: int
+
+    @property
+    def retention(self) -> float:
+        """Fraction of kept groups."""
+        return round(self.kept / self.items, 6)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the row of a record."""
+        return asdict(self) | {"retention": self.retention}
+
+    @classmethod
+    def from_dict(cls, row: Mapping[str, Any]) -> "UnitSize":
+        """Restore a row, which may lack its group. Raises `KeyError` or `TypeError` if it isn't one."""
+        group = row.get("group", DEFAULT_GROUPS[row["unit"]])
+        return cls(row["layer"], row["unit"], group, row["items"], row["kept"])
+
+
 def block_parameters(units: Sequence[Unit]) -> int:
     """Return the number of parameters in the projections of all decoder blocks, which sparsity refers to."""
     return sum(unit.parameters for unit in units)
@@ -142,33 +176,25 @@ class PruningPolicy:
         up = tuple(k and min(unit.remaining, k + unit.step) for unit, k in zip(self.units, self.sizes))
         return PruningPolicy(self.units, down), PruningPolicy(self.units, up)
 
-    def to_dict(self) -> dict[str, Any]:
-        """Return a JSON-serializable form: one row per unit, with its size in the dense and in the pruned model."""
-        rows = [
-            {"layer": unit.layer, "unit": unit.kind, "group": unit.group, "items": unit.groups}
-            | {"kept": size, "retention": round(size / unit.groups, 6)}
+    @property
+    def rows(self) -> tuple[UnitSize, ...]:
+        """The rows of a record, one per unit."""
+        return tuple(
+            UnitSize(unit.layer, unit.kind, unit.group, unit.groups, size)
             for unit, size in zip(self.units, self.sizes)
-        ]
-        parameters = {"dense": block_parameters(self.units), "pruned": self.kept_parameters}
-        return {"sparsity": self.sparsity, "parameters": parameters, "units": rows}
+        )
 
     @classmethod
-    def from_dict(cls, data: dict[str, Any], units: Sequence[Unit]) -> "PruningPolicy":
-        """Return the policy of a `to_dict` record for a model with the given units.
+    def from_rows(cls, rows: Sequence[UnitSize], units: Sequence[Unit]) -> "PruningPolicy":
+        """Return the policy of a record for a model with the given units.
 
         Raises:
-            FFPError: If the record is malformed, belongs to a model of another shape, has other groups, or a size is
-                out of bounds.
+            FFPError: If the record belongs to a model of another shape, has other groups, or a size is out of bounds.
         """
-        try:
-            rows = [{"group": DEFAULT_GROUPS.get(row["unit"])} | row for row in data["units"]]
-            shapes = [(row["layer"], row["unit"], row["items"], row["group"]) for row in rows]
-            sizes = tuple(row["kept"] for row in rows)
-        except (KeyError, TypeError) as error:
-            raise FFPError(f"not a saved policy: expected a list of units, found {error!r}") from None
+        shapes = [(row.layer, row.unit, row.items, row.group) for row in rows]
         if shapes != [(unit.layer, unit.kind, unit.groups, unit.group) for unit in units]:
             raise FFPError(
                 "the saved policy belongs to a model with other layers, heads or FFN widths than this one, or was "
                 "pruned with another value of attention"
             )
-        return cls(tuple(units), sizes)
+        return cls(tuple(units), tuple(row.kept for row in rows))

@@ -38,11 +38,12 @@ def find_unit_variants(
         One list of units, or two that differ in the units of attention: by KV groups, then by query heads.
     """
     # An attention that was pruned before goes on to lose the same groups.
-    rows = [row for row in getattr(model.config, "pruned_units", ()) if row["unit"] == "attention"]
-    lost: dict[int, Group] = {row["layer"]: row["group"] for row in rows if row["kept"] < row["items"]}
+    rows = [row for row in getattr(model.config, "pruned_units", ()) if row.unit == "attention"]
+    lost: dict[int, Group] = {row.layer: row.group for row in rows if row.kept < row.items}
     if config.policy:
-        rows = [row for row in policy_rows(config.policy) if row.get("unit") == "attention"]
-        kept: dict[int, Group] = {row.get("layer", -1): row.get("group", "kv_group") for row in rows}
+        kept: dict[int, Group] = {
+            row.layer: row.group for row in policy_rows(config.policy) if row.unit == "attention"
+        }
         return (find_units(model, family, config.multiple_of, kept | lost),)
     possible, wanted = family.attention_groups(model.config), GROUPS.get(attention)
     # KV groups may be the default of a preset or method, so only query heads were chosen explicitly.

@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from ..allocation.policy import GROUP_NAMES
+from ..allocation.policy import GROUP_NAMES, UnitSize
 from ..config.budgets import format_value
 from ..data import describe_size, describe_windows
 from ..utils.record import Record, SearchRecord
@@ -106,23 +106,23 @@ def _new_figure(height: float, panels: int = 1, counts: bool = False):
     return figure, axes
 
 
-def _kinds(units: Sequence[dict[str, Any]]) -> list[list[dict[str, Any]]]:
+def _kinds(units: Sequence[UnitSize]) -> list[list[UnitSize]]:
     """Return the rows of attention and FFNs. Attention that can't be pruned, a single group per layer, is left out."""
-    kinds = ([unit for unit in units if unit["unit"] == kind] for kind in ("attention", "ffn"))
-    return [rows for rows in kinds if max(_column(rows, "items"), default=1) > 1]
+    kinds = ([row for row in units if row.unit == kind] for kind in ("attention", "ffn"))
+    return [rows for rows in kinds if any(row.items > 1 for row in rows)]
 
 
-def _draw_policy(kinds: Sequence[Sequence[dict[str, Any]]], sparsity: float):
+def _draw_policy(kinds: Sequence[Sequence[UnitSize]], sparsity: float):
     """Draw what every layer keeps, with a panel for attention and one for FFNs."""
     figure, panels = _new_figure(0.9 + 1.6 * len(kinds), panels=len(kinds), counts=True)
     for axes, rows in zip(panels, kinds):
-        counts = {row["group"]: row["items"] for row in rows}
+        counts = {row.group: row.items for row in rows}
         # Layers of both kinds are counted in query heads.
         heads = math.prod(counts.values())
         for group in counts:
-            layers = [row for row in rows if row["group"] == group]
-            kept = [heads * row["kept"] / row["items"] for row in layers]
-            style = {"x": _column(layers, "layer"), "width": 0.8}
+            layers = [row for row in rows if row.group == group]
+            kept = [heads * row.kept / row.items for row in layers]
+            style = {"x": [row.layer for row in layers], "width": 0.8}
             axes.bar(height=kept, color=BLUE, label="kept", **style)
             hatched = group == "query_head" and len(counts) > 1
             axes.bar(
@@ -136,7 +136,7 @@ def _draw_policy(kinds: Sequence[Sequence[dict[str, Any]]], sparsity: float):
                 **style,
             )
         intervals = next(count for count in (4, 3, 2, 1) if heads % count == 0)
-        label = "query heads" if len(counts) > 1 else GROUP_NAMES[rows[0]["group"]]
+        label = "query heads" if len(counts) > 1 else GROUP_NAMES[rows[0].group]
         axes.set(ylabel=label, yticks=range(0, heads + 1, heads // intervals))
     panels[-1].set(xlabel="layer")
     panels[-1].margins(x=0.01)

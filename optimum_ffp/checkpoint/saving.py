@@ -93,7 +93,7 @@ def _write(result: PruningResult, folder: Path) -> Record:
     record = Record(
         ffp_version=str(options.pop("ffp_version")),
         options=options,
-        policy=PolicyRecord(**result.policy.to_dict()),
+        policy=PolicyRecord.of(result.policy),
         search=result.search.to_record(),
         provenance=result.provenance(),
         model=describe_model(result.model, result.tokenizer),

@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 
+from ..allocation.policy import UnitSize
 from ..config.budgets import describe_limits
 from ..config.choices import KINDS
 from ..config.texts import TextMix
@@ -36,7 +37,7 @@ def view_record(record: Record) -> dict[str, Any]:
     if experts:
         removed = f"{experts['dense'] - experts['kept']} of {experts['dense']} experts pruned"
     dataset = record.search.calibrated_on["dataset"] if provenance.given_data else record.options["dataset"]
-    smaller = {unit["unit"] for unit in units if 0 < unit["kept"] < unit["items"]}
+    smaller = {row.unit for row in units if 0 < row.kept < row.items}
     return vars(record) | {
         # When candidates are evaluated.
         "search_stage": "before calibration" if record.options["reward"] == "pruned" else "after ridge regression",
@@ -50,7 +51,7 @@ def view_record(record: Record) -> dict[str, Any]:
         "budget": describe_limits(record.search.budget),
         "layers_differ": _layers_differ(units),
         "removed_whole": removed_whole(units),
-        "prunes_attention": any(unit["unit"] == "attention" and unit["group"] != "all_heads" for unit in units),
+        "prunes_attention": any(row.unit == "attention" and row.group != "all_heads" for row in units),
         "tests": [_view_test(test) for test in provenance.tests],
         "sample_tokens": NEW_TOKENS,
         "data": dataset,
@@ -120,16 +121,16 @@ def _local_texts(options: Mapping[str, Any]) -> Iterator[str]:
             yield f"--{option.replace('_', '-')} {shlex.quote(options[option])}"
 
 
-def removed_whole(units: Sequence[Mapping[str, Any]]) -> str:
+def removed_whole(units: Sequence[UnitSize]) -> str:
     """Describe what rows of a policy remove entirely, such as `layers 3 and 4, the FFN of layer 7`; empty if nothing.
 
     Layers are numbered as in the dense model, from 0.
     """
-    kept, gone = _kept_layers(units), [unit for unit in units if not unit["kept"]]
+    kept, gone = _kept_layers(units), [row for row in units if not row.kept]
     parts = {
-        "": [unit["layer"] for unit in gone if unit["unit"] == "ffn" and unit["layer"] not in kept],
-        "the attention of ": [unit["layer"] for unit in gone if unit["unit"] == "attention" and unit["layer"] in kept],
-        "the FFN of ": [unit["layer"] for unit in gone if unit["unit"] == "ffn" and unit["layer"] in kept],
+        "": [row.layer for row in gone if row.unit == "ffn" and row.layer not in kept],
+        "the attention of ": [row.layer for row in gone if row.unit == "attention" and row.layer in kept],
+        "the FFN of ": [row.layer for row in gone if row.unit == "ffn" and row.layer in kept],
     }
     return ", ".join(
         f"{part}layer{'s' if layers[1:] else ''} {' and '.join(map(str, layers))}"
@@ -138,15 +139,15 @@ def removed_whole(units: Sequence[Mapping[str, Any]]) -> str:
     )
 
 
-def view_experts(units: Sequence[Mapping[str, Any]], experts: Mapping[str, Any]) -> dict[str, Any]:
+def view_experts(units: Sequence[UnitSize], experts: Mapping[str, Any]) -> dict[str, Any]:
     """Return the numbers of experts per layer of a mixture, and how tokens are routed to them; empty without any."""
     if not experts:
         return {}
     first = units[0]
     return {
-        "dense": first["items"],
-        "kept": first["kept"],
-        "summary": f"{first['kept']} of {first['items']} in every layer with experts",
+        "dense": first.items,
+        "kept": first.kept,
+        "summary": f"{first.kept} of {first.items} in every layer with experts",
         "routing": _describe_routing(experts),
     }
 
@@ -168,16 +169,12 @@ def _describe_routing(experts: Mapping[str, Any]) -> str:
     return text
 
 
-def _kept_layers(units: Sequence[Mapping[str, Any]]) -> set[int]:
-    return {unit["layer"] for unit in units if unit["kept"]}
+def _kept_layers(units: Sequence[UnitSize]) -> set[int]:
+    return {row.layer for row in units if row.kept}
 
 
-def _layers_differ(units: Sequence[Mapping[str, Any]]) -> bool:
+def _layers_differ(units: Sequence[UnitSize]) -> bool:
     kept = _kept_layers(units)
     # Unpruned attention is the same for all kinds of groups.
-    sizes = {
-        (unit["unit"], unit["retention"] < 1 and unit["group"], unit["retention"])
-        for unit in units
-        if unit["layer"] in kept
-    }
+    sizes = {(row.unit, row.retention < 1 and row.group, row.retention) for row in units if row.layer in kept}
     return len(sizes) > len({kind for kind, _, _ in sizes})

@@ -73,9 +73,8 @@ def prune_records(result: PruningResult, folder: str) -> list[Figures]:
     for limit in result.search.budget:
         pruned |= {f"{name}/{limit['option']}": limit[name] for name in ("asked", "reached", "dense")}
     notes = {"budget": describe_limits(result.search.budget), "search": result.search.note}
-    units = result.policy.to_dict()["units"]
-    notes["removed_whole"] = removed_whole(units)
-    if experts := view_experts(units, result.experts):
+    notes["removed_whole"] = removed_whole(result.policy.rows)
+    if experts := view_experts(result.policy.rows, result.experts):
         notes["experts"] = f"{experts['summary']}; {experts['routing']}"
     pruned |= {name: note for name, note in notes.items() if note}
     for stage in result.calibration.get("stages", ()):

@@ -8,7 +8,7 @@ from typing import Any
 
 from transformers.utils.hub import cached_file
 
-from ..allocation.policy import PruningPolicy, Unit
+from ..allocation.policy import PruningPolicy, Unit, UnitSize
 from ..errors import FFPError
 from ..utils.folders import expand
 from ..utils.record import RECORD, Record
@@ -41,30 +41,31 @@ def require_record(model_id: str | os.PathLike, **hub: Any) -> Record:
     return record
 
 
-def policy_rows(source: str) -> list[dict[str, Any]]:
+def policy_rows(source: str) -> Sequence[UnitSize]:
     """Return the rows of a policy, one per unit, as in `ffp_config.json`.
 
     The source is a pruned model in a folder or on the Hub, its `ffp_config.json`, or a JSON file with a list of rows.
     Raises `FFPError` if there is no policy, or it is malformed.
     """
-    path, rows = expand(source), None
+    path = expand(source)
     if record := Record.read(path) if path.exists() else _record_on_hub(source):
-        rows = record.policy.units
-    elif path.is_file():
+        return record.policy.units
+    if path.is_file():
         try:
-            rows = json.loads(path.read_text(encoding="utf-8"))
+            if rows := [UnitSize.from_dict(row) for row in json.loads(path.read_text(encoding="utf-8"))]:
+                return rows
         except (OSError, ValueError) as error:
             raise FFPError(f"{source} can't be read as a policy: {error}") from None
-    if not isinstance(rows, list) or not all(isinstance(row, dict) for row in rows):
-        # It may be there the next time.
-        _record_on_hub.cache_clear()
-        raise FFPError(
-            f"there is no policy {source}; pass a pruned folder or its Hub id, or a JSON file with the units of a "
-            f"policy as in {RECORD}"
-        )
-    return rows
+        except (AttributeError, KeyError, TypeError):
+            pass
+    # It may be there the next time.
+    _record_on_hub.cache_clear()
+    raise FFPError(
+        f"there is no policy {source}; pass a pruned folder or its Hub id, or a JSON file with the units of a policy "
+        f"as in {RECORD}"
+    )
 
 
 def read_policy(source: str, units: Sequence[Unit]) -> PruningPolicy:
-    """Return a policy for a model with the given units. Raises `FFPError` like `policy_rows` and `from_dict`."""
-    return PruningPolicy.from_dict({"units": policy_rows(source)}, units)
+    """Return a policy for a model with the given units. Raises `FFPError` like `policy_rows` and `from_rows`."""
+    return PruningPolicy.from_rows(policy_rows(source), units)

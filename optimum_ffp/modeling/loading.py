@@ -23,7 +23,7 @@ from transformers import (
 )
 from transformers.utils.hub import cached_file, extract_commit_hash
 
-from ..allocation.policy import DEFAULT_GROUPS
+from ..allocation.policy import UnitSize
 from ..errors import FFPError, convert_errors, one_line
 from ..hub.record import prune_record
 from ..hub.validate_checkpoint import LENIENT, check_checkpoint, check_reachable
@@ -251,7 +251,7 @@ def _pruned_source(model_id: str, options: LoadOptions) -> _Source:
     return source
 
 
-def find_dense(model_id: str, options: LoadOptions) -> tuple[str, LoadOptions, list[dict[str, Any]]]:
+def find_dense(model_id: str, options: LoadOptions) -> tuple[str, LoadOptions, tuple[UnitSize, ...]]:
     """Return the dense model of a pruned model, the options to load it with, and the rows of the policy.
 
     A dense model is its own, and has no policy. Raises `FFPError` if the record of the pruned model names none on the
@@ -259,10 +259,10 @@ def find_dense(model_id: str, options: LoadOptions) -> tuple[str, LoadOptions, l
     """
     record = prune_record(model_id, **options.hub())
     if not record:
-        return model_id, options, []
+        return model_id, options, ()
     if options.offload in ("host", "disk"):
         raise FFPError(f"{model_id} is pruned, and offload {options.offload!r} is for dense models; leave out offload")
-    rows = [{"group": DEFAULT_GROUPS[row["unit"]]} | row for row in record.policy.units]
+    rows = record.policy.units
     if options.base_model is not None:
         return options.base_model, replace(options, revision=None, base_model=None), rows
     # Another model may have the same name.
@@ -294,7 +294,7 @@ def shape_of(model_id: str, options: LoadOptions) -> PreTrainedModel:
     dense_id, dense_options, rows = find_dense(model_id, options)
     config = read_any_config(dense_id, dense_options)
     check_prunable(dense_id, config, dense_options.hub())
-    if any(row["unit"] == "experts" for row in rows):
+    if any(row.unit == "experts" for row in rows):
         raise FFPError(f"{model_id} already had experts pruned; prune the original")
     if rows:
         check_unquantized(model_id, read_any_config(model_id, options))

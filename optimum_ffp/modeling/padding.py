@@ -1,16 +1,16 @@
 """A pruned model in the layout of its dense model, by which it is pruned further as the dense one is pruned."""
 
 import copy
-from typing import Any
+from collections.abc import Sequence
 
 import torch
 from transformers import PreTrainedModel
 
-from ..allocation.policy import PruningPolicy
+from ..allocation.policy import Group, PruningPolicy, UnitSize
 from .families import TransposedLinear, decoder_layers, find_family, find_units, outer_matrices
 
 
-def padded(dense: PreTrainedModel, pruned: PreTrainedModel, rows: list[dict[str, Any]]) -> PreTrainedModel:
+def padded(dense: PreTrainedModel, pruned: PreTrainedModel, rows: Sequence[UnitSize]) -> PreTrainedModel:
     """Return a model of the dense model's sizes that computes what the pruned one does, with zeros for what it lacks.
 
     The groups that are left come first. Its config has the rows of the policy, `pruned_units`. Raises `FFPError` if
@@ -18,9 +18,9 @@ def padded(dense: PreTrainedModel, pruned: PreTrainedModel, rows: list[dict[str,
     """
     model = copy.deepcopy(dense)
     model.config.pruned_units = rows
-    groups = {row["layer"]: row["group"] for row in rows if row["unit"] == "attention"}
+    groups: dict[int, Group] = {row.layer: row.group for row in rows if row.unit == "attention"}
     units = find_units(model, find_family(model.config), group=groups)
-    policy = PruningPolicy.from_dict({"units": rows}, [unit.unit for unit in units])
+    policy = PruningPolicy.from_rows(rows, [unit.unit for unit in units])
     weights, names = weights_of(pruned, model, policy), {module: name for name, module in model.named_modules()}
     for parameter in decoder_layers(model).parameters():
         parameter.data.zero_()

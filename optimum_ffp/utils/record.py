@@ -7,6 +7,7 @@ from dataclasses import MISSING, Field, dataclass, field, fields
 from pathlib import Path
 from typing import Any, TypeVar
 
+from ..allocation.policy import PruningPolicy, UnitSize, block_parameters
 from ..config.fields import expand
 from .json import write_json
 
@@ -46,7 +47,22 @@ class PolicyRecord(Section):
 
     sparsity: float
     parameters: dict[str, int]
-    units: list[Row]
+    units: tuple[UnitSize, ...]
+
+    @classmethod
+    def of(cls, policy: PruningPolicy) -> "PolicyRecord":
+        """Return the record of a policy."""
+        parameters = {"dense": block_parameters(policy.units), "pruned": policy.kept_parameters}
+        return cls(policy.sparsity, parameters, policy.rows)
+
+    @classmethod
+    def from_dict(cls, content: Mapping[str, Any]) -> "PolicyRecord":
+        """Restore the result of `to_dict`."""
+        return cls(content["sparsity"], content["parameters"], tuple(map(UnitSize.from_dict, content["units"])))
+
+    def to_dict(self) -> Row:
+        """Return the JSON-ready form."""
+        return super().to_dict() | {"units": [row.to_dict() for row in self.units]}
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -42,7 +42,7 @@ def test_attention_groups_follow_option_and_model(name, kv_heads, options, expec
 def test_attention_groups_follow_given_policy(tmp_path):
     model = make_tiny_model(num_key_value_heads=2)
     _, policy = prune_to_sizes(model, groups=("kv_group", "query_head"))
-    (tmp_path / "policy.json").write_text(json.dumps(policy.to_dict()["units"]))
+    (tmp_path / "policy.json").write_text(json.dumps([row.to_dict() for row in policy.rows]))
     config = FFPConfig(policy=str(tmp_path / "policy.json"), multiple_of=1, attention="query-heads")
     (units,) = find_unit_variants(model, find_family(model.config), config, config.attention)
     assert tuple(unit.unit for unit in units) == policy.units

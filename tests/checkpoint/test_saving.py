@@ -6,7 +6,7 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig
 
-from optimum_ffp import FFPConfig, FFPError, FFPModelForCausalLM, FFPPruner, PruningPolicy
+from optimum_ffp import FFPConfig, FFPError, FFPModelForCausalLM, FFPPruner
 from optimum_ffp.checkpoint.card import render_card
 from optimum_ffp.checkpoint.saving import load_agent, save_checkpoint, save_model, save_tokenizer
 from optimum_ffp.modeling.auto import mark_untied
@@ -57,7 +57,7 @@ def test_resaved_checkpoint_contains_modeling_code(pruned, windows, tmp_path):
 def test_record_has_policy_results_and_file_list(pruned):
     pruner, folder = pruned
     record = json.loads((folder / "ffp_config.json").read_text())
-    assert PruningPolicy.from_dict(record["policy"], pruner.measured.units) == pruner.result.policy
+    assert Record.read(folder).policy.units == pruner.result.policy.rows
     search = record["search"]
     assert search["candidate_evaluations"] == len((folder / "search_log.jsonl").read_text().splitlines())
     assert search["tokens_evaluated"] > 0 and search["method"] == "ffp" and search["seed"] == 0

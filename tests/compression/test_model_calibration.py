@@ -91,7 +91,7 @@ def test_removed_sublayers_are_skipped_by_every_calibration_stage(name, tmp_path
     save_with_tokenizer(dense, tmp_path)
     units = tuple(unit.unit for unit in find_units(dense, find_family(dense.config)))
     policy = without_sublayers(PruningPolicy(units, tuple(unit.groups * 3 // 4 for unit in units)))
-    (tmp_path / "policy.json").write_text(json.dumps(policy.to_dict()["units"]))
+    (tmp_path / "policy.json").write_text(json.dumps([row.to_dict() for row in policy.rows]))
     dense = make_deep_model(name)
     pruner = make_pruner(tmp_path, "self", **OPTIONS | {"policy": str(tmp_path / "policy.json")})
     result = check_recorded_results(pruner, dense)

@@ -6,6 +6,7 @@ from optimum_ffp.allocation.policy import PruningPolicy, Unit
 from optimum_ffp.checkpoint.pushing import push_checkpoint
 from optimum_ffp.errors import FFPError
 from optimum_ffp.hub.record import policy_rows, prune_record, read_policy
+from optimum_ffp.utils.record import PolicyRecord
 from tests.helpers import write_record
 
 
@@ -54,7 +55,7 @@ UNITS = (Unit(0, "query_head", 4, 100, 10), Unit(0, "channel", 16, 30, multiple=
 def test_policy_is_read_from_record_folder_or_unit_list(tmp_path):
     # Sizes need not be whole steps of the unit.
     policy = PruningPolicy(UNITS, (2, 11))
-    record = write_record(tmp_path, policy=policy.to_dict())
+    record = write_record(tmp_path, policy=PolicyRecord.of(policy).to_dict())
     (tmp_path / "sizes.json").write_text(json.dumps(record["policy"]["units"]))
     for name in ("", "ffp_config.json", "sizes.json"):
         assert read_policy(str(tmp_path / name), UNITS) == policy
@@ -67,14 +68,16 @@ def test_policy_is_read_from_record_folder_or_unit_list(tmp_path):
         ("{", "can't be read as a policy"),
         ("{}", "no policy"),
         ('[5, "x"]', "no policy"),
+        ("[{}]", "no policy"),
+        ([{"unit": "mlp"}, {}], "no policy"),
         ([{"items": 3}, {}], "another"),
     ],
 )
 def test_unusable_policy_is_one_line_error(tmp_path, content, message):
     file = tmp_path / "sizes.json"
     if isinstance(content, list):
-        rows = PruningPolicy(UNITS, (2, 12)).to_dict()["units"]
-        content = json.dumps([row | changes for row, changes in zip(rows, content)])
+        rows = PruningPolicy(UNITS, (2, 12)).rows
+        content = json.dumps([row.to_dict() | changes for row, changes in zip(rows, content)])
     if content is not None:
         file.write_text(content)
     with pytest.raises(FFPError, match=message) as caught:

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from optimum_ffp import FFPConfig, FFPError
 from optimum_ffp.allocation.mapping import uniform
 from optimum_ffp.allocation.mappings.curves import CurveMapping
-from optimum_ffp.allocation.policy import PruningPolicy, Unit, block_parameters
+from optimum_ffp.allocation.policy import PruningPolicy, Unit, UnitSize, block_parameters
 from optimum_ffp.config.choices import find_choice
 from optimum_ffp.modeling.families import ModelUnit
 from optimum_ffp.search.evaluator import CandidateEvaluator
@@ -67,8 +67,8 @@ def test_mixed_attention_groups_meet_budget(heads, widths, by_query_heads, spars
         can_grow = policy.sizes < budget.largest
         # No unit can grow by a step.
         assert -1 < gap < min((step_parameters(unit) for unit, can in zip(units, can_grow) if can), default=np.inf) + 1
-        saved = json.loads(json.dumps(policy.to_dict()))
-        assert PruningPolicy.from_dict(saved, units) == policy
+        saved = json.loads(json.dumps([row.to_dict() for row in policy.rows]))
+        assert PruningPolicy.from_rows([*map(UnitSize.from_dict, saved)], units) == policy
 
 
 def test_infeasible_sparsity_suggests_other_attention_group():

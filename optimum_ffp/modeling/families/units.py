@@ -156,7 +156,7 @@ def find_units(
     width = family.width(model.config)
     multiple = quantizable_multiple(width) if multiple_of is None else multiple_of
     possible, rows = family.attention_groups(model.config), getattr(model.config, "pruned_units", ())
-    removed = {(row["layer"], row["group"]): row["items"] - row["kept"] for row in rows}
+    removed = {(row.layer, row.group): row.items - row.kept for row in rows}
     units: list[ModelUnit] = []
     for index, layer in enumerate(layers):
         wanted = group.get(index) if isinstance(group, Mapping) else group
