@@ -25,6 +25,7 @@ from optimum_ffp.commands.errors import one_line_errors
 from optimum_ffp.config.texts import TextMix
 from optimum_ffp.utils import processes
 from optimum_ffp.utils.json import write_json
+from optimum_ffp.utils.standard_error import block_error
 
 
 def main() -> None:
@@ -112,7 +113,7 @@ def way(record: dict, text: int) -> np.ndarray:
 def share(ways: list[np.ndarray]) -> str:
     """Mean in percent with its standard error over windows, and the range over seeds."""
     windows = 100 * np.mean(ways, axis=0)
-    error = windows.std(ddof=1) / len(windows) ** 0.5 if len(windows) > 1 else 0.0
+    error = block_error(windows) or 0.0
     seeds = sorted(100 * one.mean() for one in ways)
     spread = f" ({seeds[0]:.1f}-{seeds[-1]:.1f})" if len(seeds) > 1 else ""
     return f"{windows.mean():.1f} ± {error:.1f} %{spread}"

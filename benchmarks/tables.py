@@ -25,8 +25,10 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from itertools import count
 from math import exp, expm1
 from pathlib import Path
-from statistics import mean, quantiles, stdev
+from statistics import mean, quantiles
 from typing import Any
+
+from optimum_ffp.utils.standard_error import block_error
 
 
 HERE = Path(__file__).parent
@@ -135,8 +137,8 @@ def read(file: str) -> list[dict]:
 
 
 def mean_and_error(values: Sequence[float]) -> tuple[float, float]:
-    """Return the mean and its standard error."""
-    return float(mean(values)), float(stdev(values)) / len(values) ** 0.5
+    """Return the mean of at least two windows and its standard error."""
+    return float(mean(values)), block_error(values) or 0.0
 
 
 def difference(pairs: list[Sequence[float]]) -> str:

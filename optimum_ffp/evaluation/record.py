@@ -1,6 +1,8 @@
 """JSON-ready records of the measurements of a model."""
 
 from collections.abc import Mapping, Sequence
+from math import exp
+from statistics import fmean
 from typing import Any
 
 import torch
@@ -11,6 +13,7 @@ from ..modeling.loading import empty_model
 from ..utils.precision import dtype_name, is_quantized
 from ..utils.progress import progress_bar
 from ..utils.record import Record
+from ..utils.standard_error import block_error
 from .divergence import Comparison, Predictions
 from .perplexity import describe_losses, window_losses
 from .size import kv_cache_bytes, projection_parameters, weight_bytes
@@ -89,12 +92,8 @@ def compare_records(records: dict[str, dict[str, Any]], texts: Mapping[str, Sequ
             text_records(record)[number]["comparable"] = comparable
         if comparable:
             measured = text_records(model)[number]
-            measured["ratio_error"] = _ratio_error(measured["losses"], text_records(baseline)[number]["losses"])
-
-
-def _ratio_error(losses: Sequence[float], baseline_losses: Sequence[float]) -> float | None:
-    """Return the standard error of the ratio of two perplexities on the same windows, from paired differences."""
-    if len(losses) < 2:
-        return None
-    differences = torch.tensor(losses, dtype=torch.float64) - torch.tensor(baseline_losses, dtype=torch.float64)
-    return float(differences.mean().exp() * differences.std() / len(differences) ** 0.5)
+            pairs = zip(measured["losses"], text_records(baseline)[number]["losses"])
+            differences = [loss - dense for loss, dense in pairs]
+            # By the delta method.
+            error = block_error(differences)
+            measured["ratio_error"] = error and exp(fmean(differences)) * error

@@ -3,9 +3,8 @@
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-import torch
-
 from ..data import describe_windows
+from ..utils.standard_error import block_error
 from .record import text_records
 
 
@@ -87,8 +86,7 @@ def _perplexities(record: dict[str, Any]) -> dict[str, dict[str, Any]]:
 
 def _divergence(measured: Mapping[str, Any]) -> str:
     """Format the divergence and its standard error over windows."""
-    values = torch.tensor(measured["divergences"])
-    return _number(measured["divergence"], float(values.std() / len(values) ** 0.5) if len(values) > 1 else None)
+    return _number(measured["divergence"], block_error(measured["divergences"]))
 
 
 def _number(value: float, error: float | None) -> str:
