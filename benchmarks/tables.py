@@ -111,9 +111,9 @@ class Pool:
         return {} if wanted.get("of") in ("dense", "pruned") else self.find(wanted)
 
     def losses(self, wanted: Wanted, first: int, last: int, text: int = 0) -> list[float]:
-        """Return the losses of test windows, counted from 1; none without a record of all of them."""
+        """Return the losses of test windows, counted from 1, or of all if `last` is 0; none if one isn't on record."""
         losses = windows_of(self.find(wanted, last), wanted, text)
-        numbers = range(first, last + 1)
+        numbers = range(first, last + 1) if last else losses.keys()
         return [losses[number] for number in numbers] if losses.keys() >= {*numbers} else []
 
 
@@ -128,9 +128,10 @@ def read(file: str) -> list[dict]:
 
     Their `losses` are lists over texts and windows, by model. Of `divergence.py` they include its other figures.
     """
-    records = json.loads((HERE / "results" / f"{file}.json").read_text())
+    found = json.loads((HERE / "results" / f"{file}.json").read_text())
+    records = found if isinstance(found, list) else [found]
     for record in records:
-        if "numbers" in record:
+        if {"numbers", "divergence"} & record.keys():
             figures = {"calibrated": "losses", "divergence": "divergence", "agreement": "agreement"}
             record["losses"] = {name: [record[key]] for name, key in figures.items() if key in record}
     return [record.get("options", {}) | record | {"file": file} for record in records]
@@ -165,15 +166,32 @@ def perplexity(pool: Pool, row: Wanted, first: int, last: int, text: int = 0) ->
     return f"{record['perplexities'][row.get('of', 'calibrated')]:.2f}" if whole else ""
 
 
-def against(pool: Pool, row: Wanted, first: int, last: int, text: int = 0) -> str:
-    """Difference from the model that differs by `than`; bold if lower by three standard errors or more."""
-    other = row | row.get("than", {})
-    ours, theirs = (pool.losses(wanted, first, last, text) for wanted in (row, other))
-    if not ours or not theirs or ours == theirs:
+def paired(pool: Pool, row: Wanted, first: int, last: int, text: int = 0) -> list[float]:
+    """Differences of windows from the model that differs by `than`; none if one of the two isn't on record."""
+    ours, theirs = (pool.losses(one, first, last, text) for one in (row, row | row.get("than", {})))
+    return [one - other for one, other in zip(ours, theirs)] if ours != theirs else []
+
+
+def in_bold(cell: str, values: Sequence[float]) -> str:
+    """Emphasize a difference that is lower by three standard errors or more."""
+    average, error = mean_and_error(values)
+    return f"**{cell}**" if average <= -3 * error else cell
+
+
+def against(pool: Pool, row: Wanted, first: int, last: int, text: int = 0, seeds: Sequence[int] = ()) -> str:
+    """Difference from the model that differs by `than`, the mean over seeds if there are any."""
+    rows = [row | {"seed": seed} for seed in seeds] or [row]
+    pairs = [pair for pair in (paired(pool, one, first, last, text) for one in rows) if pair]
+    return in_bold(difference(pairs), [mean(window) for window in zip(*pairs)]) if len(pairs) == len(rows) else ""
+
+
+def change(pool: Pool, row: Wanted, first: int, last: int) -> str:
+    """Difference of the figure `of` from that of the model that differs by `than`, in percent of the latter."""
+    pair = paired(pool, row, first, last)
+    if not pair:
         return ""
-    pair = [one - other for one, other in zip(ours, theirs)]
-    nats, error = mean_and_error(pair)
-    return f"**{difference([pair])}**" if nats <= -3 * error else difference([pair])
+    percent = [100 * one / mean(pool.losses(row | row["than"], first, last)) for one in pair]
+    return in_bold("{:+.1f} ± {:.1f} %".format(*mean_and_error(percent)), percent)
 
 
 def average(pool: Pool, row: Wanted, first: int, last: int, figure: str, form: str, times: float = 1) -> str:
@@ -227,9 +245,9 @@ def held_out(pool: Pool, row: Wanted, figure: str, form: str) -> str:
     )
 
 
-def times_as_fast(pool: Pool, row: Wanted, model: str) -> str:
+def times_as_fast(pool: Pool, row: Wanted) -> str:
     """Speed relative to the dense model in the same rounds: median and quartiles."""
-    dense, pruned = (pool.find(row | {"model": name}).get("seconds", []) for name in ("dense", model))
+    dense, pruned = (pool.find(one).get("seconds", []) for one in (row | {"model": "dense"}, row))
     if not pruned:
         return ""
     ratios = [one / other for one, other in zip(dense, pruned)]
@@ -237,7 +255,7 @@ def times_as_fast(pool: Pool, row: Wanted, model: str) -> str:
     return f"{middle:.2f} ({low:.2f}-{high:.2f})"
 
 
-FUNCTIONS = against, average, held_out, perplexity, times_as_fast, tokens, tokens_of_text, value, way_to_dense
+FUNCTIONS = against, average, change, held_out, perplexity, times_as_fast, tokens, tokens_of_text, value, way_to_dense
 CELLS: dict[str, Callable[..., str]] = {function.__name__: function for function in FUNCTIONS}
 
 
