@@ -13,8 +13,8 @@ differs from the records. `tables.json` defines every table:
   alone is a heading. A row whose records don't exist is left out.
 
 A selection is an object with fields of a record and their values, a name in `records`, or a list of both to merge.
-`of` names the model whose losses count, by default "calibrated", and `than` has the fields by which the model to
-compare with differs.
+`of` names the model whose losses count, by default "calibrated", `than` has the fields by which the model to compare
+with differs, and differences are averaged over `seeds`.
 """
 
 import argparse
@@ -99,7 +99,7 @@ class Pool:
 
     def find(self, wanted: Wanted, last: int = 0) -> dict:
         """Return the first record with these fields, and with test window `last` unless it is 0, or an empty one."""
-        asked = {name: value for name, value in wanted.items() if name not in ("of", "than")}
+        asked = {name: value for name, value in wanted.items() if name not in ("of", "than", "seeds")}
         for record in self.records:
             same = all(record.get(name) == value for name, value in asked.items())
             if same and (last == 0 or last in windows_of(record, wanted)):
@@ -178,9 +178,9 @@ def in_bold(cell: str, values: Sequence[float]) -> str:
     return f"**{cell}**" if average <= -3 * error else cell
 
 
-def against(pool: Pool, row: Wanted, first: int, last: int, text: int = 0, seeds: Sequence[int] = ()) -> str:
-    """Difference from the model that differs by `than`, the mean over seeds if there are any."""
-    rows = [row | {"seed": seed} for seed in seeds] or [row]
+def against(pool: Pool, row: Wanted, first: int, last: int, text: int = 0) -> str:
+    """Difference from the model that differs by `than`, or its mean over `seeds`."""
+    rows = [row | {"seed": seed} for seed in row.get("seeds", [])] or [row]
     pairs = [pair for pair in (paired(pool, one, first, last, text) for one in rows) if pair]
     return in_bold(difference(pairs), [mean(window) for window in zip(*pairs)]) if len(pairs) == len(rows) else ""
 
@@ -245,9 +245,10 @@ def held_out(pool: Pool, row: Wanted, figure: str, form: str) -> str:
     )
 
 
-def times_as_fast(pool: Pool, row: Wanted) -> str:
-    """Speed relative to the dense model in the same rounds: median and quartiles."""
-    dense, pruned = (pool.find(one).get("seconds", []) for one in (row | {"model": "dense"}, row))
+def times_as_fast(pool: Pool, row: Wanted, model: str = "") -> str:
+    """Speed of the row's model, or another, relative to the dense one in the same rounds: median and quartiles."""
+    names = ("dense", model or row["model"])
+    dense, pruned = (pool.find(row | {"model": name}).get("seconds", []) for name in names)
     if not pruned:
         return ""
     ratios = [one / other for one, other in zip(dense, pruned)]
