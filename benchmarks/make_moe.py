@@ -12,7 +12,7 @@ Mixtral's gates of the chosen experts add up to 1. The dense FFN is the sum of a
 multiplied by the number of chosen experts, and logits start close to each other: with all experts chosen, the mixture
 is then nearly the dense model.
 
-The record has perplexities on windows of the validation split that decide nothing, the number of tokens read, in
+The record has perplexities on windows of the validation split that no stage reads, the number of tokens read, in
 forward passes of which a backward pass counts as two, and the share of tokens that is routed to each expert, by layer.
 """
 

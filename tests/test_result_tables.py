@@ -77,3 +77,30 @@ def test_difference_and_its_error_match_jackknife():
     value, error = re.fullmatch(r"\+([\d.]+) ± ([\d.]+) %", difference([ours - theirs])).groups()
     assert float(value) == pytest.approx(percent(slice(None)), abs=0.01)
     assert float(error) == pytest.approx(24**0.5 * jackknife.std(), rel=0.01)
+
+
+def test_change_of_divergence_is_relative_to_the_other_model():
+    cells = runpy.run_path(str(ROOT / "benchmarks" / "tables.py"))
+    pool = cells["Pool"](["smollm2-divergence-fast", "smollm2-divergence-policies-20"])
+    row = {"model": "no-search-20-seed0", "file": "smollm2-divergence-fast", "of": "divergence"}
+    cell = cells["change"](pool, row | {"than": {"file": "smollm2-divergence-policies-20"}}, 82, 148)
+    ours, theirs = (
+        np.array(json.loads((ROOT / "benchmarks" / "results" / f"{name}.json").read_text())[1]["divergence"][-67:])
+        for name in ("smollm2-divergence-fast", "smollm2-divergence-policies-20")
+    )
+    assert cell.strip("*").split(" ± ")[0] == f"{100 * (ours.mean() / theirs.mean() - 1):+.1f}"
+    assert cell.startswith("**")
+
+
+def test_difference_over_seeds_is_the_mean_of_their_differences():
+    cells = runpy.run_path(str(ROOT / "benchmarks" / "tables.py"))
+    pool, row = cells["Pool"](["smollm2-agents"]), {"method": "ffp", "than": {"method": "no-search"}}
+    records = json.loads((ROOT / "benchmarks" / "results" / "smollm2-agents.json").read_text())
+    by_method = {method: [] for method in ("ffp", "no-search")}
+    for record in records:
+        if record["method"] in by_method:
+            by_method[record["method"]].append(record["losses"]["calibrated"][0])
+    ours, theirs = (np.array(losses).mean() for losses in by_method.values())
+    cell = cells["against"](pool, row | {"seeds": [0, 1, 2]}, 1, 160)
+    assert cell.strip("*").split(" ± ")[0] == f"{100 * (np.exp(ours - theirs) - 1):+.2f}"
+    assert cells["against"](pool, row | {"seeds": [0, 1, 7]}, 1, 160) == ""
