@@ -10,46 +10,53 @@ from tables import Pool, Table, fields_of, prune_tokens
 
 
 DOCS = Path(__file__).parent.parent / "docs"
-# Rows of the table of methods in the picture: label, color, marker, and whether weights are trained.
-DRAWN = {
-    "**the default**: `--method ffp` at 20 %, `no-search` at 30 %": ("optimum-ffp", "#1f5fa8", "o", True),
-    "`--method uniform`": ("uniform, layers trained", "#8a4fb0", "s", True),
-    "`--method ffp --calibration ridge`": ("optimum-ffp, nothing trained", "#1f5fa8", "o", False),
-    "`--method uniform --calibration ridge`": ("uniform, nothing trained", "#8a4fb0", "s", False),
-    "FLAP (AL-AM, WIFV, biases; a unit is a KV group)": ("FLAP", "#505050", "^", False),
-    "LLM-Pruner (Taylor, `param_first`), FFN alone": ("LLM-Pruner", "#909090", "v", False),
+BLUE, PURPLE, DARK, LIGHT = "#1f5fa8", "#8a4fb0", "#505050", "#a0a0a0"
+# Panels of the picture of sizes by table, and its rows: name, color and marker.
+PANELS = {
+    "headline": (
+        "trained on the calibration text, test windows 82-148",
+        {
+            "**optimum-ffp**, the default": ("optimum-ffp, default", BLUE, "o"),
+            "**optimum-ffp**, `--preset fast`": ("optimum-ffp, fast", BLUE, "D"),
+            "FLAP's allocation, trained like `fast`": ("FLAP's allocation, fast", DARK, "^"),
+            "uniform, trained like `fast`": ("uniform, fast", PURPLE, "s"),
+        },
+    ),
+    "methods": (
+        "nothing trained, test windows 1-10",
+        {
+            "`--method ffp --calibration ridge`": ("optimum-ffp", BLUE, "o"),
+            "`--method uniform --calibration ridge`": ("uniform", PURPLE, "s"),
+            "FLAP (AL-AM, WIFV, biases; a unit is a KV group)": ("FLAP", LIGHT, "^"),
+            "LLM-Pruner (Taylor, `param_first`), FFN alone": ("LLM-Pruner", LIGHT, "v"),
+        },
+    ),
 }
+SIZES = {"20 %": 113.3, "30 %": 102.7}
 
 
 def draw(path: Path) -> None:
     """Draw the parameters of final models against their perplexity."""
-    rows = Table("methods").cells()
-    drawn = {"dense", *DRAWN}
-    perplexities = {label: [float(cell) for cell in cells[:2] if cell] for label, cells in rows if label in drawn}
-    sizes = {20: 113.3, 30: 102.7}
-    figure = Figure(figsize=(8, 4.5), layout="constrained")
-    axes = figure.subplots()
+    figure = Figure(figsize=(10, 4.5), layout="constrained")
     note = {"textcoords": "offset points", "va": "center", "fontsize": 9}
-    for label, (name, color, marker, trained) in DRAWN.items():
-        (at_20, *at_30), fill = perplexities[label], color if trained else "white"
-        axes.plot([*sizes.values()][: 1 + len(at_30)], [at_20, *at_30], marker, ls="-", color=color, mfc=fill, ms=7)
-        if at_30:
-            axes.annotate(f"{at_20:.2f}", (sizes[20], at_20), (9, 0), color=color, **note)
-            axes.annotate(f"{name} {at_30[0]:.2f}", (sizes[30], at_30[0]), (-9, 0), color=color, ha="right", **note)
-        else:
-            # Beside the figure of another model.
-            axes.annotate(f"{at_20:.2f} {name}", (sizes[20], at_20), (44, 0), color=color, **note)
-    (dense, _) = perplexities["dense"]
-    axes.axhline(dense, color="black", lw=1)
-    axes.annotate(f"dense, 134.5M: {dense:.2f}", (92, dense), (6, 8), **note)
-    for percent, size in sizes.items():
-        axes.text(size, 66, f"{percent} % of the blocks", ha="center", va="top", fontsize=9)
-    axes.set(
-        yscale="log", xlim=(92, 125), ylim=(18.5, 68), yticks=(ticks := (20, 25, 30, 40, 50, 60)), yticklabels=ticks
-    )
-    axes.set(xlabel="parameters of the whole model, millions", ylabel="perplexity, WikiText-2")
-    axes.set(title="SmolLM2-135M-Instruct; filled: weights trained on the calibration text")
-    axes.minorticks_off()
+    for axes, (table, (title, drawn)) in zip(figure.subplots(1, 2), PANELS.items()):
+        rows = {label: [float(cell) for cell in cells[:2]] for label, cells in Table(table).cells() if label in drawn}
+        for label, (name, color, marker) in drawn.items():
+            axes.plot([*SIZES.values()], rows[label], marker, ls="-", color=color, ms=7)
+            at_20, at_30 = rows[label]
+            axes.annotate(f"{at_20:.2f}", (SIZES["20 %"], at_20), (9, 0), color=color, **note)
+            axes.annotate(f"{name} {at_30:.2f}", (SIZES["30 %"], at_30), (-9, 0), color=color, ha="right", **note)
+        dense = next(float(cells[0]) for label, cells in Table(table).cells() if label.startswith("dense"))
+        axes.axhline(dense, color="black", lw=1)
+        axes.annotate(f"dense, 134.5M: {dense:.2f}", (90, dense), (6, 8), **note)
+        ticks = [tick for tick in (20, 25, 30, 35, 40, 50, 60) if dense <= tick < 1.1 * max(map(max, rows.values()))]
+        axes.set(yscale="log", xlim=(90, 118), ylim=(0.95 * dense, None), yticks=ticks, yticklabels=ticks, title=title)
+        axes.set(
+            xticks=[*SIZES.values()], xticklabels=[f"{size}M\n{share} of the blocks" for share, size in SIZES.items()]
+        )
+        axes.minorticks_off()
+    figure.supylabel("perplexity, WikiText-2", fontsize=10)
+    figure.suptitle("SmolLM2-135M-Instruct: parameters of the whole model and perplexity")
     figure.savefig(path, dpi=130)
 
 

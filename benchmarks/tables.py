@@ -9,8 +9,8 @@ differs from the records. `tables.json` defines every table:
 - `files`: The files of its records, first match first; `*` is a wildcard.
 - `columns`: By the head of a column, the function of this file that makes its cells, and the arguments; `with` adds
   fields to the selection of the row.
-- `rows`: A label and selections of records, whose figures share a cell. `cells` are figures without a record. A label
-  alone is a heading. A row whose records don't exist is left out.
+- `rows`: A label and selections of records, whose figures share a cell. `cells` are figures without a record, or
+  cells of their own. A label alone is a heading. A row whose records don't exist is left out.
 
 A selection is an object with fields of a record and their values, a name in `records`, or a list of both to merge.
 `of` names the model whose losses count, by default "calibrated", `than` has the fields by which the model to compare
@@ -55,7 +55,7 @@ class Table:
             if not row:
                 yield label, [""] * len(self.columns)
             elif "cells" in row[0]:
-                yield label, row[0]["cells"]
+                yield label, [cell if isinstance(cell, str) else self.cell(cell, {}) for cell in row[0]["cells"]]
             else:
                 records = [fields_of(selection) for selection in row]
                 columns = ([self.cell(column, record) for record in records] for column in self.columns.values())
