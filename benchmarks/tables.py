@@ -128,8 +128,7 @@ def read(file: str) -> list[dict]:
 
     Their `losses` are lists over texts and windows, by model. Of `divergence.py` they include its other figures.
     """
-    found = json.loads((HERE / "results" / f"{file}.json").read_text())
-    records = found if isinstance(found, list) else [found]
+    records = json.loads((HERE / "results" / f"{file}.json").read_text())
     for record in records:
         if {"numbers", "divergence"} & record.keys():
             figures = {"calibrated": "losses", "divergence": "divergence", "agreement": "agreement"}
