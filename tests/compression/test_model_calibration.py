@@ -71,7 +71,7 @@ def test_several_processes_without_work_folder_are_rejected(tmp_path, monkeypatc
 
 
 @pytest.mark.parametrize(("passes", "before"), [(0, "ridge"), (1, "layers")])
-def test_stage_that_raises_perplexity_is_reverted(pruner, passes, before):
+def test_stage_that_raises_divergence_is_reverted(pruner, passes, before):
     search = pruner.search()
     result = pruner.finish(search, distillation_passes=passes, model_rate=1e3)
     assert result.calibration["kept"] == before
