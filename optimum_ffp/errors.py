@@ -13,7 +13,7 @@ class FFPError(ValueError):
 
 
 class NotRecoveredError(FFPError):
-    """A recovery that has not lowered the perplexity on held-out windows; the command line exits with code 3."""
+    """A recovery that has not lowered the divergence on held-out windows; the command line exits with code 3."""
 
 
 @contextmanager

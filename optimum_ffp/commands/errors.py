@@ -17,7 +17,7 @@ EXIT_CODES = """exit codes:
   0    done, also if --resume finds that the command has finished
   1    unexpected error, with a traceback
   2    error that you can correct: an option, a file, a model, memory or disk space
-  3    a recovery that did not lower the perplexity
+  3    a recovery that did not lower the divergence
   130  interrupted by Ctrl-C
   143  terminated by SIGTERM
 """

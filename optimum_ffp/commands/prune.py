@@ -121,7 +121,7 @@ def print_result(
     """Print the summary of a prune, or the table of a sweep, whose plot is written to `front`."""
     from ..checkpoint.plots import write_front
     from ..hub.naming import without_folders
-    from .summary import summarize, sweep_table, warn_of_high_perplexity
+    from .summary import summarize, sweep_table, warn_of_high_perplexity, warn_of_low_perplexity
 
     if swept:
         print(sweep_table(records))
@@ -131,6 +131,7 @@ def print_result(
         command = recovery_command(result.base_model, config, result.revision, str(records[0]["model"]))
         print(summarize(records, command))
     warn_of_high_perplexity(records[:-1])
+    warn_of_low_perplexity(records[:-1], result.base_model)
 
 
 def read_configs(args: Namespace) -> tuple[str | None, list[FFPConfig]]:

@@ -1,6 +1,7 @@
 """What `ffp prune` and `ffp recover` print at the end."""
 
 import logging
+import shlex
 from collections.abc import Iterable, Sequence
 
 from ..config.budgets import format_value
@@ -11,6 +12,8 @@ from .records import Figures, format_rows
 logger = logging.getLogger(__name__)
 # Ratio of the perplexity to the dense model's that a prune warns of.
 HIGH_RATIO = 1.5
+# Maximum characters of a sample.
+WIDTH = 100
 # Entries of the record of a prune to print as they are.
 NOTES = ("experts", "removed_whole", "budget", "search")
 
@@ -31,6 +34,7 @@ def summarize(records: Sequence[Figures], next_step: str) -> str:
         *([name.replace("_", " "), result[name]] for name in NOTES if name in result),
         ["perplexity", "; ".join(perplexities)],
         *_stages(result),
+        *_sample(records),
         ["saved in", f"{result['model']}, with report.html"],
         ["next step", next_step],
     ]
@@ -46,9 +50,18 @@ def _stages(record: Figures) -> list[list[str]]:
         f"{one} {record[f'held_out_perplexity/{one}']:,.2f} ({record[f'held_out_divergence/{one}']:.4f})"
         for one in stages
     ]
-    kept, closest = record["calibration"], min(stages, key=lambda one: record[f"held_out_divergence/{one}"])
-    note = f", although the divergence is lowest with {closest}" if closest != kept else ""
-    return [["calibration", f"held-out perplexity (and divergence): {', '.join(texts)}; kept: {kept}{note}"]]
+    return [
+        ["calibration", f"held-out perplexity (and divergence): {', '.join(texts)}; kept: {record['calibration']}"]
+    ]
+
+
+def _sample(records: Sequence[Figures]) -> list[list[str]]:
+    """Return a row with the first prompt of the samples, if there are any, and one with what each model writes."""
+    rows = []
+    for key in [name for name in records[0] if name.startswith("sample/")][:1]:
+        written = {f"- {one['role']}": " ".join(one[key].split()) for one in reversed(records) if key in one}
+        rows += [["sample", key.partition("/")[2]], *([role, text[:WIDTH]] for role, text in written.items())]
+    return rows
 
 
 def sweep_table(records: Sequence[Figures]) -> str:
@@ -77,6 +90,19 @@ def warn_of_high_perplexity(records: Iterable[Figures]) -> None:
             "perplexity is much higher than the dense model's: %s; remove less, calibrate on more text "
             "(--num-samples), or train the model with ffp recover",
             ", ".join(high),
+        )
+
+
+def warn_of_low_perplexity(records: Iterable[Figures], dense: str) -> None:
+    """Warn, in one line, of models whose perplexity on a text is below that of the dense model."""
+    low = [(one["model"], text) for one in records for text in _texts(one) if one[f"perplexity_ratio/{text}"] < 1]
+    if low:
+        words = ["optimum-cli", "ffp", "evaluate", "-m", low[0][0], "--baseline", dense, "--dataset", "OTHER_TEXT"]
+        logger.warning(
+            "perplexity is lower than the dense model's: %s; the model has adapted to this text and may answer worse: "
+            "look at the samples in its README.md, and measure other text with %s",
+            ", ".join(f"{model} on {text}" for model, text in low),
+            shlex.join(words),
         )
 
 

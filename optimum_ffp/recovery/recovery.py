@@ -148,7 +148,7 @@ class FFPRecovery:
             The record of the recovery; also stored as `self.record`. `self.student` is the recovered model.
 
         Raises:
-            NotRecoveredError: If the training has not lowered the perplexity on the held-out windows.
+            NotRecoveredError: If the training has not lowered the divergence on the held-out windows.
             FFPError: If the text can't be used, memory is exhausted, or the work folder contains the state of another
                 run.
         """
@@ -295,7 +295,7 @@ class FFPRecovery:
             # Resuming would end the same.
             self.journal.remove()
             raise NotRecoveredError(
-                "the training did not lower the perplexity on the held-out windows, and nothing was written; lower "
+                "the training did not lower the divergence on the held-out windows, and nothing was written; lower "
                 "learning_rate (--learning-rate), or train on more tokens (--max-tokens)"
             )
         return trained

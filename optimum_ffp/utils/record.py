@@ -138,7 +138,7 @@ class RecoveryRecord(Measured):
         passes: Number of passes over each text.
         curve: One record per evaluation, the first before training: `step`, `tokens`, and on held-out windows `kl`
             (divergence from the teacher, in nats per token) and `perplexity`.
-        kept: The record in `curve` for the saved weights, which has the lowest perplexity.
+        kept: The record in `curve` for the saved weights, which has the lowest divergence.
         held_out: Description of the held-out windows.
         samples: What the recovered model writes greedily, by prompt.
         compute_dtypes: Compute dtypes of the losses on test windows by model: `dense` and `pruned`, which is also that

@@ -1,6 +1,11 @@
 """Summaries of models, from their records alone."""
 
-from optimum_ffp.commands.summary import summarize, sweep_table, warn_of_high_perplexity
+from optimum_ffp.commands.summary import (
+    summarize,
+    sweep_table,
+    warn_of_high_perplexity,
+    warn_of_low_perplexity,
+)
 
 
 DENSE = {
@@ -38,13 +43,27 @@ def test_summary_compares_with_dense_size_not_teacher_size():
 
 
 def test_summary_of_mixture_lists_experts_and_calibration_stages():
-    stages = {"none": (9.0, 0.5), "ridge": (8.0, 0.6)}
+    stages = {"none": (9.0, 0.5), "ridge": (8.0, 0.4)}
     figures = {f"held_out_perplexity/{stage}": perplexity for stage, (perplexity, _) in stages.items()}
     figures |= {f"held_out_divergence/{stage}": divergence for stage, (_, divergence) in stages.items()}
     record = pruned("better", 1.1, role="recovered", experts="6 of 8", calibration="ridge", **figures)
     _, size, _, experts, _, calibration, *_ = summarize([record, DENSE], "ffp push").splitlines()
     assert "6 of 8" in experts
-    assert "none 9.00 (0.5000), ridge 8.00 (0.6000); kept: ridge" in calibration and "with none" in calibration
+    assert "none 9.00 (0.5000), ridge 8.00 (0.4000); kept: ridge" in calibration
+
+
+def test_summary_shows_first_sample_of_each_model_on_one_line():
+    texts = {"dense": "Paris.", "pruned": "the\ncity " * 50}
+    records = [
+        record | {"sample/Capital?": texts[record["role"]], "sample/Why?": "Because."}
+        for record in (pruned("out", 1.1), DENSE)
+    ]
+    lines = summarize(records, "ffp recover").splitlines()
+    (start,) = [number for number, line in enumerate(lines) if line.startswith("sample")]
+    prompt, dense, written = lines[start : start + 3]
+    assert "Capital?" in prompt and dense.split() == ["-", "dense", "Paris."]
+    assert "pruned" in written and "the city the city" in written and len(written) < 130
+    assert not any("Because" in line for line in lines)
 
 
 def test_sweep_summary_is_one_table():
@@ -60,3 +79,12 @@ def test_perplexity_ratio_of_1_5_or_more_is_warning(caplog):
     warn_of_high_perplexity([pruned("a", 1.49), pruned("b", 1.5), pruned("c", 3)])
     (line,) = caplog.messages
     assert "b (1.50x), c (3.00x)" in line and "a (" not in line and "remove less" in line
+
+
+def test_perplexity_below_dense_is_warning(caplog):
+    warn_of_low_perplexity([pruned("a", 1.0)], "org/model")
+    assert not caplog.messages
+    warn_of_low_perplexity([pruned("a", 1.0), pruned("b", 0.91) | {"perplexity_ratio/c4": 1.2}], "org/model")
+    (line,) = caplog.messages
+    assert "b on wikitext2" in line and "c4" not in line and "a on" not in line
+    assert "ffp evaluate -m b --baseline org/model" in line

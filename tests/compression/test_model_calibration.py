@@ -1,6 +1,7 @@
 """Calibration of the whole model: what it contains, what it keeps, and how it goes on after an interruption."""
 
 import json
+import math
 
 import pytest
 import torch
@@ -8,6 +9,7 @@ from torch.nn.functional import cross_entropy, kl_div
 
 from optimum_ffp import FFPConfig
 from optimum_ffp.allocation.policy import PruningPolicy
+from optimum_ffp.compression.calibration import is_improvement
 from optimum_ffp.compression.training import whole_model
 from optimum_ffp.compression.training.trainer import DistillationTrainer
 from optimum_ffp.errors import FFPError
@@ -70,8 +72,15 @@ def test_several_processes_without_work_folder_are_rejected(tmp_path, monkeypatc
     assert "data" not in vars(pruner.measured)
 
 
+def test_divergence_decides_whether_stage_is_kept():
+    """As on the short chats of a shop, whose model answered badly although its perplexity fell."""
+    before, after = {"perplexity": 14.5, "kl": 0.0387}, {"perplexity": 13.9, "kl": 0.0583}
+    assert is_improvement("training", after, before) and not is_improvement("training", before, after)
+    assert not is_improvement("training", before, {"perplexity": math.inf, "kl": math.nan})
+
+
 @pytest.mark.parametrize(("passes", "before"), [(0, "ridge"), (1, "layers")])
-def test_stage_that_raises_perplexity_is_reverted(pruner, passes, before):
+def test_stage_that_raises_divergence_is_reverted(pruner, passes, before):
     search = pruner.search()
     result = pruner.finish(search, distillation_passes=passes, model_rate=1e3)
     assert result.calibration["kept"] == before

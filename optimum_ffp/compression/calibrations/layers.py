@@ -41,7 +41,7 @@ class Options(Config):
 
 
 def calibrate(task: "CalibrationTask", options: Options) -> "Calibration":
-    """Train every layer on the calibration windows (`distill`), which is kept if it lowers the held-out perplexity."""
+    """Train every layer on the calibration windows (`distill`), which is kept if it lowers the held-out divergence."""
     from ..distillation import distill
     from . import ridge
 

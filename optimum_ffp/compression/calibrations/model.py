@@ -72,7 +72,7 @@ class Options(layers.Options):
 
 
 def calibrate(task: "CalibrationTask", options: Options) -> "Calibration":
-    """Train all layers together on the calibration windows, which is kept if it lowers the held-out perplexity.
+    """Train all layers together on the calibration windows, which is kept if it lowers the held-out divergence.
 
     The loss is the divergence of the pruned model's predictions from the dense model's (`DistillationLoss`). Several
     processes need a journal in a folder, for the checkpoints of the training.

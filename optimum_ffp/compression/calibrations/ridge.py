@@ -12,7 +12,7 @@ from ..expert_ridge import compensated_experts
 def calibrate(task: CalibrationTask) -> Calibration:
     """Return the compensated output projections of all layers.
 
-    Those of a mixture's experts (`compensated_experts`) are kept if they lower the held-out perplexity.
+    Those of a mixture's experts (`compensated_experts`) are kept if they lower the held-out divergence.
     """
     if isinstance(task.sorted_model.family, Mixture):
         return task.conclude("ridge", Calibration({}), compensated_experts(task))

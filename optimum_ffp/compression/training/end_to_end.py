@@ -45,7 +45,7 @@ class TrainingOutput:
     Attributes:
         model: The model in the dtype to save it in, in host memory.
         curve: One record per evaluation: `step`, `tokens`, and on held-out windows `kl` and `perplexity`.
-        best: The record of the resulting weights, which have the lowest perplexity since the start of the training.
+        best: The record of the resulting weights, which have the lowest divergence since the start of the training.
         tokens: Tokens that were read, in forward passes; a backward pass counts as two, with adapters too.
         seconds: Time of the training, excluding interrupted processes.
     """
@@ -114,7 +114,7 @@ class Training:
             model=self._merged(model),
             curve=curve,
             # The first evaluation precedes the training, and is the only one if its loss is not finite.
-            best=min(curve[1:] or curve, key=lambda row: row["perplexity"]),
+            best=min(curve[1:] or curve, key=lambda row: row["kl"]),
             tokens=(1 + GRADIENT_COST) * trained_on + 2 * len(curve) * held_out.numel(),
             seconds=trained.metrics["train_runtime"],
         )
@@ -189,7 +189,7 @@ class Training:
             save_total_limit=1,
             save_only_model=weights_only,
             load_best_model_at_end=True,
-            metric_for_best_model="perplexity",
+            metric_for_best_model="kl",
             greater_is_better=False,
             restore_callback_states_from_checkpoint=bool(options.patience),
             logging_steps=max(1, round(batch.steps / LOGS)),

@@ -47,7 +47,7 @@ class DistillationTrainer(Trainer):
     """Trains a pruned model whose forward pass is a `DistillationLoss`.
 
     An evaluation gives the divergence from the dense model and the perplexity on the held-out windows, `eval_kl` and
-    `eval_perplexity`, and the loss, `eval_loss`. The best weights have the lowest perplexity. A loss that is not
+    `eval_perplexity`, and the loss, `eval_loss`. The best weights have the lowest divergence. A loss that is not
     finite ends the training.
     """
 
