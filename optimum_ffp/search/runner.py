@@ -108,14 +108,14 @@ class PolicySearch:
             dtype=autocast_dtype(measured.model, plan.search_dtype),
             journal=measured.journal,
         )
-        self.curves = measured.prepared.curves
-        if self.curves and plan.method == "no-search" and plan.trains:
-            self.curves = self.curves.tilted(measured.units)
+        self.curves = self.tilted = measured.prepared.curves
+        if self.curves and plan.trains:
+            self.tilted = self.curves.tilted(measured.units)
+        if plan.method == "no-search":
+            self.curves = self.tilted
         # Units of another kind of attention group may have been chosen, and times measured.
         is_known = measured.units == plan.budget.units and times is None
         self.budget = plan.budget if is_known else self._find_budget()
-        # Those of policies without a search.
-        self.equal_scores = np.zeros(len(measured.units))
 
     def _find_budget(self) -> Budget:
         return find_budget(self.measured.model, self.measured.units, self.plan, self.plan.limits, self.times)
@@ -125,6 +125,11 @@ class PolicySearch:
         mapping = self.curves or self.plan.function("mapping")
         # The search runs in every process, and agents may round differently on other machines.
         return processes.from_main(mapping(scores, budget))
+
+    def no_search(self, budget: Budget) -> PruningPolicy:
+        """Return the policy of method `no-search` under a budget."""
+        mapping = self.tilted or self.plan.function("mapping")
+        return processes.from_main(mapping(np.zeros(len(budget.units)), budget))
 
     def run(
         self, warm_start: AgentState | None = None, on_entry: Callable[[dict[str, Any]], Any] = lambda entry: None
@@ -165,7 +170,7 @@ class PolicySearch:
         baselines: dict[str, PruningPolicy] = {}
         if searches:
             baselines |= {"uniform": uniform(self.budget)} if self.budget.is_linear else {}
-            baselines["no-search"] = self.mapping(self.equal_scores, self.budget)
+            baselines["no-search"] = self.no_search(self.budget)
         # The better half of the finalists counts again in the next round.
         total = plan.search_steps + finalist_count(plan.search_steps) + 2 * len(baselines) if searches else None
         description = f"Search, {self.budget}" if plan.compares_policies else None
@@ -208,7 +213,7 @@ class PolicySearch:
         """Compare policies without a search that remove more and more units whole; return the budget of the best."""
         plan, windows = self.plan, np.arange(len(self.measured.data.search))[:WINDOWS]
         is_uniform = plan.method in ("uniform", "homogeneous") and self.budget.is_linear
-        mapping = uniform if is_uniform else partial(self.mapping, self.equal_scores)
+        mapping = uniform if is_uniform else self.no_search
 
         def loss_of(policy: PruningPolicy) -> float:
             return float(np.nan_to_num(self.evaluator([policy], windows).mean(), nan=np.inf))
@@ -219,7 +224,7 @@ class PolicySearch:
 
     def _correct_times(self, times: dict[str, Any]) -> None:
         """Scale the measured times so that they are right for the policy without a search, which is measured whole."""
-        policy = self.mapping(self.equal_scores, self.budget)
+        policy = self.no_search(self.budget)
         scale = max(0, 1 - 1 / self._measured_speed(policy)) / _saved_time(times, policy)
         self.times = times | {"scale": scale}
         self.budget = self._find_budget().without(np.flatnonzero(self.budget.largest == 0))

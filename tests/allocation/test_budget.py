@@ -89,3 +89,10 @@ def test_units_without_cost_are_not_pruned(mapping):
     limit = Limit("kv_cache", 0.5, 45, linear_costs(SMOLLM2, heads, [0] * 60))
     policy = find_choice("mapping", mapping).map_scores(np.zeros(60), Budget(SMOLLM2, [limit], 0.2))
     assert sum(policy.sizes[::2]) == 45 and set(policy.sizes[1::2]) == {1536}
+
+
+@pytest.mark.parametrize("progress", [0.25, 0.5, 1])
+def test_relaxed_budget_is_that_of_lower_sparsity(progress):
+    relaxed, expected = sparsity_budget(SMOLLM2, 0.4).relaxed(progress), sparsity_budget(SMOLLM2, 0.4 * progress)
+    # Both are rounded down to whole parameters.
+    assert relaxed.allowed == pytest.approx(expected.allowed, abs=1)

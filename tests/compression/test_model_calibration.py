@@ -2,6 +2,7 @@
 
 import json
 import math
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -9,9 +10,11 @@ from torch.nn.functional import cross_entropy, kl_div
 
 from optimum_ffp import FFPConfig
 from optimum_ffp.allocation.policy import PruningPolicy
-from optimum_ffp.compression.calibration import is_improvement
+from optimum_ffp.compression.calibration import Calibration, CalibrationTask, is_improvement
 from optimum_ffp.compression.training import whole_model
+from optimum_ffp.compression.training.end_to_end import Training
 from optimum_ffp.compression.training.trainer import DistillationTrainer
+from optimum_ffp.data import Windows
 from optimum_ffp.errors import FFPError
 from optimum_ffp.modeling.families import find_family, find_units
 from optimum_ffp.modeling.loading import LoadOptions
@@ -86,6 +89,40 @@ def test_stage_that_raises_divergence_is_reverted(pruner, passes, before):
     assert result.calibration["kept"] == before
     assert [one["stage"] for one in result.calibration["stages"]] == ["ridge", *["layers"] * passes, "model"]
     assert_same_weights(result.model, pruner.finish(search, calibration=before, distillation_passes=passes).model)
+
+
+def test_model_trains_at_two_thirds_of_rate_after_layers(pruner, monkeypatch):
+    search, run, rates = pruner.search(), Training.run, []
+
+    def watch(training, *arguments):
+        matrices = [one for name, one in training.student.named_parameters() if "proj" in name]
+        sizes = torch.tensor([float(one.detach().square().mean().sqrt()) for one in matrices])
+        rates.append(training.learning_rate / float(sizes.median()))
+        return run(training, *arguments)
+
+    monkeypatch.setattr(Training, "run", watch)
+    for passes in (0, 1):
+        pruner.finish(search, distillation_passes=passes, model_rate=None)
+    # To two digits.
+    assert rates[1] / rates[0] == pytest.approx(2 / 3, rel=0.1)
+
+
+@pytest.mark.parametrize(("last", "kept"), [(22.0, "ridge"), (18.0, "model")])
+def test_stage_is_compared_with_kept_one(last, kept):
+    """The layers are worse than ridge regression, and the model is better than the layers, but not than that."""
+    figures = {"layers": (20.0, 25.0), "model": (last,)}
+
+    def measured(journal, name, measure):
+        return [{"perplexity": one, "kl": one / 100} for one in figures[name.removeprefix("held-out-")]]
+
+    layerwise = SimpleNamespace(counter=SimpleNamespace(value=measured))
+    data = SimpleNamespace(held_out=Windows(torch.zeros(1, 2), "", ""))
+    task = CalibrationTask(SimpleNamespace(layerwise=layerwise, ridges=[None]), None, data, None, None)
+    weights = {stage: {stage: torch.zeros(1)} for stage in ("ridge", *figures)}
+    found = Calibration(weights["ridge"])
+    for stage in figures:
+        found = task.conclude(stage, found, weights[stage])
+    assert found.record["kept"] == kept and found.weights is weights[kept]
 
 
 @pytest.mark.parametrize("name", ["llama", pytest.param("phi3", marks=pytest.mark.slow)])

@@ -12,8 +12,9 @@ from torch.nn.functional import kl_div
 
 from optimum_ffp import FFPModelForCausalLM, evaluate
 from optimum_ffp.config.texts import TextMix
-from optimum_ffp.data import DataRequest, load_windows
+from optimum_ffp.data import DataRequest, Windows, load_windows
 from optimum_ffp.errors import FFPError
+from optimum_ffp.evaluation.record import compare_records
 from optimum_ffp.modeling.loading import LoadOptions, load_any
 from optimum_ffp.utils.standard_error import block_error
 from tests.helpers import (
@@ -252,3 +253,15 @@ def test_model_in_training_mode_is_evaluated_without_dropout(folders):
 def test_loaded_model_without_name_requires_tokenizer():
     with pytest.raises(FFPError, match="tokenizer="):
         evaluate(make_tiny_model(), dataset=None)
+
+
+def test_error_of_perplexity_ratio_equals_bootstrap():
+    generator, windows = torch.Generator().manual_seed(0), 400
+    losses = torch.randn(2, windows, generator=generator).double() * torch.tensor([[0.3], [0.1]]) + 3
+    records = {
+        role: {"projection_parameters": 0, "perplexity": {"losses": row.tolist()}, "other_texts": []}
+        for role, row in zip(("model", "baseline"), losses)
+    }
+    compare_records(records, {role: [Windows(torch.zeros(windows, 2), "", "")] for role in records})
+    drawn = (losses[0] - losses[1])[torch.randint(windows, (2000, windows), generator=generator)].mean(1).exp()
+    assert records["model"]["perplexity"]["ratio_error"] == pytest.approx(float(drawn.std()), rel=0.3)

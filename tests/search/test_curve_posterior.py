@@ -143,3 +143,12 @@ def test_nonfinite_gradient_of_unit_does_not_affect_others():
     decreases = np.ones((len(UNITS), PARTS))
     regression.observe(broken, -broken, decreases, decreases)
     assert set(regression.equations["unit"]) == set(range(1, len(UNITS))) and np.isfinite(regression.solve()).all()
+
+
+def test_error_of_measured_ratio_equals_bootstrap():
+    generator, windows = np.random.default_rng(2), 64
+    gradients, decreases = generator.normal(1, 0.3, (windows, len(UNITS))), np.full((len(UNITS), PARTS), 0.5 / PARTS)
+    regression = MultiplierRegression(UNITS)
+    regression.observe(gradients, -gradients, decreases, decreases)
+    drawn = gradients[generator.integers(windows, size=(2000, windows))].mean(1) / 0.5
+    assert regression.equations["error"][: len(UNITS)] == pytest.approx(drawn.var(0), rel=0.3)

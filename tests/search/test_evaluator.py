@@ -32,3 +32,11 @@ def test_journaled_losses_are_not_measured_again(sorted_model, windows, tmp_path
     compensated = CandidateEvaluator(sorted_model, np.zeros(6), windows, compensated=True, journal=journal)
     with pytest.raises(TypeError):
         compensated([policy], np.arange(6))
+
+
+def test_journal_keeps_losses_of_different_windows_apart(sorted_model, windows, tmp_path):
+    journal = Journal.open(tmp_path / "work", {}, resume=False)
+    policy, alone = random_policy(sorted_model, 0), CandidateEvaluator(sorted_model, np.zeros(6), windows)
+    saving = CandidateEvaluator(sorted_model, np.zeros(6), windows, journal=journal)
+    for chosen in ([0, 1], [4, 1], [0, 1, 2]):
+        assert saving([policy], np.array(chosen)).tolist() == alone([policy], np.array(chosen)).tolist()

@@ -99,20 +99,18 @@ def test_search_record_matches_evaluations(search):
     assert record.best_perplexity == pytest.approx(reference_perplexity(sliced, tokens), rel=1e-5)
 
 
-def test_baselines_are_uniform_and_no_search_policies(search):
-    prepared, tokens = search.measured.prepared, search.measured.data.search.tokens
-    zeros, budget = np.zeros(len(search.measured.units)), search.budget
-    expected = {"uniform": uniform(budget), "no-search": prepared.curves(zeros, budget)}
-    baselines = search.run().baselines
-    assert baselines.keys() == expected.keys()
+@pytest.mark.parametrize("calibration", ["ridge", "layers"])
+def test_baselines_are_policies_of_methods_without_search(search, calibration):
+    measured, counter, plan = search.measured, search.measured.layerwise.counter, search.plan
+    plan, sorted_model = replace(plan, calibration=calibration), measured.prepared.sorted_model
+    baselines = PolicySearch(measured, plan).run().baselines
+    assert baselines.keys() == {"uniform", "no-search"}
     for name, found in baselines.items():
-        sliced = prepared.sorted_model.materialize(expected[name], prepared.sorted_model.compensated(expected[name]))
-        assert found == pytest.approx(reference_perplexity(sliced, tokens), rel=1e-5)
-    counter = search.measured.layerwise.counter
-    for name, policy in expected.items():
         before = counter.tokens
-        alone = PolicySearch(search.measured, replace(search.plan, method=name, calibration="ridge")).run()
-        assert alone.policy == policy and not alone.log and counter.tokens == before
+        alone = PolicySearch(measured, replace(plan, method=name)).run()
+        assert not alone.log and counter.tokens == before
+        sliced = sorted_model.materialize(alone.policy, sorted_model.compensated(alone.policy))
+        assert found == pytest.approx(reference_perplexity(sliced, measured.data.search.tokens), rel=1e-5)
 
 
 def test_no_search_with_training_prunes_earlier_layers_more(search):

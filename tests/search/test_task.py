@@ -80,3 +80,19 @@ def test_nonfinite_perplexity_is_rejected_at_end_of_search(task):
     assert task.excess_losses([policy], np.arange(8)) == [np.inf] and task.log[-1]["perplexity"] is None
     with pytest.raises(FFPError, match="no candidate has a finite perplexity"):
         task.conclude([np.zeros(6)])
+
+
+@pytest.mark.parametrize("count", [4, 8])
+def test_best_finalist_has_lowest_mean_over_all_windows(task, count):
+    uneven, even = (task.map_scores(scores) for scores in np.random.default_rng(4).normal(size=(2, 6)))
+    losses = {uneven: np.tile([0.1, 0.1, 0.9, 0.9], count // 4), even: np.full(count, 0.3)}
+
+    class Evaluate:
+        dense_losses = np.zeros(count)
+
+        def __call__(self, policies, chosen):
+            return np.array([losses[policy][chosen] for policy in policies])
+
+    task.best, task.evaluate = None, Evaluate()
+    found = task.choose([uneven, even])
+    assert found.policy == even and found.best_perplexity == pytest.approx(np.exp(0.3))

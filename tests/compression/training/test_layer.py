@@ -68,3 +68,19 @@ def test_weight_scale_ignores_zeros_of_sparse_matrix():
     sparse = torch.where(torch.rand(64, 64, generator=torch.Generator().manual_seed(1)) < 0.7, 0.0, weight)
     assert _size(weight) == pytest.approx(1, rel=0.1) and _size(sparse) == pytest.approx(1, rel=0.1)
     assert _size(torch.zeros(8)) == 0
+
+
+def test_learning_rate_warms_up_and_decays_over_all_passes(regression, monkeypatch):
+    rates, step = [], torch.optim.Adam.step
+
+    def watch(optimizer, *arguments):
+        rates.append(optimizer.param_groups[0]["lr"])
+        step(optimizer, *arguments)
+
+    monkeypatch.setattr(torch.optim.Adam, "step", watch)
+    train(regression, 4, 0.05)
+    assert len(rates) == 4 * WINDOWS
+    peak = rates.index(max(rates))
+    assert 0 < peak < 8 and rates[peak] == pytest.approx(0.05 * _size(torch.ones(1)), rel=0.05)
+    assert rates[: peak + 1] == sorted(rates[: peak + 1]) and rates[peak:] == sorted(rates[peak:], reverse=True)
+    assert rates[0] < 0.3 * rates[peak] and rates[-1] < 0.01 * rates[peak]

@@ -1,6 +1,7 @@
 import pytest
 
 from optimum_ffp.config.prune import GRADIENT_COST
+from optimum_ffp.search.task import SearchTask
 from tests.search.loss_landscape import SyntheticLandscape, regret, run
 
 
@@ -26,3 +27,17 @@ def test_every_update_measures_new_policy_on_rotating_windows():
     policies, windows = zip(*asked)
     assert len(set(policies)) > 1 and policies[0] == run("no-search")[0].policy
     assert sorted(windows[0] + windows[1]) == list(range(8)) and windows[0] == windows[2]
+
+
+def test_second_finalist_averages_second_half_of_search(monkeypatch):
+    seen, map_scores = [], SearchTask.map_scores
+
+    def watch(task, scores, *arguments):
+        seen.append(scores)
+        return map_scores(task, scores, *arguments)
+
+    monkeypatch.setattr(SearchTask, "map_scores", watch)
+    run(agent="gradient")
+    *updates, last, averaged, _ = seen
+    later = [*updates, last][(1 + len(updates)) // 2 :]
+    assert averaged == pytest.approx(sum(later) / len(later))
