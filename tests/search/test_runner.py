@@ -95,7 +95,7 @@ def test_search_record_matches_evaluations(search):
     assert record.windows == measured.data.search.describe()
     sorted_model, tokens = measured.prepared.sorted_model, measured.data.search.tokens
     assert record.dense_perplexity == pytest.approx(reference_perplexity(sorted_model.model, tokens), rel=1e-5)
-    sliced = sorted_model.materialize(found.policy, sorted_model.compensated(found.policy))
+    sliced = sorted_model.slice(found.policy, sorted_model.compensated(found.policy))
     assert record.best_perplexity == pytest.approx(reference_perplexity(sliced, tokens), rel=1e-5)
 
 
@@ -106,7 +106,7 @@ def test_baselines_are_uniform_and_no_search_policies(search):
     baselines = search.run().baselines
     assert baselines.keys() == expected.keys()
     for name, found in baselines.items():
-        sliced = prepared.sorted_model.materialize(expected[name], prepared.sorted_model.compensated(expected[name]))
+        sliced = prepared.sorted_model.slice(expected[name], prepared.sorted_model.compensated(expected[name]))
         assert found == pytest.approx(reference_perplexity(sliced, tokens), rel=1e-5)
     counter = search.measured.layerwise.counter
     for name, policy in expected.items():
