@@ -344,7 +344,7 @@ class FFPPruner:
         if plan.calibration != "none":
             evaluated["calibrated"] = test_losses("calibrated", weights=calibration.weights)
         with meter.stage("slicing"):
-            model = sorted_model.materialize(
+            model = sorted_model.slice(
                 policy, calibration.weights, journal=journal, homogeneous=plan.method == "homogeneous"
             )
         with meter.stage("evaluation"):

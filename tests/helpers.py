@@ -425,7 +425,7 @@ def prune_to_sizes(
     sorted_model = SortedModel(layerwise_of(model), units, [torch.arange(unit.unit.groups) for unit in units])
     sizes = tuple(max(smallest, size(unit.unit.groups, index)) for index, unit in enumerate(units))
     policy = PruningPolicy(sorted_model.units, sizes)
-    return sorted_model.materialize(policy, homogeneous=homogeneous), policy
+    return sorted_model.slice(policy, homogeneous=homogeneous), policy
 
 
 def prune_experts(model: PreTrainedModel) -> tuple[PreTrainedModel, list[torch.Tensor], PruningPolicy]:
@@ -438,7 +438,7 @@ def prune_experts(model: PreTrainedModel) -> tuple[PreTrainedModel, list[torch.T
     ]
     sorted_model = SortedModel(layerwise_of(model), units, orders)
     policy = PruningPolicy(sorted_model.units, (6,) * len(units))
-    return sorted_model.materialize(policy), orders, policy
+    return sorted_model.slice(policy), orders, policy
 
 
 def save_pruned_model(name: str, folder: Path) -> Path:

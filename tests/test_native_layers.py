@@ -20,7 +20,7 @@ NATIVE = ("llama", "phi3", "gemma2", "gemma3", "olmo2")
 )
 def test_checkpoint_loads_with_native_per_layer_config(name, sizes, groups, windows, tmp_path, monkeypatch):
     sorted_model, _ = make_sorted_model(make_tiny_model(name, **sizes), windows, groups)
-    pruned = sorted_model.materialize(random_policy(sorted_model, 1))
+    pruned = sorted_model.slice(random_policy(sorted_model, 1))
     pruned.save_pretrained(tmp_path)
     layer_class = type(pruned.base_model.layers[0])
     build = layer_class.__init__

@@ -73,7 +73,7 @@ def folders(tmp_path_factory) -> dict[str, Path]:
                     for policy in homogeneous_policies(sparsity_budget(sorted_model.units, 0.3))
                     if is_homogeneous(sorted_model.model, policy)
                 )
-            pruned = sorted_model.materialize(policy, homogeneous=EQUAL in case)
+            pruned = sorted_model.slice(policy, homogeneous=EQUAL in case)
         found[case] = tmp_path_factory.mktemp("pruned") / case
         pruned.save_pretrained(found[case])
         # Tokenizers of these model types are rebuilt as their own kind, whatever the file says.

@@ -192,7 +192,7 @@ class SortedModel:
         removed = [self.units[index].kind for index in self.members(layer) if not policy.sizes[index]]
         return tuple(f"{name}." for kind in removed for name in modules[kind])
 
-    def materialize(
+    def slice(
         self,
         policy: PruningPolicy,
         weights: Mapping[str, torch.Tensor] | None = None,

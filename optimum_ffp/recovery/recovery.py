@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from transformers import PreTrainedModel, PreTrainedTokenizerBase, TrainerCallback
 
 from ..checkpoint.pushing import push_result
 from ..checkpoint.recovered import save_recovered, source_folder
@@ -138,11 +138,12 @@ class FFPRecovery:
         return cls(student, dense, tokenizer, config, name, teacher_id, work_folder, report_to, load_options)
 
     @memory_errors(REMEDIES, "the recovery")
-    def recover(self, resume: bool = False) -> RecoveryRecord:
+    def recover(self, resume: bool = False, callbacks: Sequence[TrainerCallback] = ()) -> RecoveryRecord:
         """Train, and measure the models before and after.
 
         Args:
             resume: Whether to resume from the last checkpoint in the work folder.
+            callbacks: Callbacks for the `Trainer`.
 
         Returns:
             The record of the recovery; also stored as `self.record`. `self.student` is the recovered model.
@@ -160,7 +161,7 @@ class FFPRecovery:
         self._measure(self.student, data, "pruned")
         # Before the training, which converts the dense model.
         dtypes = {"dense": self.teacher.dtype, "pruned": compute_dtype(self.teacher.device, self.stored_dtype)}
-        trained = self._train(windows["tokens"], data.held_out.tokens)
+        trained = self._train(windows["tokens"], data.held_out.tokens, callbacks)
         self.student = trained.model
         self._measure(self.student, data, "recovered")
         # Measuring converted it to the compute dtype.
@@ -275,7 +276,9 @@ class FFPRecovery:
 
         self.losses[name] = self.journal.value(f"test-losses-{name}", measure)
 
-    def _train(self, windows: torch.Tensor, held_out: torch.Tensor) -> TrainingOutput:
+    def _train(
+        self, windows: torch.Tensor, held_out: torch.Tensor, callbacks: Sequence[TrainerCallback]
+    ) -> TrainingOutput:
         """Train the student; the result keeps its dtype."""
         if self.bf16:
             convert(self.teacher, torch.bfloat16)
@@ -289,6 +292,7 @@ class FFPRecovery:
                 batch=self.batch,
                 bf16=self.bf16,
                 tracker=tracker,
+                callbacks=callbacks,
             )
             trained = training.run(windows, held_out, self.journal.checkpoints)
         if not is_improvement("the training", trained.curve[0], trained.best):

@@ -66,9 +66,9 @@ def test_fitted_final_norm_lowers_held_out_divergence(tiny_model, windows):
     policy, held_out = random_policy(sorted_model, 2), windows[:3]
     distilled = distill_layers(sorted_model, policy, windows, held_out, passes=4)
     norm, dense = distilled.last_norm, sorted_model.model
-    pruned = sorted_model.materialize(policy, distilled.weights)
+    pruned = sorted_model.slice(policy, distilled.weights)
     own = {name: weight for name, weight in distilled.weights.items() if name not in norm.weights}
-    before = sorted_model.materialize(policy, own)
+    before = sorted_model.slice(policy, own)
     for model, found in ((before, norm.before), (pruned, norm.after)):
         assert found == pytest.approx(float(divergences(model, dense, held_out).mean()), rel=1e-3)
     assert norm.after < norm.before

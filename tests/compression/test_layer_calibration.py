@@ -49,10 +49,10 @@ def test_held_out_layer_errors_match_whole_model_and_decrease(windows, group):
     sorted_model, _ = make_sorted_model(make_tiny_model(), windows, (group,))
     dense, policy, held_out = make_tiny_model(), random_policy(sorted_model, 2), windows[:3]
     distilled = distill_layers(sorted_model, policy, windows, held_out)
-    pruned, fits = sorted_model.materialize(policy, distilled.weights), distilled.layers
+    pruned, fits = sorted_model.slice(policy, distilled.weights), distilled.layers
     for layer in (0, 1):
         assert fits[layer].after == pytest.approx(layer_error(pruned, dense, held_out, layer, windows), rel=1e-3)
-    ridge = sorted_model.materialize(policy, sorted_model.compensated(policy))
+    ridge = sorted_model.slice(policy, sorted_model.compensated(policy))
     assert fits[0].before == pytest.approx(layer_error(ridge, dense, held_out, 0, windows), rel=1e-3)
     assert fits[0].after < 0.95 * fits[0].before
     # Later layers make up for what earlier ones have lost.
@@ -128,7 +128,7 @@ def test_first_token_error_is_trained_without_start_token(windows):
         sorted_model, _ = make_sorted_model(make_tiny_model(), windows)
         policy = random_policy(sorted_model, 2)
         distilled = distill_layers(sorted_model, policy, windows, windows[:3], start_token=start_token)
-        pruned = sorted_model.materialize(policy, distilled.weights)
+        pruned = sorted_model.slice(policy, distilled.weights)
         errors[start_token] = float(token_errors(pruned, dense, first, 0, windows).mean())
     assert errors[False] < 0.95 * errors[True]
     # With a start token the error is that of windows alone.

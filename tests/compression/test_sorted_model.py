@@ -1,4 +1,4 @@
-"""Sliced equals masked: the views, the materialized model and the reloaded checkpoint against zeroed columns."""
+"""Sliced equals masked: the views, the sliced model and the reloaded checkpoint against zeroed columns."""
 
 import copy
 
@@ -85,7 +85,7 @@ def check_sliced_equals_masked(model, windows, folder, groups=(None,), change=la
 
     with apply_policy(sorted_model, policy) as model:
         assert logits_match(model(windows).logits, expected)
-    sliced = sorted_model.materialize(policy)
+    sliced = sorted_model.slice(policy)
     assert logits_match(sliced(windows).logits, expected)
     removed = dense.num_parameters() - sliced.num_parameters()
     blocks = sum(unit.parameters for unit in sorted_model.units) - policy.kept_parameters
@@ -145,7 +145,7 @@ def test_dense_policy_is_identity(tiny_model, windows):
     sorted_model, _ = make_sorted_model(tiny_model, windows)
     dense = PruningPolicy.dense(sorted_model.units)
     for outputs in (None, sorted_model.compensated(dense)):
-        assert (sorted_model.materialize(dense, outputs)(windows).logits - before).abs().max() < 1e-4
+        assert (sorted_model.slice(dense, outputs)(windows).logits - before).abs().max() < 1e-4
 
 
 def test_dense_model_is_restored_after_error(tiny_model, windows):
@@ -169,20 +169,20 @@ def test_replaced_parameters_are_restored_after_context(tiny_model, windows):
     with apply_policy(sorted_model, policy, weights) as model:
         replaced = model(windows).logits
     assert (replaced - plain).abs().max() > 1e-3
-    assert logits_match(sorted_model.materialize(policy, weights)(windows).logits, replaced)
+    assert logits_match(sorted_model.slice(policy, weights)(windows).logits, replaced)
     assert torch.equal(sorted_model.model(windows).logits, before)
 
 
 def test_weights_of_trained_model_reproduce_its_logits(tiny_model, windows):
     sorted_model, _ = make_sorted_model(tiny_model, windows)
     policy = random_policy(sorted_model, 0)
-    trained = sorted_model.materialize(policy)
+    trained = sorted_model.slice(policy)
     outer = {id(matrix) for matrix in outer_matrices(trained)}
     for parameter in trained.parameters():
         if id(parameter) not in outer:
             parameter.data.mul_(1 + 0.1 * torch.randn_like(parameter))
     weights, expected = weights_of(trained, sorted_model.model, policy), trained(windows).logits
-    assert torch.equal(sorted_model.materialize(policy, weights)(windows).logits, expected)
+    assert torch.equal(sorted_model.slice(policy, weights)(windows).logits, expected)
     with apply_policy(sorted_model, policy, weights) as model:
         assert logits_match(model(windows).logits, expected)
 

@@ -45,7 +45,7 @@ def test_homogeneous_policy_gives_dense_class_checkpoint(name, heads, windows, t
     with apply_policy(sorted_model, policy) as changed_model, torch.no_grad():
         expected = changed_model(windows).logits
     is_plain = is_homogeneous(sorted_model.model, policy)
-    pruned = sorted_model.materialize(policy, homogeneous=is_plain)
+    pruned = sorted_model.slice(policy, homogeneous=is_plain)
     assert is_plain == (type(pruned) is type(model))
     whole = all(size == unit.groups for unit, size in zip(policy.units[::2], policy.sizes[::2]))
     # Of eight or four heads with two queries each, without two, 32 is a multiple.

@@ -32,7 +32,7 @@ def prune(model, config):
     sorted_model = SortedModel(layerwise_of(model), units, [torch.arange(unit.unit.groups) for unit in units])
     curves = CurveMapping([np.linspace(1, 0, unit.groups + 1) ** 2 for unit in sorted_model.units])
     budget = find_budget(model, sorted_model.units, config, config.limits, config.costs)
-    return sorted_model.materialize(curves(np.zeros(len(units)), budget)), budget
+    return sorted_model.slice(curves(np.zeros(len(units)), budget)), budget
 
 
 # Models with tied embeddings, fused projections, biases, or sliding windows.

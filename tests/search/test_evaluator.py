@@ -18,7 +18,7 @@ def test_candidate_losses_equal_losses_of_sliced_model(sorted_model, windows, co
     found = evaluate(policies, np.array([4, 1]))
     for policy, losses in zip(policies, found):
         outputs = sorted_model.compensated(policy) if compensated else None
-        sliced = sorted_model.materialize(policy, outputs)
+        sliced = sorted_model.slice(policy, outputs)
         assert losses == pytest.approx(reference_losses(sliced, windows[[4, 1]]).numpy(), rel=1e-5)
 
 

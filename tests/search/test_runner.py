@@ -95,7 +95,7 @@ def test_search_record_matches_evaluations(search):
     assert record.windows == measured.data.search.describe()
     sorted_model, tokens = measured.prepared.sorted_model, measured.data.search.tokens
     assert record.dense_perplexity == pytest.approx(reference_perplexity(sorted_model.model, tokens), rel=1e-5)
-    sliced = sorted_model.materialize(found.policy, sorted_model.compensated(found.policy))
+    sliced = sorted_model.slice(found.policy, sorted_model.compensated(found.policy))
     assert record.best_perplexity == pytest.approx(reference_perplexity(sliced, tokens), rel=1e-5)
 
 
@@ -109,7 +109,7 @@ def test_baselines_are_policies_of_methods_without_search(search, calibration):
         before = counter.tokens
         alone = PolicySearch(measured, replace(plan, method=name)).run()
         assert not alone.log and counter.tokens == before
-        sliced = sorted_model.materialize(alone.policy, sorted_model.compensated(alone.policy))
+        sliced = sorted_model.slice(alone.policy, sorted_model.compensated(alone.policy))
         assert found == pytest.approx(reference_perplexity(sliced, measured.data.search.tokens), rel=1e-5)
 
 

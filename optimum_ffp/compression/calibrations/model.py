@@ -87,7 +87,7 @@ def calibrate(task: "CalibrationTask", options: Options) -> "Calibration":
     training = journal.part(processes.count())
 
     def train() -> "dict[str, torch.Tensor]":
-        student = sorted_model.materialize(task.policy, before.weights)
+        student = sorted_model.slice(task.policy, before.weights)
         trained = _train(student, task, options, training.checkpoints)
         counter.add(trained.tokens // processes.count())
         return weights_of(trained.model, sorted_model.model, task.policy)

@@ -2,7 +2,7 @@
 
 import json
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 from torch.utils.data import StackDataset
-from transformers import EarlyStoppingCallback, PreTrainedModel, PrinterCallback, TrainingArguments
+from transformers import EarlyStoppingCallback, PreTrainedModel, PrinterCallback, TrainerCallback, TrainingArguments
 
 from ...config import TrainingOptions
 from ...config.prune import GRADIENT_COST
@@ -67,6 +67,7 @@ class Training:
         dtype: Dtype of the result.
         learning_rate: Peak learning rate.
         bf16: Whether to compute in bfloat16.
+        callbacks: Callbacks of `Trainer` besides our own.
     """
 
     student: PreTrainedModel
@@ -77,6 +78,7 @@ class Training:
     batch: Batch
     bf16: bool
     tracker: Tracker | None = None
+    callbacks: Sequence[TrainerCallback] = ()
 
     def run(self, windows: torch.Tensor, held_out: torch.Tensor, folder: Path | None = None) -> TrainingOutput:
         """Train on windows in order, resuming from the last checkpoint in a folder if there is one.
@@ -130,7 +132,7 @@ class Training:
             self._arguments(folder, weights_only),
             train_dataset=datasets[0],
             eval_dataset=datasets[1],
-            callbacks=[EarlyStoppingCallback(options.patience)] if options.patience else [],
+            callbacks=[*self.callbacks, *([EarlyStoppingCallback(options.patience)] if options.patience else [])],
         )
         # It prints every log.
         trainer.remove_callback(PrinterCallback)
