@@ -69,15 +69,19 @@ def _metadata(view: Mapping[str, Any], title: str) -> ModelCardData:
     mixes = [TextMix.parse(mix) for step in steps for mix in (step["dataset"], step["eval_dataset"]) if mix]
     sources = [text.hub_dataset for mix in mixes for text in mix]
     # A quantized model has not been measured.
-    tests = [] if view["quantization"] else (recoveries or [view])[-1]["tests"]
+    measured = {"tests": [], "samples": []} if view["quantization"] else (recoveries or [view])[-1]
+    # Of the relations that the Hub defines (adapter, merge, quantized and finetune), none means pruned.
+    relation = "quantized" if view["quantization"] else "finetune"
     return ModelCardData(
         base_model=view["base"] if view["base_url"] else None,
+        base_model_relation=relation if view["base_url"] else None,
         library_name="transformers",
         pipeline_tag="text-generation",
         tags=["pruned", "optimum-ffp", "structured-pruning"],
         datasets=[*dict.fromkeys(source[0] for source in sources if source)] or None,
         model_name=title,
-        eval_results=[*filter(None, map(_evaluation, tests))],
+        eval_results=[*filter(None, map(_evaluation, measured["tests"]))],
+        widget=[_widget_example(sample, view["model"].chat) for sample in measured["samples"]] or None,
         **provenance.license,
     )
 
@@ -102,3 +106,10 @@ def _evaluation(test: Mapping[str, Any]) -> EvalResult | None:
         metric_name="Perplexity",
         metric_value=round(test["final"], 4),
     )
+
+
+def _widget_example(sample: Mapping[str, str], chat: bool) -> dict[str, Any]:
+    """Return a prompt and what the final model writes, which the model page shows where the Hub can't run the model."""
+    prompt = sample["prompt"]
+    example = {"messages": [{"role": "user", "content": prompt}]} if chat else {"text": prompt}
+    return example | {"output": {"text": sample.get("recovered", sample["pruned"])}}

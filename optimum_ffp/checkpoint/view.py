@@ -53,6 +53,7 @@ def view_record(record: Record) -> dict[str, Any]:
         "removed_whole": removed_whole(units),
         "prunes_attention": any(row.unit == "attention" and row.group != "all_heads" for row in units),
         "tests": [_view_test(test) for test in provenance.tests],
+        "samples": provenance.samples,
         "sample_tokens": NEW_TOKENS,
         "data": dataset,
         "tokens": sum(count for stage, count in provenance.tokens.items() if stage != "evaluation"),

@@ -45,7 +45,8 @@ def test_model_card_of_local_base_model(record):
     ):
         assert text in card
     data = ModelCard(card).data
-    assert data.base_model is None and data.license is None and data.datasets == ["Salesforce/wikitext"]
+    assert data.base_model is None and data.get("base_model_relation") is None
+    assert data.license is None and data.datasets == ["Salesforce/wikitext"]
     # Perplexities that are not finite are no results.
     assert [result.metric_value for result in data.eval_results] == [40.0]
 
@@ -79,7 +80,9 @@ def test_model_card_of_quantized_model_has_no_results(record):
     record["quantization"] = {"scheme": "w4a16", "group_size": 32, "windows": None, "llmcompressor": "0.14.0.1"}
     card = render_card(record, "me/it")
     assert "recovered, w4a16\n" in card and "rounded to the nearest" in card and "vllm serve me/it" in card
-    assert "torchao" not in card and "ffp export" not in card and not ModelCard(card).data.eval_results
+    assert "torchao" not in card and "ffp export" not in card
+    data = ModelCard(card).data
+    assert not data.eval_results and data.get("widget") is None and data.base_model_relation == "quantized"
 
 
 def test_model_card_names_removed_layers_and_vllm_options(record):
@@ -109,6 +112,18 @@ def test_model_card_marks_small_test_sets(record):
     assert "small sample" in small.dataset_name and "small sample" not in large.dataset_name
 
 
+def test_model_card_metadata_has_answers_of_final_model(record):
+    written = "First\n---\n'second': <b>\\"
+    record["recovery"][-1]["samples"] = {"What is 2 * 3?": written}
+    (example,) = ModelCard(render_card(record, "me/it")).data.widget
+    assert example["messages"] == [{"role": "user", "content": "What is 2 * 3?"}]
+    assert example["output"] == {"text": written}
+    del record["recovery"]
+    record["model"]["chat"] = False
+    (example,) = ModelCard(render_card(record, "me/it")).data.widget
+    assert example == {"text": "What is 2 * 3?", "output": {"text": record["provenance"]["samples"][0]["pruned"]}}
+
+
 def test_model_card_escapes_html_outside_code(record):
     hostile = "<script>alert(1)<b>"
 
@@ -122,6 +137,6 @@ def test_model_card_escapes_html_outside_code(record):
 
     record["provenance"]["revision"], record["recovery"][0]["passes"] = None, {hostile: 2.0}
     card = render_card(poison(record), hostile)
-    # Code blocks and spans show HTML as it is.
-    outside = re.sub(r"```.*?\n```|`[^`\n]*`", "", card, flags=re.DOTALL)
+    # Code blocks, code spans and the examples of the widget show HTML as it is.
+    outside = re.sub(r"```.*?\n```|`[^`\n]*`|\nwidget:.*?(?=\n\w)", "", card, flags=re.DOTALL)
     assert "<script" in card and "&lt;script" in outside and "<script" not in outside
