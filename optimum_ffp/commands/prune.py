@@ -4,6 +4,7 @@ import shlex
 from argparse import ArgumentParser, Namespace
 from collections.abc import Sequence
 from dataclasses import asdict
+from functools import partial
 from typing import TYPE_CHECKING
 
 from ..config import FFPConfig
@@ -77,6 +78,7 @@ class FFPPruneCommand(Command):
 
         from ..checkpoint.saving import load_agent
         from ..modeling.loading import LoadOptions, shape_of
+        from ..planning.estimate import fit_to_texts
         from ..planning.make import make_plans
         from ..pruner import FFPPruner
         from ..utils import processes
@@ -89,16 +91,18 @@ class FFPPruneCommand(Command):
         if run.is_finished(request, [record and record.request for record in map(Record.read, folders)]):
             return
         agent, options = load_agent(args.warm_start), LoadOptions(**load_options(args), base_model=config.base_model)
+        shape = shape_of(args.model, options)
         plans, estimate = make_plans(
             configs,
-            shape_of(args.model, options),
+            shape,
             options,
             local_processes=run.local_processes,
             decided=saved_decision(run.work_folder) if args.resume else None,
             warm_start=agent is not None,
         )
         models = [one for one in (config.policy, args.warm_start) if one]
-        if not run.begin(estimate, config, models, {front: b"\x89PNG"} if swept else {}):
+        fit = partial(fit_to_texts, plans=plans, model=shape, model_id=args.model, options=options)
+        if not run.begin(estimate, config, models, {front: b"\x89PNG"} if swept else {}, fit):
             return
         pruner = FFPPruner.from_pretrained(args.model, plans[0], run.work_folder, args.report_to, **asdict(options))
         records, results = [], []

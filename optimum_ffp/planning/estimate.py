@@ -3,7 +3,7 @@
 import math
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import torch
 from transformers import PreTrainedModel
@@ -20,12 +20,13 @@ from ..compression.training.batch import Batch
 from ..compression.training.whole_model import training_batch, trains_in_bfloat16
 from ..config import RecoveryPlan
 from ..config.prune import GRADIENT_COST
-from ..data import DataRequest
+from ..data import DataRequest, count_windows
 from ..data.self_generated import cache_bytes
 from ..engine.layer_runner import activation_bytes
 from ..engine.layerwise_model import HEADROOM, hidden_state_bytes
+from ..errors import FFPError
 from ..modeling.families import ModelUnit, decoder_layers, find_family, outer_matrices
-from ..modeling.loading import LoadOptions, resolve_device
+from ..modeling.loading import LoadOptions, load_tokenizer, resolve_device
 from ..plan import Plan
 from ..search.runner import search_windows
 from ..utils import processes
@@ -81,6 +82,7 @@ class Estimate:
         lora: Rank of the adapters that a prune trains; 0 if it trains weights.
         budget: A line per limit of every prune.
         quantized: Bytes of the dense weights in quantizations of llama.cpp, which need no prune.
+        texts: A line per local text (`fit_to_texts`).
     """
 
     machine: Machine
@@ -93,6 +95,7 @@ class Estimate:
     lora: int = 0
     budget: Sequence[str] = ()
     quantized: Mapping[str, int] = field(default_factory=dict)
+    texts: Sequence[str] = ()
 
     @property
     def memory(self) -> dict[str, tuple[int, int]]:
@@ -254,7 +257,7 @@ class PruneEstimator:
             device=device,
             host=self.local_processes * (PROCESS_BYTES + host),
             disk=len(self.plans) * on_disk + work,
-            tokens=self.max_tokens(),
+            tokens=max_tokens(self.plans, self.written),
             offload=plan.offload,
             calibration=plan.calibration,
             lora=plan.lora,
@@ -266,22 +269,55 @@ class PruneEstimator:
             },
         )
 
-    def max_tokens(self) -> int:
-        """Return an upper bound of the tokens of the prunes, with those of the windows that the model writes."""
-        plan, options = self.plan, self.plan.options.get("calibration")
-        measured, calibrated, has_gradients = plan.num_samples, 0, plan.needs_fishers
-        if isinstance(options, layers.Options):
-            calibrated = options.windows(plan.num_samples, plan.held_out_samples)
-        if self.prunes_experts:
-            has_gradients = plan.expert_criterion == "loss"
-            calibrated += 0 if plan.calibration == "none" else plan.num_samples + 4 * plan.held_out_samples
-        if has_gradients:
-            measured += GRADIENT_COST * plan.fisher_samples
-        searches = sum(search_windows(one) for one in self.plans)
-        # Start tokens, and tokens that are also read as the first of a text.
-        repeated = 1.1 + (1 / plan.first_tokens if plan.first_tokens else 0)
-        windows = repeated * (measured + len(self.plans) * calibrated) + self.written + plan.search_samples + searches
-        return math.ceil(windows * plan.seq_len)
+
+def max_tokens(plans: Sequence[Plan], written: int) -> int:
+    """Return an upper bound of the tokens of prunes, with those of the windows that the model writes."""
+    plan, options = plans[0], plans[0].options.get("calibration")
+    measured, calibrated, has_gradients = plan.num_samples, 0, plan.needs_fishers
+    if isinstance(options, layers.Options):
+        calibrated = options.windows(plan.num_samples, plan.held_out_samples)
+    if plan.budget.units[0].kind == "experts":
+        has_gradients = plan.expert_criterion == "loss"
+        calibrated += 0 if plan.calibration == "none" else plan.num_samples + 4 * plan.held_out_samples
+    if has_gradients:
+        measured += GRADIENT_COST * plan.fisher_samples
+    searches = sum(search_windows(one) for one in plans)
+    # Start tokens, and tokens that are also read as the first of a text.
+    repeated = 1.1 + (1 / plan.first_tokens if plan.first_tokens else 0)
+    windows = repeated * (measured + len(plans) * calibrated) + written + plan.search_samples + searches
+    return math.ceil(windows * plan.seq_len)
+
+
+def fit_to_texts(
+    estimate: Estimate, plans: Sequence[Plan], model: PreTrainedModel, model_id: str, options: LoadOptions
+) -> Estimate:
+    """Return an estimate for no more windows than local texts fill, which are read if the model has a tokenizer.
+
+    Raises `FFPError` as `load_windows`.
+    """
+    request, missing, lines = DataRequest.of_prune(plans[0]), Counter(), []
+    try:
+        tokenizer = load_tokenizer(model_id, options)
+    except FFPError:
+        return estimate
+    for name, found in count_windows(tokenizer, model, request).items():
+        asked = request.counts(name)
+        missing.update({role: asked[role] - found[role] for role in asked})
+        windows = f"{found['calibration']} of {asked['calibration']} calibration windows"
+        lines.append(f"{name} fills {windows} of {request.length:,} tokens")
+    calibration = request.calibration - missing["calibration"]
+    search = request.search + request.held_out - missing["search"]
+    fitting = [
+        replace(
+            plan,
+            num_samples=calibration,
+            fisher_samples=min(plan.fisher_samples, calibration),
+            search_samples=min(plan.search_samples, search),
+            held_out_samples=min(plan.held_out_samples, search),
+        )
+        for plan in plans
+    ]
+    return replace(estimate, tokens=max_tokens(fitting, request.generated), texts=lines)
 
 
 def estimate_recovery(
