@@ -4,13 +4,14 @@ import hashlib
 import logging
 import sys
 from argparse import Namespace
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from ..checkpoint.pushing import push_checkpoint
 from ..config import FFPConfig, RecoveryPlan
 from ..config.fields import argument_name
+from ..errors import FFPError
 from ..planning.estimate import Estimate, format_bytes
 from ..planning.preflight import find_problems, free_disk
 from ..utils import processes
@@ -67,12 +68,8 @@ class Run:
         config: FFPConfig | RecoveryPlan,
         models: Sequence[str] = (),
         files: Mapping[str, bytes] | None = None,
-        fit_to_texts: Callable[[Estimate], Estimate] | None = None,
     ) -> bool:
-        """Raise the first problem, or prepare the work folder. With `--plan`, print all and return `False` instead.
-
-        A plan without problems reads local texts.
-        """
+        """Raise the first problem, or prepare the work folder. With `--plan`, print all and return `False` instead."""
         problems = find_problems(
             config,
             models=[self.args.model, *models],
@@ -84,8 +81,7 @@ class Run:
             repositories=self.repositories,
         )
         if self.args.plan:
-            found = [*map(str, problems)]
-            self._show_plan(fit_to_texts(estimate) if fit_to_texts and not found else estimate, found)
+            self._show_plan(estimate, problems)
         elif processes.is_main():
             for problem in problems:
                 raise problem
@@ -94,11 +90,11 @@ class Run:
             begin_work(self.work_folder, self.args.resume)
         return not self.args.plan
 
-    def _show_plan(self, estimate: Estimate, problems: Sequence[str]) -> None:
+    def _show_plan(self, estimate: Estimate, problems: Iterable[FFPError]) -> None:
         """Print required and available resources, also to `--json FILE`; exit with code 2 if there are problems."""
-        folder = self.folders[0]
+        found, folder = [*dict.fromkeys(map(str, [*problems, *estimate.problems]))], self.folders[0]
         record = {"command": self.command, "role": "plan", "model": folder, "tokens": estimate.tokens}
-        record |= {"warnings": "\n".join(estimate.warnings), "problems": "\n".join(problems)}
+        record |= {"warnings": "\n".join(estimate.warnings), "problems": "\n".join(found)}
         rows = {"budget": "; ".join(estimate.budget)} if estimate.budget else {}
         needs = estimate.memory | {"disk": (estimate.disk, free_disk(folder))}
         for name, (needed, available) in needs.items():
@@ -109,8 +105,8 @@ class Run:
             rows["calibration"] = estimate.calibration + lora
             record |= {"calibration": estimate.calibration, "lora": estimate.lora}
             rows["offload"] = record["offload"] = estimate.offload
-        if estimate.texts:
-            rows["text"] = record["text"] = "; ".join(estimate.texts)
+        if estimate.text:
+            rows["text"] = record["text"] = estimate.text
         rows["tokens"] = f"at most {estimate.tokens:,}, plus those of the evaluation"
         if estimate.quantized:
             sizes = " and ".join(f"{format_bytes(size)} in {name}" for name, size in estimate.quantized.items())
@@ -118,8 +114,8 @@ class Run:
             record |= {f"quantized_bytes/{name}": size for name, size in estimate.quantized.items()}
         write_records(self.args.json, [record])
         warnings = [f"warning: {warning}" for warning in estimate.warnings]
-        print("\n".join([format_rows(rows.items()), *warnings, *(f"problem: {problem}" for problem in problems)]))
-        if problems:
+        print("\n".join([format_rows(rows.items()), *warnings, *(f"problem: {problem}" for problem in found)]))
+        if found:
             sys.exit(USER_ERROR)
 
     def upload(self) -> None:

@@ -55,13 +55,16 @@ def load_windows(tokenizer: PreTrainedTokenizerBase, model: PreTrainedModel, req
     """
     reader, texts, reported = TextReader(tokenizer, model, request), request.texts, request.reported
     held_out = texts.divide(request.held_out)
+    # Cut together with the held-out windows, which are then taken off, so that they are disjoint.
+    search = {name: count + held_out[name] for name, count in texts.divide(request.search).items()}
+    calibration, tests = texts.divide(request.calibration), dict.fromkeys(reported.names, request.test)
     loaded: dict[str, dict[str, Windows]] = {}
     for name, text in {text.name: text for text in (*texts, *reported)}.items():
-        counts = request.counts(name) | ({"test": request.test} if name in reported.names else {})
+        counts = {role: by_text.get(name, 0) for role, by_text in zip(ROLES, (calibration, search, tests))}
+        counts = {role: count for role, count in counts.items() if count != 0}
         loaded[name] = reader.load(text, counts) if counts else {}
-        # Cut together, so that they are disjoint.
-        if requested := counts.get("search"):
-            loaded[name] |= _hold_out(loaded[name]["search"], requested, held_out[name])
+        if search.get(name):
+            loaded[name] |= _hold_out(loaded[name]["search"], search[name], held_out[name])
     mixes = [
         _mix([windows[role] for windows in loaded.values() if role in windows], str(texts), request)
         for role in ("calibration", "search", "held_out")
@@ -74,15 +77,6 @@ def load_windows(tokenizer: PreTrainedTokenizerBase, model: PreTrainedModel, req
                 f"{windows.length} tokens; use more text, or a smaller seq_len"
             )
     return data
-
-
-def count_windows(
-    tokenizer: PreTrainedTokenizerBase, model: PreTrainedModel, request: DataRequest
-) -> dict[str, dict[str, int]]:
-    """Return how many windows each local text fills, of those in `request.counts`. Errors are as in `load_windows`."""
-    reader = TextReader(tokenizer, model, request)
-    loaded = {text.name: reader.load(text, request.counts(text.name)) for text in request.texts if text.is_local}
-    return {name: {role: len(windows) for role, windows in by_role.items()} for name, by_role in loaded.items()}
 
 
 class TextReader:

@@ -66,12 +66,6 @@ class DataRequest:
         """Create the request of a prune."""
         return cls.of(plan, plan.seq_len, token, calibration=plan.num_samples, search=plan.search_samples)
 
-    def counts(self, name: str) -> dict[str, int]:
-        """Return the number of windows of a text for calibration, and for the search with those held out, if any."""
-        roles = {"calibration": (self.calibration,), "search": (self.search, self.held_out)}
-        counts = {role: sum(self.texts.divide(one).get(name, 0) for one in totals) for role, totals in roles.items()}
-        return {role: count for role, count in counts.items() if count}
-
     @property
     def generated(self) -> int:
         """Number of windows that the model generates."""
