@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import asdict
 from typing import TYPE_CHECKING
 
-from ..config import FFPConfig
+from ..config import FFPConfig, RecoveryConfig
 from ..config.budgets import LIMITS
 from ..config.fields import argument_name
 from ..config.prune import OFFLOADS
@@ -77,6 +77,7 @@ class FFPPruneCommand(Command):
 
         from ..checkpoint.saving import load_agent
         from ..modeling.loading import LoadOptions, shape_of
+        from ..planning.estimate import fit_to_text
         from ..planning.make import make_plans
         from ..pruner import FFPPruner
         from ..utils import processes
@@ -89,14 +90,17 @@ class FFPPruneCommand(Command):
         if run.is_finished(request, [record and record.request for record in map(Record.read, folders)]):
             return
         agent, options = load_agent(args.warm_start), LoadOptions(**load_options(args), base_model=config.base_model)
+        shape = shape_of(args.model, options)
         plans, estimate = make_plans(
             configs,
-            shape_of(args.model, options),
+            shape,
             options,
             local_processes=run.local_processes,
             decided=saved_decision(run.work_folder) if args.resume else None,
             warm_start=agent is not None,
         )
+        if args.plan:
+            estimate = fit_to_text(estimate, plans, shape, args.model, options)
         models = [one for one in (config.policy, args.warm_start) if one]
         if not run.begin(estimate, config, models, {front: b"\x89PNG"} if swept else {}):
             return
@@ -121,7 +125,7 @@ def print_result(
     """Print the summary of a prune, or the table of a sweep, whose plot is written to `front`."""
     from ..checkpoint.plots import write_front
     from ..hub.naming import without_folders
-    from .summary import summarize, sweep_table, warn_of_high_perplexity, warn_of_low_perplexity
+    from .summary import summarize, sweep_table, warn_of_perplexity
 
     if swept:
         print(sweep_table(records))
@@ -129,9 +133,20 @@ def print_result(
         print(f"Pareto front: {front}")
     else:
         command = recovery_command(result.base_model, config, result.revision, str(records[0]["model"]))
-        print(summarize(records, command))
-    warn_of_high_perplexity(records[:-1])
-    warn_of_low_perplexity(records[:-1], result.base_model)
+        print(summarize(records, command + max_tokens_option(result)))
+    warn_of_perplexity(records[:-1])
+
+
+def max_tokens_option(result: "PruningResult") -> str:
+    """Return the option for a recovery that reads text once; empty if its default does, or not all of it is local."""
+    from ..data import DataRequest, training_windows
+
+    plan, tokens = result.plan, int(RecoveryConfig().max_tokens)
+    if not all(text.is_local for text in plan.texts):
+        return ""
+    request, count = DataRequest.of(plan, plan.seq_len), tokens // plan.seq_len
+    passes = max(training_windows(result.tokenizer, result.model, request, count)[1].values())
+    return f" --max-tokens {tokens / passes:.0f}" if passes > 1 else ""
 
 
 def read_configs(args: Namespace) -> tuple[str | None, list[FFPConfig]]:

@@ -82,10 +82,8 @@ def prune_records(result: PruningResult, folder: str) -> list[Figures]:
     pruned |= {"calibration": result.calibration.get("kept", result.plan.calibration)}
     pruned |= _perplexities(tests, "pruned") | {"tokens": result.tokens} | _cost(result.cost)
     dense = _model("prune", "dense", result.base_model, result.dense_parameters, result.model.dtype)
-    dense |= _perplexities(tests, "dense")
-    for record in (pruned, dense):
-        record |= {f"sample/{sample['prompt']}": sample[record["role"]] for sample in result.samples}
-    return [pruned, dense]
+    records = [pruned, dense | _perplexities(tests, "dense")]
+    return [one | {f"sample/{row['prompt']}": row[one["role"]] for row in result.samples} for one in records]
 
 
 def recovery_records(recovery: FFPRecovery, folder: str, meter: StageMeter) -> list[Figures]:
@@ -109,9 +107,8 @@ def recovery_records(recovery: FFPRecovery, folder: str, meter: StageMeter) -> l
     records[0] |= {"tokens": (1 + GRADIENT_COST) * result.tokens, "trained_tokens": result.tokens} | _cost(meter)
     records[0] |= {f"sample/{prompt}": text for prompt, text in result.samples.items()}
     if result.dense_teacher:
-        records[-1] |= {f"sample/{sample['prompt']}": sample["dense"] for sample in prune.provenance.samples}
-    else:
-        records[-1]["role"] = "teacher"
+        records[-1] |= {f"sample/{row['prompt']}": row["dense"] for row in prune.provenance.samples}
+    records[-1]["role"] = "dense" if result.dense_teacher else "teacher"
     return records
 
 

@@ -68,7 +68,7 @@ class FFPRecoverCommand(Command):
         from ..utils.profiling import StageMeter
         from .records import recovery_records, write_records
         from .run import Run
-        from .summary import summarize, warn_of_low_perplexity
+        from .summary import summarize, warn_of_perplexity
 
         run, options = Run("recover", args, [folder]), LoadOptions(**load_options(args))
         student = empty_model(read_pruned_config(args.model, options))
@@ -97,7 +97,7 @@ class FFPRecoverCommand(Command):
         if processes.is_main():
             records = recovery_records(recovery, folder, meter)
             print(summarize(records, evaluation_command(recovery, folder, args.model)))
-            warn_of_low_perplexity(records[:1], teacher)
+            warn_of_perplexity(records[:1])
             write_records(args.json, records)
         run.upload()
 

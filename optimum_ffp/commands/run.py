@@ -92,7 +92,7 @@ class Run:
 
     def _show_plan(self, estimate: Estimate, problems: Iterable[FFPError]) -> None:
         """Print required and available resources, also to `--json FILE`; exit with code 2 if there are problems."""
-        found, folder = [*map(str, problems)], self.folders[0]
+        found, folder = [*dict.fromkeys(map(str, [*problems, *estimate.problems]))], self.folders[0]
         record = {"command": self.command, "role": "plan", "model": folder, "tokens": estimate.tokens}
         record |= {"warnings": "\n".join(estimate.warnings), "problems": "\n".join(found)}
         rows = {"budget": "; ".join(estimate.budget)} if estimate.budget else {}
@@ -105,6 +105,8 @@ class Run:
             rows["calibration"] = estimate.calibration + lora
             record |= {"calibration": estimate.calibration, "lora": estimate.lora}
             rows["offload"] = record["offload"] = estimate.offload
+        if estimate.text:
+            rows["text"] = record["text"] = estimate.text
         rows["tokens"] = f"at most {estimate.tokens:,}, plus those of the evaluation"
         if estimate.quantized:
             sizes = " and ".join(f"{format_bytes(size)} in {name}" for name, size in estimate.quantized.items())

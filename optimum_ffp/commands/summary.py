@@ -1,7 +1,6 @@
 """What `ffp prune` and `ffp recover` print at the end."""
 
 import logging
-import shlex
 from collections.abc import Iterable, Sequence
 
 from ..config.budgets import format_value
@@ -50,18 +49,14 @@ def _stages(record: Figures) -> list[list[str]]:
         f"{one} {record[f'held_out_perplexity/{one}']:,.2f} ({record[f'held_out_divergence/{one}']:.4f})"
         for one in stages
     ]
-    return [
-        ["calibration", f"held-out perplexity (and divergence): {', '.join(texts)}; kept: {record['calibration']}"]
-    ]
+    return [["calibration", f"held-out perplexity (divergence): {', '.join(texts)}; kept: {record['calibration']}"]]
 
 
 def _sample(records: Sequence[Figures]) -> list[list[str]]:
     """Return a row with the first prompt of the samples, if there are any, and one with what each model writes."""
-    rows = []
-    for key in [name for name in records[0] if name.startswith("sample/")][:1]:
-        written = {f"- {one['role']}": " ".join(one[key].split()) for one in reversed(records) if key in one}
-        rows += [["sample", key.partition("/")[2]], *([role, text[:WIDTH]] for role, text in written.items())]
-    return rows
+    key = next((name for name in records[0] if name.startswith("sample/")), "")
+    written = [[f"- {one['role']}", " ".join(one[key].split())[:WIDTH]] for one in reversed(records) if key in one]
+    return [["sample", key.partition("/")[2]], *written] if key else []
 
 
 def sweep_table(records: Sequence[Figures]) -> str:
@@ -80,29 +75,20 @@ def sweep_table(records: Sequence[Figures]) -> str:
     return "\n" + align(rows)
 
 
-def warn_of_high_perplexity(records: Iterable[Figures]) -> None:
-    """Warn, in one line, of models whose perplexity is at least `HIGH_RATIO` times the dense model's."""
-    ratios = {
-        record["model"]: max(record[f"perplexity_ratio/{text}"] for text in _texts(record)) for record in records
-    }
-    if high := [f"{model} ({ratio:.2f}x)" for model, ratio in ratios.items() if ratio >= HIGH_RATIO]:
+def warn_of_perplexity(records: Iterable[Figures]) -> None:
+    """Warn of models whose perplexity is at least `HIGH_RATIO` times the dense model's, or lower."""
+    ratios = [(one["model"], text, one[f"perplexity_ratio/{text}"]) for one in records for text in _texts(one)]
+    if high := [f"{model} ({ratio:.2f}x on {text})" for model, text, ratio in ratios if ratio >= HIGH_RATIO]:
         logger.warning(
             "perplexity is much higher than the dense model's: %s; remove less, calibrate on more text "
             "(--num-samples), or train the model with ffp recover",
             ", ".join(high),
         )
-
-
-def warn_of_low_perplexity(records: Iterable[Figures], dense: str) -> None:
-    """Warn, in one line, of models whose perplexity on a text is below that of the dense model."""
-    low = [(one["model"], text) for one in records for text in _texts(one) if one[f"perplexity_ratio/{text}"] < 1]
-    if low:
-        words = ["optimum-cli", "ffp", "evaluate", "-m", low[0][0], "--baseline", dense, "--dataset", "OTHER_TEXT"]
+    if low := [f"{model} on {text}" for model, text, ratio in ratios if ratio < 1]:
         logger.warning(
             "perplexity is lower than the dense model's: %s; the model has adapted to this text and may answer worse: "
-            "look at the samples in its README.md, and measure other text with %s",
-            ", ".join(f"{model} on {text}" for model, text in low),
-            shlex.join(words),
+            "look at the samples in its README.md, and measure other text with ffp evaluate --dataset OTHER_TEXT",
+            ", ".join(low),
         )
 
 

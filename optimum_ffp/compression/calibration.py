@@ -77,10 +77,8 @@ class CalibrationTask:
 
 
 def is_improvement(training: str, before: Mapping[str, float], after: Mapping[str, float]) -> bool:
-    """Return whether a training lowers the divergence from the dense model on held-out windows; log the figures.
-
-    The perplexity alone falls too if a model adapts to the text and forgets the rest.
-    """
+    """Return whether a training lowers the divergence from the dense model on held-out windows; log the figures."""
+    # The perplexity also falls if a model adapts to a small text and forgets the rest.
     is_closer = after["kl"] < before["kl"]
     logger.info(
         f"{training} is {'kept' if is_closer else 'discarded'}: on held-out windows, divergence "

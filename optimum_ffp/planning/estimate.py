@@ -3,7 +3,7 @@
 import math
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import torch
 from transformers import PreTrainedModel
@@ -20,12 +20,13 @@ from ..compression.training.batch import Batch
 from ..compression.training.whole_model import training_batch, trains_in_bfloat16
 from ..config import RecoveryPlan
 from ..config.prune import GRADIENT_COST
-from ..data import DataRequest
+from ..data import DataRequest, load_windows
 from ..data.self_generated import cache_bytes
 from ..engine.layer_runner import activation_bytes
 from ..engine.layerwise_model import HEADROOM, hidden_state_bytes
+from ..errors import FFPError
 from ..modeling.families import ModelUnit, decoder_layers, find_family, outer_matrices
-from ..modeling.loading import LoadOptions, resolve_device
+from ..modeling.loading import LoadOptions, load_tokenizer, resolve_device
 from ..plan import Plan
 from ..search.runner import search_windows
 from ..utils import processes
@@ -81,6 +82,8 @@ class Estimate:
         lora: Rank of the adapters that a prune trains; 0 if it trains weights.
         budget: A line per limit of every prune.
         quantized: Bytes of the dense weights in quantizations of llama.cpp, which need no prune.
+        text: How many windows local text fills.
+        problems: Why it can't be used.
     """
 
     machine: Machine
@@ -93,6 +96,8 @@ class Estimate:
     lora: int = 0
     budget: Sequence[str] = ()
     quantized: Mapping[str, int] = field(default_factory=dict)
+    text: str | None = None
+    problems: tuple[FFPError, ...] = ()
 
     @property
     def memory(self) -> dict[str, tuple[int, int]]:
@@ -254,7 +259,7 @@ class PruneEstimator:
             device=device,
             host=self.local_processes * (PROCESS_BYTES + host),
             disk=len(self.plans) * on_disk + work,
-            tokens=self.max_tokens(),
+            tokens=max_tokens(self.plans),
             offload=plan.offload,
             calibration=plan.calibration,
             lora=plan.lora,
@@ -266,22 +271,44 @@ class PruneEstimator:
             },
         )
 
-    def max_tokens(self) -> int:
-        """Return an upper bound of the tokens of the prunes, with those of the windows that the model writes."""
-        plan, options = self.plan, self.plan.options.get("calibration")
-        measured, calibrated, has_gradients = plan.num_samples, 0, plan.needs_fishers
-        if isinstance(options, layers.Options):
-            calibrated = options.windows(plan.num_samples, plan.held_out_samples)
-        if self.prunes_experts:
-            has_gradients = plan.expert_criterion == "loss"
-            calibrated += 0 if plan.calibration == "none" else plan.num_samples + 4 * plan.held_out_samples
-        if has_gradients:
-            measured += GRADIENT_COST * plan.fisher_samples
-        searches = sum(search_windows(one) for one in self.plans)
-        # Start tokens, and tokens that are also read as the first of a text.
-        repeated = 1.1 + (1 / plan.first_tokens if plan.first_tokens else 0)
-        windows = repeated * (measured + len(self.plans) * calibrated) + self.written + plan.search_samples + searches
-        return math.ceil(windows * plan.seq_len)
+
+def max_tokens(plans: Sequence[Plan]) -> int:
+    """Return an upper bound of the tokens of prunes, with those of the windows that the model writes."""
+    plan, options = plans[0], plans[0].options.get("calibration")
+    measured, calibrated, has_gradients = plan.num_samples, 0, plan.needs_fishers
+    if isinstance(options, layers.Options):
+        calibrated = options.windows(plan.num_samples, plan.held_out_samples)
+    if plan.budget.units[0].kind == "experts":
+        has_gradients = plan.expert_criterion == "loss"
+        calibrated += 0 if plan.calibration == "none" else plan.num_samples + 4 * plan.held_out_samples
+    if has_gradients:
+        measured += GRADIENT_COST * min(plan.fisher_samples, plan.num_samples)
+    others = DataRequest.of_prune(plan).generated + plan.search_samples + sum(map(search_windows, plans))
+    # Start tokens, and tokens that are also read as the first of a text.
+    repeated = 1.1 + (1 / plan.first_tokens if plan.first_tokens else 0)
+    return math.ceil((repeated * (measured + len(plans) * calibrated) + others) * plan.seq_len)
+
+
+def fit_to_text(
+    estimate: Estimate, plans: Sequence[Plan], model: PreTrainedModel, model_id: str, options: LoadOptions
+) -> Estimate:
+    """Return an estimate for no more windows than the text of prunes fills, which is read if all of it is local."""
+    plan, request = plans[0], replace(DataRequest.of_prune(plans[0]), reported=plans[0].texts, test=1)
+    if not all(text.is_local for text in plan.texts):
+        return estimate
+    try:
+        tokenizer = load_tokenizer(model_id, options)
+    except FFPError:
+        # The config is enough for the rest of a plan.
+        return estimate
+    try:
+        data = load_windows(tokenizer, model, request)
+    except FFPError as problem:
+        return replace(estimate, problems=(problem,))
+    filled = {f"{role}_samples": len(windows) for role, windows in data.roles()[1:3]}
+    tokens = max_tokens([replace(one, num_samples=len(data.calibration), **filled) for one in plans])
+    windows = f"{len(data.calibration)} of {plan.num_samples} windows of {plan.seq_len:,} tokens"
+    return replace(estimate, tokens=tokens, text=f"{plan.dataset} fills {windows} to calibrate on")
 
 
 def estimate_recovery(

@@ -37,8 +37,9 @@ def test_prune_writes_checkpoint_and_prints_summary(run, run_ffp, save_tiny_mode
     assert re.findall(r"^[a-z ]+?(?=  )", output, re.MULTILINE) == SUMMARY
     for text in ("seconds/search", "peak_bytes/calibration", "perplexity_ratio/./"):
         assert text in errors
-    # The command of the last line runs as it is.
+    # The command of the last line runs as it is, on the 1500 words of the text, in windows of 24.
     command = shlex.split(output.splitlines()[-1])[2:]
+    assert 1460 < int(command[command.index("--max-tokens") + 1]) <= 1500
     assert command[:2] == ["optimum-cli", "ffp"] and run_ffp(*command[2:], "--plan", "--device", "cpu")[0] == 0
     model = AutoModelForCausalLM.from_pretrained(out, trust_remote_code=True)
     assert torch.isfinite(model(windows).logits).all()
@@ -99,7 +100,7 @@ def test_params_sweep_with_kv_cache_limit(run, save_tiny_model, tmp_path):
     assert json.loads((again / "ffp_config.json").read_text())["policy"] == record["policy"]
     # Another budget replaces both limits.
     code, output, _ = run("-m", model, "--config", folder / "ffp_config.json", "--memory", "500KiB", "--plan")
-    assert code == 0 and "memory 500KiB (dense model" in output and "params" not in output
+    assert code == 0 and "memory 500KiB (dense model" in output and "params" not in output.splitlines()[0]
     code, _, errors = run("-m", model, "--params", "22k", "27k", "--sparsity", 0.1, 0.2)
     assert code == 2 and "only one budget option can have several values" in errors
 

@@ -1,3 +1,4 @@
+import json
 import shutil
 
 import pytest
@@ -5,6 +6,7 @@ from huggingface_hub import constants
 
 from optimum_ffp import FFPError
 from optimum_ffp.planning.preflight import check_disk, check_repositories
+from tests.helpers import make_text
 
 
 FAST = ["--device", "cpu", "--seq-len", "24", "--num-samples", "8", "--search-samples", "2", "--eval-samples", "3"]
@@ -34,6 +36,25 @@ def test_plan_lists_every_blocking_problem(run_ffp, save_tiny_model, tmp_path, m
     assert code == 2
     for problem, word in zip(problems, ("exists", "disk", "none.txt", "no.jsonl"), strict=True):
         assert word in problem
+
+
+def test_plan_counts_windows_that_local_text_fills(run_ffp, save_tiny_model, tmp_path):
+    model, text = save_tiny_model(), tmp_path / "text.txt"
+    words = ["-m", model, tmp_path / "out", "--dataset", text, *FAST, "--plan", "--json", tmp_path / "plan.json"]
+    words += ["--num-samples", 40, "--method", "uniform", "--calibration", "ridge"]
+    plans = {}
+    for size in (10_000, 500):
+        text.write_text(make_text(size, 0))
+        code, output, errors = run_ffp("prune", *words)
+        assert code == 0, errors
+        (plans[size],) = json.loads((tmp_path / "plan.json").read_text())
+        assert plans[size]["text"] in output
+    # Of 500 words, 60 % are to calibrate on.
+    assert "fills 12 of 40 windows" in plans[500]["text"] and "fills 40 of 40" in plans[10_000]["text"]
+    assert plans[500]["tokens"] < plans[10_000]["tokens"] / 2
+    text.write_text("w1 " * 30)
+    code, output, _ = run_ffp("prune", *words)
+    assert code == 2 and "problem: " in output and "less than one window" in output
 
 
 @pytest.mark.parametrize(
