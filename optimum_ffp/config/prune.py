@@ -74,8 +74,9 @@ class FFPConfig(TextConfig):
         "at most their window.",
         "Budget",
         low=1,
+        high=10**8,
     )
-    sequences: int = option(1, "Number of sequences in the KV cache.", "Budget", low=1)
+    sequences: int = option(1, "Number of sequences in the KV cache.", "Budget", low=1, high=10**6)
     speedup: float | None = limit_option(
         "Minimum speed relative to the dense model's, such as 1.3. Attention and FFNs of several sizes are timed "
         "first, on the device that prunes.",
