@@ -276,7 +276,7 @@ def checked(cls: type, values: dict[str, Any]) -> dict[str, Any]:
     """Return the values of a dataclass's fields, read from JSON. Raises `TypeError` if one has another type."""
     for field in fields(cls):
         hints = get_args(field.type) if isinstance(field.type, UnionType) else (field.type,)
-        kinds = tuple(get_origin(hint) or hint for hint in hints)
+        kinds: Any = tuple(get_origin(hint) or hint for hint in hints)
         if field.name in values and not isinstance(values[field.name], (*kinds, int) if float in kinds else kinds):
             raise TypeError(f"{field.name} must be {formatannotation(field.type)}, found {values[field.name]!r:.40}")
     return values
@@ -313,8 +313,8 @@ def check_value(field: Field, value: Any) -> Any:
         return tuple(_check_type(field, element) for element in value)
     if isinstance(value, os.PathLike):
         value = os.fspath(value)
-    if field.name in QUANTITIES:
-        value = parse_quantity(field.name, value)
+    if field.name in QUANTITIES and isinstance(value := parse_quantity(field.name, value), str):
+        return value
     return _check_type(field, value)
 
 

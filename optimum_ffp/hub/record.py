@@ -35,9 +35,7 @@ _record_on_hub = cache(prune_record)
 def require_record(model_id: str | os.PathLike, **hub: Any) -> Record:
     """Return `prune_record`. Raises `FFPError` if there is none."""
     if (record := prune_record(model_id, **hub)) is None:
-        raise FFPError(
-            f"{model_id} has no valid ffp_config.json, or it can't be reached; copy that of the original checkpoint"
-        )
+        raise FFPError(f"{model_id} has no valid {RECORD}, or it can't be reached; copy that of the original model")
     return record
 
 

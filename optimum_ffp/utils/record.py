@@ -262,9 +262,7 @@ class Record:
             return None
         if not isinstance(content, dict) or "schema_version" not in content:
             return None
-        with convert_errors(
-            lambda error: f"{file} has a damaged {RECORD}: {named_line(error)}; copy the original file"
-        ):
+        with convert_errors(lambda error: f"{file} has a damaged {RECORD}: {named_line(error)}; copy the original"):
             return cls.from_dict(content)
 
     def write(self, folder: Path) -> None:
