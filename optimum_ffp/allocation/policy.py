@@ -105,8 +105,10 @@ class UnitSize:
     @classmethod
     def from_dict(cls, row: Mapping[str, Any]) -> "UnitSize":
         """Restore a row, which may lack its group. Raises `KeyError` or `TypeError` if it isn't one."""
-        group = row.get("group", DEFAULT_GROUPS[row["unit"]])
-        return cls(row["layer"], row["unit"], group, row["items"], row["kept"])
+        size = cls(row["layer"], row["unit"], row.get("group", DEFAULT_GROUPS[row["unit"]]), row["items"], row["kept"])
+        if size.group not in GROUP_NAMES or not all(type(one) is int for one in (size.layer, size.items, size.kept)):
+            raise TypeError(f"{size} has a value of another type")
+        return size
 
 
 def block_parameters(units: Sequence[Unit]) -> int:

@@ -15,21 +15,23 @@ COUNTS = {"k": 10**3, "M": 10**6, "B": 10**9, "T": 10**12}
 TOKENS = {"k": 2**10, "M": 2**20}
 # Units of options, and examples of values.
 QUANTITIES = {
-    "params": (COUNTS, "600M or 6B"),
-    "memory": (BYTES, "900MiB or 12GiB"),
+    "params": (COUNTS, "600M, 6B or 80%"),
+    "memory": (BYTES, "900MiB, 12GiB or 80%"),
     "context": (TOKENS, "4096 or 32k"),
     "max_tokens": (COUNTS, "400k or 2M"),
     "batch_tokens": (COUNTS, "8192 or 128k"),
 }
 
 
-def parse_quantity(option: str, value: Any) -> int:
-    """Return the number that a value such as `6B`, `12GiB` or `32k` stands for; raise `FFPError` if malformed."""
+def parse_quantity(option: str, value: Any) -> int | str:
+    """Return the number of `6B`, `12GiB` or `32k`, or a percentage such as `80%`. Raises `FFPError` if malformed."""
     names, example = QUANTITIES[option]
     units = {name.lower(): factor for name, factor in names.items()}
     # Separators of thousands: 6,500,000 and not 6,5.
     plain = re.sub(r"(?<=\d)[ ,_](?=\d{3}(?!\d))", "", str(value)).lower()
-    match = re.fullmatch(r"(\d+(?:\.\d+)?) ?([a-z]*)", plain)
+    if option in LIMITS and re.fullmatch(r"\d{1,2}(\.\d+)? ?%", plain):
+        return plain.replace(" ", "")
+    match = re.fullmatch(r"(\d{1,30}(?:\.\d+)?) ?([a-z]*)", plain)
     if not match or match[2] not in {"", *units}:
         raise FFPError(f"invalid {option} {value!r}; write it as {example}")
     return round(float(match[1]) * units.get(match[2], 1))

@@ -12,8 +12,9 @@ from dataclasses import Field, dataclass, fields
 from difflib import get_close_matches
 from functools import wraps
 from importlib.util import find_spec
-from inspect import cleandoc
+from inspect import cleandoc, formatannotation
 from pathlib import Path
+from types import UnionType
 from typing import Any, ClassVar, TypeVar, get_args, get_origin
 
 from ..errors import FFPError
@@ -264,11 +265,21 @@ def read_file(path: str | os.PathLike) -> dict[str, Any]:
     """Read a JSON object from a file. Raises `OSError` if it can't be read, and `FFPError` if it holds no object."""
     try:
         record = json.loads(expand(path).read_text(encoding="utf-8"))
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise FFPError(f"{path} is not valid JSON: {error}") from None
     if not isinstance(record, dict):
         raise FFPError(f"{path} must hold a JSON object, found {type(record).__name__}")
     return record
+
+
+def checked(cls: type, values: dict[str, Any]) -> dict[str, Any]:
+    """Return the values of a dataclass's fields, read from JSON. Raises `TypeError` if one has another type."""
+    for field in fields(cls):
+        hints = get_args(field.type) if isinstance(field.type, UnionType) else (field.type,)
+        kinds: Any = tuple(get_origin(hint) or hint for hint in hints)
+        if field.name in values and not isinstance(values[field.name], (*kinds, int) if float in kinds else kinds):
+            raise TypeError(f"{field.name} must be {formatannotation(field.type)}, found {values[field.name]!r:.40}")
+    return values
 
 
 def choices_of(field: Field) -> tuple[str, ...]:
@@ -302,8 +313,8 @@ def check_value(field: Field, value: Any) -> Any:
         return tuple(_check_type(field, element) for element in value)
     if isinstance(value, os.PathLike):
         value = os.fspath(value)
-    if field.name in QUANTITIES:
-        value = parse_quantity(field.name, value)
+    if field.name in QUANTITIES and isinstance(value := parse_quantity(field.name, value), str):
+        return value
     return _check_type(field, value)
 
 

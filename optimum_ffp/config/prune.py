@@ -61,9 +61,11 @@ class FFPConfig(TextConfig):
         "several values: each writes its own folder, and a plot shows perplexity against size.",
         default_text=f"{DEFAULT_SPARSITY:g} if no other budget option is set",
     )
-    params: int | str | None = limit_option("Maximum number of parameters, such as 600M or 6B.", low=1)
+    params: int | str | None = limit_option(
+        "Maximum number of parameters, such as 600M, 6B, or 80% of the dense model's.", low=1
+    )
     memory: int | str | None = limit_option(
-        "Maximum memory for the weights and the KV cache together, such as 900MiB or 12GiB.", low=1
+        "Maximum memory for weights and KV cache together, such as 900MiB, 12GiB, or 80% of the dense model's.", low=1
     )
     kv_cache: float | None = limit_option(
         "Maximum size of the KV cache relative to the dense model's, between 0 and 1.", for_experts=False
@@ -74,8 +76,9 @@ class FFPConfig(TextConfig):
         "at most their window.",
         "Budget",
         low=1,
+        high=10**8,
     )
-    sequences: int = option(1, "Number of sequences in the KV cache.", "Budget", low=1)
+    sequences: int = option(1, "Number of sequences in the KV cache.", "Budget", low=1, high=10**6)
     speedup: float | None = limit_option(
         "Minimum speed relative to the dense model's, such as 1.3. Attention and FFNs of several sizes are timed "
         "first, on the device that prunes.",
@@ -327,9 +330,12 @@ class FFPConfig(TextConfig):
 
     @property
     def budget_name(self) -> str:
-        """Name of the budget for folders: `20`, `6B`, `12GiB`, `kv-50`, `1.3x` or `96-experts`."""
+        """Name of the budget for folders: `20`, `6B`, `params-80`, `kv-50`, `1.3x` or `96-experts`."""
         forms, names = {"kv_cache": "kv-{}", "speedup": "{}x", "experts": "{}-experts"}, []
         for limit, value in self.limits.items():
+            if isinstance(value, str):
+                names.append(f"{limit}-{value[:-1]}")
+                continue
             text = f"{100 * value:g}" if limit in ("sparsity", "kv_cache") else format_value(limit, value)
             names.append(forms.get(limit, "{}").format(text))
         return "-".join(names)

@@ -1,5 +1,6 @@
 """Seconds that an attention or an FFN of every size takes, measured in whole models on this device."""
 
+import math
 from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import replace
@@ -41,15 +42,24 @@ def read_costs(config: FFPConfig) -> dict[str, Any] | None:
             return None
         record = Record.read(table)
         table = record.options.get("costs") if record else read_file(table)
-        if not table or "units" not in table:
-            raise FFPError(
-                f"{config.costs} has no measured times; pass a result of a prune with speedup, or a new file"
-            )
+    if config.costs and not _are_times(table):
+        raise FFPError(
+            "costs must have the finite times of a workload; pass a result of a prune with speedup, or a new file"
+        )
     if table and config.workload and parse_workload(config.workload) != parse_workload(table["workload"]):
         raise FFPError(
             f"costs were measured on workload {table['workload']}, found {config.workload}; leave out one of them"
         )
     return table
+
+
+def _are_times(table: Any) -> bool:
+    try:
+        times = [table["dense"], table.get("scale", 1), *(one for row in table["units"] for one in row["seconds"])]
+        parse_workload(table["workload"])
+        return table["dense"] > 0 and all(0 <= one < math.inf for one in times)
+    except (KeyError, TypeError, ValueError):
+        return False
 
 
 def measure_costs(model: PreTrainedModel, workload: str) -> dict[str, Any]:

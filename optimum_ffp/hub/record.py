@@ -9,7 +9,7 @@ from typing import Any
 from transformers.utils.hub import cached_file
 
 from ..allocation.policy import PruningPolicy, Unit, UnitSize
-from ..errors import FFPError
+from ..errors import FFPError, convert_errors, named_line
 from ..utils.folders import expand
 from ..utils.record import RECORD, Record
 
@@ -35,9 +35,7 @@ _record_on_hub = cache(prune_record)
 def require_record(model_id: str | os.PathLike, **hub: Any) -> Record:
     """Return `prune_record`. Raises `FFPError` if there is none."""
     if (record := prune_record(model_id, **hub)) is None:
-        raise FFPError(
-            f"{model_id} has no ffp_config.json, or it can't be reached; copy the file from the original checkpoint"
-        )
+        raise FFPError(f"{model_id} has no valid {RECORD}, or it can't be reached; copy that of the original model")
     return record
 
 
@@ -51,13 +49,9 @@ def policy_rows(source: str) -> Sequence[UnitSize]:
     if record := Record.read(path) if path.exists() else _record_on_hub(source):
         return record.policy.units
     if path.is_file():
-        try:
+        with convert_errors(lambda error: f"{source} can't be read as the units of a policy: {named_line(error)}"):
             if rows := [UnitSize.from_dict(row) for row in json.loads(path.read_text(encoding="utf-8"))]:
                 return rows
-        except (OSError, ValueError) as error:
-            raise FFPError(f"{source} can't be read as a policy: {error}") from None
-        except (AttributeError, KeyError, TypeError):
-            pass
     # It may be there the next time.
     _record_on_hub.cache_clear()
     raise FFPError(

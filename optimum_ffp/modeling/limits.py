@@ -44,13 +44,14 @@ def find_limits(
     parameters, outside = parameter_costs(units), model.num_parameters() - block_parameters(units)
     cache, fixed = _cache_bytes(model, units, config) if given.keys() & {"memory", "kv_cache"} else ([], 0)
     if "params" in given:
-        allowed = given["params"] - outside
-        limits.append(Limit("params", given["params"], allowed, parameters, lambda cost: cost + outside))
+        asked = _asked(given["params"], model.num_parameters())
+        limits.append(Limit("params", asked, asked - outside, parameters, lambda cost: cost + outside))
     if "memory" in given:
         itemsize = model.dtype.itemsize
         costs = [itemsize * weights + keys for weights, keys in zip(parameters, cache)]
         rest = itemsize * outside + fixed
-        limits.append(Limit("memory", given["memory"], given["memory"] - rest, costs, lambda cost: cost + rest))
+        asked = _asked(given["memory"], sum(cost[-1] for cost in costs) + rest)
+        limits.append(Limit("memory", asked, asked - rest, costs, lambda cost: cost + rest))
     if "kv_cache" in given:
         limits.append(_kv_cache_limit(model.config, config.depth, cache, given["kv_cache"]))
     if "speedup" in given and times:
@@ -59,6 +60,11 @@ def find_limits(
         costs, pending = [np.zeros(unit.groups + 1) for unit in units], f"times of {config.workload or WORKLOAD}"
         limits.append(Limit("speedup", given["speedup"], math.inf, costs, pending=pending))
     return limits
+
+
+def _asked(value: float | str, dense: float) -> float:
+    """Return the value of an option, which may be a percentage of that of the dense model."""
+    return math.floor(Fraction(value[:-1]) * int(dense) / 100) if isinstance(value, str) else value
 
 
 def _kv_cache_limit(config: PretrainedConfig, depth: str, cache: Sequence[np.ndarray], fraction: float) -> Limit:

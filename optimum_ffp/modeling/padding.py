@@ -7,6 +7,7 @@ import torch
 from transformers import PreTrainedModel
 
 from ..allocation.policy import Group, PruningPolicy, UnitSize
+from ..errors import convert_errors, one_line
 from .families import TransposedLinear, decoder_layers, find_family, find_units, outer_matrices
 
 
@@ -24,16 +25,17 @@ def padded(dense: PreTrainedModel, pruned: PreTrainedModel, rows: Sequence[UnitS
     weights, names = weights_of(pruned, model, policy), {module: name for name, module in model.named_modules()}
     for parameter in decoder_layers(model).parameters():
         parameter.data.zero_()
-    for unit, size in zip(units, policy.sizes):
-        for module, name, parts in unit.tensors() if size else ():
-            dim, left = parts[0].dim, weights.pop(f"{names[module]}.{name}")
-            whole = getattr(module, name).data.split([part.length(unit.unit.groups) for part in parts], dim)
-            for target, entries in zip(whole, left.split([part.length(size) for part in parts], dim)):
-                target.narrow(dim, 0, entries.shape[dim]).copy_(entries)
-    for name, weight in weights.items():
-        model.get_parameter(name).data.copy_(weight)
-    for matrix, weight in zip(outer_matrices(model), outer_matrices(pruned)):
-        matrix.data.copy_(weight)
+    with convert_errors(lambda error: f"base_model isn't the model that was pruned: {one_line(error)}; pass that"):
+        for unit, size in zip(units, policy.sizes):
+            for module, name, parts in unit.tensors() if size else ():
+                dim, left = parts[0].dim, weights.pop(f"{names[module]}.{name}")
+                whole = getattr(module, name).data.split([part.length(unit.unit.groups) for part in parts], dim)
+                for target, entries in zip(whole, left.split([part.length(size) for part in parts], dim)):
+                    target.narrow(dim, 0, entries.shape[dim]).copy_(entries)
+        for name, weight in weights.items():
+            model.get_parameter(name).data.copy_(weight)
+        for matrix, weight in zip(outer_matrices(model), outer_matrices(pruned)):
+            matrix.data.copy_(weight)
     return model
 
 

@@ -8,7 +8,9 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from ..allocation.policy import PruningPolicy, UnitSize, block_parameters
-from ..config.fields import expand
+from ..config import FFPConfig
+from ..config.fields import checked, expand
+from ..errors import convert_errors, named_line
 from .json import write_json
 
 
@@ -24,8 +26,8 @@ class Section:
 
     @classmethod
     def from_dict(cls: type[Self], content: Mapping[str, Any]) -> Self:
-        """Restore the result of `to_dict`. Raises `TypeError` if a key is missing."""
-        return cls(**{one.name: content[_key(one)] for one in fields(cls) if _key(one) in content})
+        """Restore the result of `to_dict`. Raises `TypeError` if a key is missing or a value has another type."""
+        return cls(**checked(cls, {one.name: content[_key(one)] for one in fields(cls) if _key(one) in content}))
 
     def to_dict(self) -> Row:
         """Return the JSON-ready form."""
@@ -58,7 +60,7 @@ class PolicyRecord(Section):
     @classmethod
     def from_dict(cls, content: Mapping[str, Any]) -> "PolicyRecord":
         """Restore the result of `to_dict`."""
-        return cls(content["sparsity"], content["parameters"], tuple(map(UnitSize.from_dict, content["units"])))
+        return super().from_dict({**content, "units": tuple(map(UnitSize.from_dict, content["units"]))})
 
     def to_dict(self) -> Row:
         """Return the JSON-ready form."""
@@ -238,7 +240,8 @@ class Record:
         values["files"] = tuple(content.get("files", ()))
         values["recovery"] = tuple(map(RecoveryRecord.from_dict, content.get("recovery", ())))
         options = content.keys() - names - {"schema_version"}
-        return cls(options={name: content[name] for name in content if name in options}, **values)
+        values["options"] = checked(FFPConfig, {name: content[name] for name in content if name in options})
+        return cls(**checked(cls, values))
 
     def to_dict(self) -> Row:
         """Return the JSON-ready form, with the options at its top level."""
@@ -251,13 +254,16 @@ class Record:
 
     @classmethod
     def read(cls, file: str | os.PathLike) -> "Record | None":
-        """Return the record in a file, or in that of a folder; `None` if there is none."""
+        """Return the record in a file or a folder; `None` if there is none. Raises `FFPError` if it is damaged."""
         path = Path(expand(file))
         try:
             content = json.loads((path / RECORD if path.is_dir() else path).read_text(encoding="utf-8"))
-            return cls.from_dict(content)
-        except (OSError, ValueError, TypeError, KeyError, AttributeError):
+        except (OSError, ValueError, RecursionError):
             return None
+        if not isinstance(content, dict) or "schema_version" not in content:
+            return None
+        with convert_errors(lambda error: f"{file} has a damaged {RECORD}: {named_line(error)}; copy the original"):
+            return cls.from_dict(content)
 
     def write(self, folder: Path) -> None:
         """Write the record to a folder."""

@@ -65,11 +65,13 @@ def test_policy_is_read_from_record_folder_or_unit_list(tmp_path):
     ("content", "message"),
     [
         (None, "no policy .*sizes.json; pass a pruned folder"),
-        ("{", "can't be read as a policy"),
+        ("{", "can't be read as the units of a policy"),
         ("{}", "no policy"),
-        ('[5, "x"]', "no policy"),
-        ("[{}]", "no policy"),
-        ([{"unit": "mlp"}, {}], "no policy"),
+        ('[5, "x"]', "can't be read"),
+        ("[{}]", "can't be read"),
+        ([{"kept": "2"}, {}], "can't be read"),
+        ([{"group": "head"}, {}], "can't be read"),
+        ([{"unit": "mlp"}, {}], "can't be read"),
         ([{"items": 3}, {}], "another"),
     ],
 )
