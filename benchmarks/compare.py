@@ -1,20 +1,20 @@
-"""Compares methods, sparsities and seeds on one model and dataset, on the same windows.
+"""Compares methods, criteria, sparsities and seeds on one model and dataset, on the same windows.
 
     python benchmarks/compare.py MODEL DATASET [options]
 
 Writes one JSON record per prune (perplexities, losses of every test window, held-out figures of every stage of a
 calibration, sparsity, candidate evaluations, tokens, seconds and peak memory per stage) and prints a table:
 perplexity on the first `--head` test windows, which the method was developed on, and on all after them; and there
-the difference from the method `--against` with the same calibration and seed, in percent of perplexity, with its
-paired standard error over windows (mean over seeds). Tokens are counted in forward passes of the model, those of
-the prune without the evaluation on test windows. Methods other than `paper` share the default preset's statistics,
-importance, curves and evaluator, so that only the search differs. All are compared after ridge regression, as
-candidates of the search are; those in `--distilled` also with the calibration of a prune, the default or that in
-`--options`, and the same policy. The file is updated after every prune. `--options` sets other options of
-`FFPConfig` for the methods of the default preset. With `--work` an interrupted run resumes when it is started again,
-also with more methods; the recorded seconds are those of the last process. `--policies` adds rows for policies of
-files, such as those of `flap.py`, by the name of a method. They share measurements of their own, since layers may
-lose other groups of attention, all of them the same.
+the difference from the method or criterion `--against`, all else equal, in percent of perplexity, with its paired
+standard error over windows (mean over seeds). Methods and criteria may be modules of other packages. Tokens are
+counted in forward passes of the model, those of the prune without the evaluation on test windows. Methods other than
+`paper` share the default preset's statistics, importance, curves and evaluator, so that only the search differs. All
+are compared after ridge regression, as candidates of the search are; those in `--distilled` also with the calibration
+of a prune, the default or that in `--options`, and the same policy. The file is updated after every prune. `--options`
+sets other options of `FFPConfig` for the methods of the default preset. With `--work` an interrupted run resumes when
+it is started again, also with more methods; the recorded seconds are those of the last process. `--policies` adds rows
+for policies of files, such as those of `flap.py`, by the name of a method. They share measurements of their own, since
+layers may lose other groups of attention, all of them the same.
 """
 
 import argparse
@@ -36,21 +36,20 @@ from optimum_ffp.utils.json import write_json
 
 
 # `paper` is a preset; all others are methods of the default preset.
-DEFAULTS = ("paper", "uniform", "no-search", "random", "evolutionary", "ffp")
-# It needs `--options attention=kv-groups`, or query-heads, for a model whose attention can lose either.
-METHODS = (*DEFAULTS, "homogeneous")
+METHODS = ("paper", "uniform", "no-search", "random", "evolutionary", "ffp")
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("model")
     parser.add_argument("dataset")
-    parser.add_argument("--methods", nargs="*", default=DEFAULTS, choices=METHODS)
+    parser.add_argument("--methods", nargs="*", default=METHODS, metavar="METHOD")
+    parser.add_argument("--criteria", nargs="+", default=[None], metavar="CRITERION")
     parser.add_argument("--sparsities", nargs="+", type=float, default=[0.2, 0.3])
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
     parser.add_argument("--eval-samples", type=int, help="Test windows. Default: those of a prune.")
     parser.add_argument("--head", type=int, default=10, help="Test windows that the method was developed on.")
-    parser.add_argument("--against", default="no-search", help="Method to compare the others with.")
+    parser.add_argument("--against", help="Default: the first criterion if there are several, otherwise no-search.")
     parser.add_argument("--distilled", nargs="*", default=("no-search", "ffp"))
     parser.add_argument("--policies", nargs="*", default=[], metavar="NAME=FILE")
     parser.add_argument("--save", type=Path, help="Folder to write all pruned models to.")
@@ -61,39 +60,35 @@ def main() -> None:
     parser.add_argument("--output", type=Path, default=Path("compare.json"))
     args = parser.parse_args()
     policies = [word.partition("=")[::2] for word in args.policies]
-    if unknown := {args.against, *args.distilled} - {*METHODS, *(name for name, _ in policies)}:
-        parser.error(f"{', '.join(unknown)}: neither a method nor the name of a policy")
+    against = args.against or (args.criteria[0] if args.criteria[1:] else "no-search")
+    known = {*METHODS, *args.methods, *args.criteria, *(name for name, _ in policies)}
+    if unknown := {against, *args.distilled} - known:
+        parser.error(f"{', '.join(unknown)}: neither a method, a criterion nor the name of a policy")
 
-    # By measurements that are shared: rows, with their sparsities and options.
-    groups = {
-        "default": [(one, asked, {"method": one}) for asked in args.sparsities for one in args.methods],
-        "paper": [("paper", asked, {"method": "ffp"}) for asked in args.sparsities if "paper" in args.methods],
-        "policies": [(name, None, {"policy": file}) for name, file in policies],
-    }
-    groups["default"] = [row for row in groups["default"] if row[0] != "paper"]
+    # By measurements that are shared: options, and rows with their sparsities and options.
+    options, groups = read_options(args.options), {}
+    rows = [(method, asked, {"method": method}) for asked in args.sparsities for method in args.methods]
+    for criterion in args.criteria:
+        chosen = {"criterion": criterion} if criterion else {}
+        groups[criterion or "default"] = (options | chosen, [row for row in rows if row[0] != "paper"])
+    papers = [("paper", asked, {"method": "ffp"}) for method, asked, _ in rows if method == "paper"]
+    groups["paper"] = ({"preset": "paper", "search_steps": 64}, papers)
+    groups["policies"] = (options, [(name, None, {"policy": file}) for name, file in policies])
     records = []
     for seed in args.seeds:
-        for group, rows in groups.items():
-            for record in run(args, group, rows, seed) if rows else ():
+        for group, (options, rows) in groups.items():
+            for record in run(args, group, options, rows, seed) if rows else ():
                 records.append(record)
                 write_json(args.output, records)
-    print(table(records, args.head, args.against))
+    print(table(records, args.head, against))
 
 
-def run(args: argparse.Namespace, group: str, rows: list[tuple[str, float | None, dict]], seed: int):
+def run(args: argparse.Namespace, group: str, options: dict, rows: list[tuple[str, float | None, dict]], seed: int):
     """Yields the records of one seed and group; all rows share a pruner and its measurements."""
-    options = {"search_steps": 64} if group == "paper" else read_options(args.options)
-    data = {
-        "dataset": args.dataset,
-        "eval_dataset": args.eval_dataset,
-        "eval_samples": args.eval_samples,
-        "seq_len": args.seq_len,
-    }
-    preset = "paper" if group == "paper" else "default"
-    # The default may be less than what a model that was pruned before has lost.
+    data = {name: getattr(args, name) for name in ("dataset", "eval_dataset", "eval_samples", "seq_len")}
+    # The default sparsity may be less than what a model that was pruned before has lost.
     _, sparsity, changes = rows[0]
-    budget = {"sparsity": sparsity, "policy": changes.get("policy")}
-    config = FFPConfig(**{"preset": preset} | options, seed=seed, **budget, **data)
+    config = FFPConfig(**options, seed=seed, sparsity=sparsity, policy=changes.get("policy"), **data)
     work = args.work and args.work / f"{group}-seed{seed}"
     pruner = FFPPruner.from_pretrained(args.model, config, work)
     pruner.open_journal(resume=work is not None)
@@ -108,7 +103,7 @@ def run(args: argparse.Namespace, group: str, rows: list[tuple[str, float | None
             result = pruner.finish(found, calibration=calibration)
             yield {"method": method, "calibration": calibration, "asked": asked} | describe(result)
             if args.save:
-                name = f"{method}-{100 * asked:g}-seed{seed}"
+                name = f"{method}-{f'{group}-' * (group in args.criteria)}{100 * asked:g}-seed{seed}"
                 name += "" if calibration == calibrations[-1] else f"-{calibration}"
                 # `pruner.save_pretrained` would remove the work folder.
                 save_checkpoint(result, args.save / name, overwrite=True)
@@ -154,27 +149,29 @@ def describe(result: PruningResult) -> dict:
 
 
 def table(records: list[dict], head: int, against: str) -> str:
-    """Medians (and ranges) over seeds by method, calibration and sparsity, and paired differences."""
+    """Medians (and ranges) over seeds by method, criterion, calibration and sparsity, and paired differences."""
     groups, parts = defaultdict(dict), (slice(head), slice(head, None))
     for record in records:
-        groups[record["method"], record["calibration"], record["asked"]][record["seed"]] = record
-    columns = ("method", "calibration", "sparsity", f"first {head}", "later", f"against {against}", "on search")
+        key = record["method"], record["options"]["criterion"], record["calibration"], record["asked"]
+        groups[key][record["seed"]] = record
+    criteria = [criterion for _, criterion, *_ in groups]
+    columns = ("method", "criterion", "calibration", "sparsity", f"first {head}", "later", f"against {against}")
     columns += ("candidates", "tokens of the search", "of the prune")
     rows = []
-    for (method, calibration, asked), group in groups.items():
+    for (method, criterion, calibration, asked), group in groups.items():
         losses = [np.array(record["losses"]["calibrated"][0]) for record in group.values()]
-        reference = groups.get((against, calibration, asked), {})
+        # The preset `paper` has a criterion of its own.
+        other = (against, criteria[0] if method == "paper" else criterion)
+        other = (method, against) if against in criteria else other
+        reference = groups.get((*other, calibration, asked), {})
         pairs = [
             np.array(record["losses"]["calibrated"][0]) - reference[seed]["losses"]["calibrated"][0]
             for seed, record in group.items()
-            if method != against and seed in reference
+            if other != (method, criterion) and seed in reference
         ]
-        best = [record["search"].get("perplexity", {}).get("best") for record in group.values()]
-        first = next(iter(group.values()))
-        search = first["search"]
-        cells = [method, calibration, f"{asked:.0%}", *(spread([one[part] for one in losses]) for part in parts)]
-        cells += [difference([pair[head:] for pair in pairs]), f"{median(best):.2f}" if best[0] else ""]
-        cells += [str(search["candidate_evaluations"]), f"{search['tokens_evaluated']:,}"]
+        first, spreads = next(iter(group.values())), [spread([one[part] for one in losses]) for part in parts]
+        cells = [method, criterion, calibration, f"{asked:.0%}", *spreads, difference([pair[head:] for pair in pairs])]
+        cells += [str(first["search"]["candidate_evaluations"]), f"{first['search']['tokens_evaluated']:,}"]
         rows.append([*cells, f"{prune_tokens(first):,}"])
     test, dense = records[0]["test"], np.array(records[0]["losses"]["dense"][0])
     note = f"Dense: {' and '.join(spread([dense[part]]) for part in parts)}. {describe_windows(test)}."

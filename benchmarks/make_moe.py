@@ -84,10 +84,10 @@ def main() -> None:
     layerwise = LayerwiseModel(teacher, find_family(teacher.config))
     student = empty_mixture(teacher, args.experts, args.top_k)
     measure = partial(perplexity, windows=data.search.tokens)
-    options = pruner.plan.options["calibration"]
+    options = pruner.measured.plan.options["calibration"]
     sizes = {"experts": args.experts, "top_k": args.top_k, "layers": args.layers}
-    record: dict[str, Any] = {"options": without_folders(pruner.plan.to_dict()) | sizes}
-    trained = train_layers(layerwise, student, data, pruner.plan)
+    record: dict[str, Any] = {"options": without_folders(pruner.measured.plan.to_dict()) | sizes}
+    trained = train_layers(layerwise, student, data, pruner.measured.plan)
     record |= {"dense": measure(teacher), "start": measure(student)}
     student.model.layers = trained
     record["layers"], tokens = measure(student), layerwise.counter.tokens
@@ -96,10 +96,10 @@ def main() -> None:
             student,
             teacher,
             data,
-            pruner.plan,
+            pruner.measured.plan,
             options.training(args.seed),
             passes=options.model_passes,
-            parts=options.parts(pruner.plan.seq_len),
+            parts=options.parts(pruner.measured.plan.seq_len),
             learning_rate=options.learning_rate,
         )
         student, tokens = trained.model, tokens + trained.tokens

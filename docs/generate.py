@@ -2,9 +2,9 @@
 
 import inspect
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
-from textwrap import dedent, fill
+from textwrap import dedent
 from typing import Any
 
 import optimum_ffp
@@ -44,8 +44,14 @@ def option_table(config_class: type[Config]) -> str:
     return "\n".join(lines)
 
 
-def markdown(docstring: str) -> str:
-    """Return a docstring of Google's style as Markdown, with its sections as lists."""
+def type_name(annotation: Any) -> str:
+    """Return a type as in code, without the modules of classes and the quotes of later ones."""
+    return re.sub(r"\b(\w+\.)+(?=\w)|'", "", inspect.formatannotation(annotation))
+
+
+def markdown(docstring: str, types: Mapping[str, str] | None = None) -> str:
+    """Return a docstring of Google's style as Markdown, with its sections as lists, and the types of some names."""
+    known = types or {}
     sections = re.split(SECTION, inspect.cleandoc(docstring), flags=re.M)
     parts = [sections[0].strip()]
     for title, body in zip(sections[1::2], sections[2::2]):
@@ -54,20 +60,29 @@ def markdown(docstring: str) -> str:
             parts.append("```python\n" + re.sub(r"^>>> ", "", body, flags=re.M) + "\n```")
             continue
         entries = re.sub(r"\n +", " ", body)
-        parts.append(f"**{title}**\n\n" + re.sub(r"^(\w+): ", r"- `\1`: ", entries, flags=re.M))
+        entries = re.sub(r"^(\w+): ", lambda match: f"- `{known.get(match[1], match[1])}`: ", entries, flags=re.M)
+        parts.append(f"**{title}**\n\n{entries}")
     return "\n\n".join(parts)
 
 
 def call(name: str, value: Any) -> str:
-    """Return how a function or class is called, without type hints."""
+    """Return how a function or class is called, with its types; long calls have a line per parameter."""
     signature = inspect.signature(value)
-    parameters = [
-        parameter.replace(annotation=parameter.empty)
-        for parameter in signature.parameters.values()
-        if parameter.name not in ("self", "cls")
-    ]
-    line = name + str(signature.replace(parameters=parameters, return_annotation=signature.empty))
-    return fill(line, width=100, subsequent_indent="    ")
+    parameters = []
+    for parameter in signature.parameters.values():
+        if parameter.name in ("self", "cls"):
+            continue
+        mark = {parameter.VAR_POSITIONAL: "*", parameter.VAR_KEYWORD: "**"}.get(parameter.kind, "")
+        default = "" if parameter.default is parameter.empty else f" = {parameter.default!r}"
+        parameters.append(f"{mark}{parameter.name}: {type_name(parameter.annotation)}{default}")
+    result = "" if inspect.isclass(value) else f" -> {type_name(signature.return_annotation)}"
+    # Constructors of configs return their own class.
+    result = result.replace("~T", name.partition(".")[0])
+    line = f"{name}({', '.join(parameters)}){result}"
+    if len(line) <= 100:
+        return line
+    rows = "".join(f"    {parameter},\n" for parameter in parameters)
+    return f"{name}(\n{rows}){result}"
 
 
 def api_entries(name: str, value: Any) -> Iterator[str]:
@@ -75,7 +90,8 @@ def api_entries(name: str, value: Any) -> Iterator[str]:
     is_config = inspect.isclass(value) and issubclass(value, Config)
     is_error = inspect.isclass(value) and issubclass(value, Exception)
     usage = f"{name}(**options)" if is_config else f"{name}(message)" if is_error else call(name, value)
-    yield f"## {name}\n\n```python\n{usage}\n```\n\n{markdown(value.__doc__)}"
+    types = {one.name: f"{one.name}: {type_name(one.type)}" for one in value.all_fields()} if is_config else {}
+    yield f"## {name}\n\n```python\n{usage}\n```\n\n{markdown(value.__doc__, types)}"
     if not inspect.isclass(value):
         return
     methods = ["from_file"] if is_config else [method for method in vars(value) if not method.startswith("_")]

@@ -12,8 +12,10 @@ if TYPE_CHECKING:
     from .errors import FFPError
     from .evaluation import evaluate
     from .modeling import FFPModelForCausalLM
+    from .modeling.loading import LoadOptions
     from .pruner import FFPPruner
     from .recovery.recovery import FFPRecovery
+    from .utils.progress import report_progress
 
 __all__ = [
     "EvaluationConfig",
@@ -22,10 +24,12 @@ __all__ = [
     "FFPModelForCausalLM",
     "FFPPruner",
     "FFPRecovery",
+    "LoadOptions",
     "PruningPolicy",
     "RecoveryConfig",
     "__version__",
     "evaluate",
+    "report_progress",
 ]
 # Imported on first use: `optimum-cli` imports this package at every start and must not import torch.
 _MODULES = {
@@ -35,9 +39,11 @@ _MODULES = {
     "FFPModelForCausalLM": ".modeling",
     "FFPPruner": ".pruner",
     "FFPRecovery": ".recovery.recovery",
+    "LoadOptions": ".modeling.loading",
     "PruningPolicy": ".allocation.policy",
     "RecoveryConfig": ".config",
     "evaluate": ".evaluation",
+    "report_progress": ".utils.progress",
 }
 
 

@@ -35,7 +35,8 @@ from .modeling.loading import (
 )
 from .modeling.padding import padded
 from .plan import Plan
-from .planning.make import make_plan, make_plans, recalibrated, replace_options
+from .planning.estimate import Estimate, fit_to_text
+from .planning.make import make_plans, recalibrated, replace_options
 from .search.runner import PolicySearch
 from .search.task import check_agent
 from .utils import processes
@@ -77,7 +78,6 @@ class FFPPruner:
         pruned_from: Name of the pruned model, for the record. `model_id` and `options` are those of the dense one.
 
     Attributes:
-        plan: What a prune without other options does.
         measured: Windows, sorted model and losses of the dense model, which do not depend on the search.
         result: Last result of `finish` or `prune`.
 
@@ -115,12 +115,12 @@ class FFPPruner:
         if self.options.offload == "disk" and work_folder is None:
             raise FFPError("offload 'disk' needs a work_folder, which stores what doesn't fit into memory")
         self._length = data.calibration.length if data else None
-        self.plan = config if isinstance(config, Plan) else self._make_plans([config])[0]
+        self._plan = config if isinstance(config, Plan) else self._make_plans([config])[0]
         # Computed before weights are converted and reordered.
         models = {"model": model, "dense": dense} if work_folder else {}
         self._fingerprints = {name: fingerprint(one) for name, one in models.items() if one is not None}
         device = None if self.options.offload == "none" else resolve_device(self.options.device)
-        self.measured = Measurements(model, tokenizer, self.plan, data, device, self.options.token, dense)
+        self.measured = Measurements(model, tokenizer, self._plan, data, device, self.options.token, dense)
         self.result: PruningResult | None = None
         self._is_checked, self._saved_in = False, None
         model.eval().requires_grad_(False)
@@ -141,9 +141,21 @@ class FFPPruner:
     @cached_property
     def _license(self) -> Mapping[str, str]:
         found = read_license(self.model_id, **self.options.hub())
-        if self.plan.base_model and not found:
-            found = read_license(self.plan.base_model, token=self.options.token)
+        if self._plan.base_model and not found:
+            found = read_license(self._plan.base_model, token=self.options.token)
         return found
+
+    @classmethod
+    def plan(cls, model_id: str | os.PathLike, config: FFPConfig | None = None, **options: Any) -> Estimate:
+        """Return what a prune with a work folder needs, as `ffp prune --plan` prints it, without loading weights.
+
+        Arguments and errors are those of `from_pretrained`.
+        """
+        config = config or FFPConfig()
+        load_options = LoadOptions(**{"offload": "auto", "base_model": config.base_model} | options)
+        model = shape_of(os.fspath(model_id), load_options)
+        plans, estimate = make_plans([config], model, load_options)
+        return fit_to_text(estimate, plans, model, os.fspath(model_id), load_options)
 
     @classmethod
     @memory_errors()
@@ -174,7 +186,8 @@ class FFPPruner:
         pinned = pin_commit(name, LoadOptions(**defaults | options))
         if not isinstance(config, Plan):
             decided, saves_work = saved_decision(work_folder) if work_folder else None, work_folder is not None
-            config = make_plan(config, shape_of(name, pinned), pinned, saves_work=saves_work, decided=decided)
+            model = shape_of(name, pinned)
+            (config,), _ = make_plans([config], model, pinned, saves_work=saves_work, decided=decided)
         pinned = replace(pinned, offload=config.offload)
         dense_id, dense_options, rows = find_dense(name, pinned)
         model, tokenizer = load_dense(dense_id, dense_options, expand(work_folder) / EXPERTS if work_folder else None)
@@ -250,14 +263,14 @@ class FFPPruner:
             return
         identity = {
             **self._fingerprints,
-            "config": self.plan.for_stages("measured"),
+            "config": self._plan.for_stages("measured"),
             "versions": package_versions(),
             "device": device_name(self.model.device),
             "computes in": self.measured.compute_dtypes,
             "data": self.measured.given_data,
             # Those of a given policy.
-            "groups": [unit.unit.group for unit in self.measured.unit_variants[0]] if self.plan.policy else None,
-            **({} if self.measured.given_data else processes.on_main(self.plan.hash_files)),
+            "groups": [unit.unit.group for unit in self.measured.unit_variants[0]] if self._plan.policy else None,
+            **({} if self.measured.given_data else processes.on_main(self._plan.hash_files)),
         }
         on_disk = self.options.offload == "disk"
         self.measured.journal = Journal.open(self.work_folder, identity, resume=resume, on_disk=on_disk)
@@ -283,7 +296,7 @@ class FFPPruner:
         Raises:
             FFPError: As `prune`.
         """
-        plan = self._make_plans([replace_options(self.plan.asked, options)])[0] if options else self.plan
+        plan = self._make_plans([replace_options(self._plan.asked, options)])[0] if options else self._plan
         return self._search(plan, warm_start)
 
     def _search(self, plan: Plan, warm_start: WarmStart) -> SearchResult:

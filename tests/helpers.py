@@ -37,7 +37,7 @@ from optimum_ffp.modeling.auto import PER_LAYER_LISTS
 from optimum_ffp.modeling.families import ModelUnit, find_family, find_units
 from optimum_ffp.modeling.loading import LoadOptions
 from optimum_ffp.plan import Plan
-from optimum_ffp.planning.make import make_plan
+from optimum_ffp.planning.make import make_plans
 from optimum_ffp.utils.record import Record
 from optimum_ffp.utils.resume import Journal
 
@@ -307,7 +307,8 @@ def make_pruner(folder, data, work_folder=None, **options):
 def plan_of(model: PreTrainedModel | None = None, data: DataSplits | None = None, **options: Any) -> Plan:
     """The plan for a model, by default a tiny Llama, on the CPU."""
     length = data.calibration.length if data else None
-    return make_plan(FFPConfig(**options), model or make_tiny_model(), LoadOptions("cpu"), length=length)
+    (plan,), _ = make_plans([FFPConfig(**options)], model or make_tiny_model(), LoadOptions("cpu"), length=length)
+    return plan
 
 
 def mixed_units(model: PreTrainedModel, groups: Sequence[Group | None] = (None,)) -> list[ModelUnit]:

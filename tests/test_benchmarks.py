@@ -56,6 +56,51 @@ def test_compare_resumes_from_work_folder(run, save_tiny_model, data_folder, tmp
     assert records[0]["perplexities"] == first[0]["perplexities"]
 
 
+def test_compare_pairs_own_criterion_and_method_with_the_first(
+    run, save_tiny_model, data_folder, tmp_path, monkeypatch
+):
+    (tmp_path / "my_package").mkdir()
+    (tmp_path / "my_package" / "__init__.py").touch()
+    score = "def score(weight, statistics, block):\n    return weight.abs().sum(0).view(-1, block).sum(1)\n"
+    (tmp_path / "my_package" / "magnitude.py").write_text(score)
+    search = "from optimum_ffp.search.methods.uniform import search\n"
+    (tmp_path / "my_package" / "equal.py").write_text(search)
+    monkeypatch.syspath_prepend(tmp_path)
+    words = [
+        "--sparsities",
+        "0.3",
+        "--seeds",
+        "0",
+        "1",
+        "--head",
+        "0",
+        "--distilled",
+        *FEW,
+        "--eval-samples",
+        "24",
+        "--seq-len",
+        "24",
+    ]
+    words += ["--methods", "uniform", "my_package.equal", "--criteria", "wanda", "my_package.magnitude"]
+    printed, records = run("compare", save_tiny_model(), data_folder, *words)
+    losses = {
+        (record["options"]["criterion"], record["method"], record["seed"]): np.array(record["losses"]["calibrated"][0])
+        for record in records
+    }
+    assert len(losses) == 8
+    changes = []
+    for seed in (0, 1):
+        first, own = (losses[criterion, "uniform", seed] for criterion in ("wanda", "my_package.magnitude"))
+        assert (losses["wanda", "my_package.equal", seed] == first).all()
+        changes.append((own - first).mean())
+    rows = [line.split(" | ") for line in printed.splitlines() if line.startswith(("| uniform", "| my_package"))]
+    differences = {(row[1], row[0].strip("| ")): row[6] for row in rows}
+    assert differences["wanda", "uniform"] == differences["wanda", "my_package.equal"] == ""
+    expected = f"{100 * np.expm1(np.mean(changes)):+.2f} ± "
+    assert differences["my_package.magnitude", "uniform"].startswith(expected)
+    assert differences["my_package.magnitude", "my_package.equal"].startswith(expected)
+
+
 def test_compare_adds_row_for_flap_allocation(run, save_tiny_model, data_folder, tmp_path, monkeypatch):
     model, file = save_tiny_model(), tmp_path / "flap.json"
     words = [model, data_folder, "--sparsity", "0.3", "--num-samples", "8", "--seq-len", "24", "--output", file]

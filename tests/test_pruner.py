@@ -186,7 +186,7 @@ def test_measurements_read_only_options_of_their_stage(save_tiny_model, data_fol
         assert pruner.measured.prepared.curves is not None
     # How many windows fit into memory at once changes nothing, and of these two only whether factors are needed.
     assert "num_samples" in read
-    measured = {*pruner.plan.for_stages("measured"), "batch_size", "reward", "calibration"}
+    measured = {*pruner.measured.plan.for_stages("measured"), "batch_size", "reward", "calibration"}
     assert read & {*FFPConfig.option_names()} <= measured
 
 
@@ -229,7 +229,7 @@ def test_search_and_finish_accept_option_overrides(save_tiny_model, data_folder)
     folder, other = save_tiny_model(), {"method": "random", "min_retention": 0.5, "calibration": "none"}
     pruner = make_pruner(folder, data_folder, sparsity=0.3)
     search = pruner.search(**other)
-    assert min(search.policy.retentions) >= 0.5 and pruner.plan.method == "ffp"
+    assert min(search.policy.retentions) >= 0.5 and pruner.measured.plan.method == "ffp"
     calibrated = pruner.finish(search, calibration="ridge")
     alone = make_pruner(folder, data_folder, sparsity=0.3, **other | {"calibration": "ridge"}).prune()
     assert alone.policy == calibrated.policy and alone.perplexities == calibrated.perplexities

@@ -1,5 +1,6 @@
 """`optimum-cli ffp prune`."""
 
+import logging
 import shlex
 from argparse import ArgumentParser, Namespace
 from collections.abc import Sequence
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
     from .records import Figures
 
 
+logger = logging.getLogger(__name__)
 USAGE = "optimum-cli ffp prune -m MODEL [OUT] [--params N] [--dataset DATASET] [--push-to-hub] [options]"
 DESCRIPTION = """Remove attention heads and FFN channels from a causal language model, with a different number per
 layer, and adapt the remaining weights. The resulting folder can be loaded by transformers."""
@@ -76,7 +78,8 @@ class FFPPruneCommand(Command):
         folders, front = output_folders(args, names), f"{output_name(args)}-ffp-pareto.png"
 
         from ..checkpoint.saving import load_agent
-        from ..modeling.loading import LoadOptions, shape_of
+        from ..hub.naming import is_hub_id
+        from ..modeling.loading import LoadOptions, find_dense, shape_of
         from ..planning.estimate import fit_to_text
         from ..planning.make import make_plans
         from ..pruner import FFPPruner
@@ -101,6 +104,8 @@ class FFPPruneCommand(Command):
         )
         if args.plan:
             estimate = fit_to_text(estimate, plans, shape, args.model, options)
+        if not config.base_model and not is_hub_id(find_dense(args.model, options)[0]):
+            logger.warning("the model is local, so its card will name no base model or license; pass --base-model ID")
         models = [one for one in (config.policy, args.warm_start) if one]
         if not run.begin(estimate, config, models, {front: b"\x89PNG"} if swept else {}):
             return

@@ -6,7 +6,7 @@ the tokens, time and peak memory of the command.
 """
 
 import logging
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -19,6 +19,7 @@ from ..config.texts import Text, TextMix
 from ..errors import convert_errors, one_line
 from ..evaluation import Evaluation
 from ..evaluation.record import text_records
+from ..evaluation.table import format_rows
 from ..hub.record import require_record
 from ..recovery.recovery import FFPRecovery
 from ..utils.folders import check_file, expand
@@ -56,13 +57,6 @@ def write_records(file: str | None, records: Sequence[Figures]) -> None:
         with convert_errors(lambda error: f"{file} can't be written: {one_line(error)}"):
             path.parent.mkdir(parents=True, exist_ok=True)
             write_json(path, [record | versions for record in records])
-
-
-def format_rows(rows: Iterable[tuple[str, Any]]) -> str:
-    """Format names and values, one pair per line."""
-    rows = [*rows]
-    width = max(len(name) for name, _ in rows)
-    return "\n".join(f"{name:<{width}}  {value}" for name, value in rows)
 
 
 def prune_records(result: PruningResult, folder: str) -> list[Figures]:

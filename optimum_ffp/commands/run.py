@@ -12,14 +12,14 @@ from ..checkpoint.pushing import push_checkpoint
 from ..config import FFPConfig, RecoveryPlan
 from ..config.fields import argument_name
 from ..errors import FFPError
-from ..planning.estimate import Estimate, format_bytes
+from ..planning.estimate import Estimate
 from ..planning.preflight import find_problems, free_disk
 from ..utils import processes
 from ..utils.json import to_json
 from ..utils.resume import begin_work, work_folder_of
 from ..utils.tracking import check_trackers
 from .errors import USER_ERROR
-from .records import check_json, format_rows, write_records
+from .records import check_json, write_records
 
 
 logger = logging.getLogger(__name__)
@@ -95,26 +95,16 @@ class Run:
         found, folder = [*dict.fromkeys(map(str, [*problems, *estimate.problems]))], self.folders[0]
         record = {"command": self.command, "role": "plan", "model": folder, "tokens": estimate.tokens}
         record |= {"warnings": "\n".join(estimate.warnings), "problems": "\n".join(found)}
-        rows = {"budget": "; ".join(estimate.budget)} if estimate.budget else {}
-        needs = estimate.memory | {"disk": (estimate.disk, free_disk(folder))}
-        for name, (needed, available) in needs.items():
-            rows[name] = f"{format_bytes(needed)} needed, {format_bytes(available)} available"
+        free = free_disk(folder)
+        for name, (needed, available) in (estimate.memory | {"disk": (estimate.disk, free)}).items():
             record |= {f"needed_bytes/{name}": needed, f"available_bytes/{name}": available}
         if estimate.calibration:
-            lora = f" with LoRA of rank {estimate.lora}" if estimate.lora else ""
-            rows["calibration"] = estimate.calibration + lora
-            record |= {"calibration": estimate.calibration, "lora": estimate.lora}
-            rows["offload"] = record["offload"] = estimate.offload
+            record |= {name: getattr(estimate, name) for name in ("calibration", "lora", "offload")}
         if estimate.text:
-            rows["text"] = record["text"] = estimate.text
-        rows["tokens"] = f"at most {estimate.tokens:,}, plus those of the evaluation"
-        if estimate.quantized:
-            sizes = " and ".join(f"{format_bytes(size)} in {name}" for name, size in estimate.quantized.items())
-            rows["quantizing"] = f"the dense weights alone would take about {sizes}"
-            record |= {f"quantized_bytes/{name}": size for name, size in estimate.quantized.items()}
+            record["text"] = estimate.text
+        record |= {f"quantized_bytes/{name}": size for name, size in estimate.quantized.items()}
         write_records(self.args.json, [record])
-        warnings = [f"warning: {warning}" for warning in estimate.warnings]
-        print("\n".join([format_rows(rows.items()), *warnings, *(f"problem: {problem}" for problem in found)]))
+        print("\n".join([estimate.describe(free), *(f"problem: {problem}" for problem in found)]))
         if found:
             sys.exit(USER_ERROR)
 

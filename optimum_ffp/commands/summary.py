@@ -4,8 +4,8 @@ import logging
 from collections.abc import Iterable, Sequence
 
 from ..config.budgets import format_value
-from ..evaluation.table import MIB, align
-from .records import Figures, format_rows
+from ..evaluation.table import MIB, align, format_rows
+from .records import Figures
 
 
 logger = logging.getLogger(__name__)

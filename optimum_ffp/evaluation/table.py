@@ -1,6 +1,6 @@
 """Text table of the figures of models."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 from ..data import describe_windows
@@ -27,6 +27,13 @@ def align(rows: Sequence[Sequence[str]]) -> str:
         padded = [cell.rjust(width) for cell, width in zip(cells, widths[1:])]
         lines.append("  ".join([label.ljust(widths[0]), *padded]).rstrip())
     return "\n".join(lines)
+
+
+def format_rows(rows: Iterable[tuple[str, Any]]) -> str:
+    """Format names and values, one pair per line."""
+    rows = [*rows]
+    width = max(len(name) for name, _ in rows)
+    return "\n".join(f"{name:<{width}}  {value}" for name, value in rows)
 
 
 def _rows(records: Mapping[str, dict[str, Any]]) -> Iterator[list[str]]:

@@ -25,6 +25,7 @@ from ..data.self_generated import cache_bytes
 from ..engine.layer_runner import activation_bytes
 from ..engine.layerwise_model import HEADROOM, hidden_state_bytes
 from ..errors import FFPError
+from ..evaluation.table import format_rows
 from ..modeling.families import ModelUnit, decoder_layers, find_family, outer_matrices
 from ..modeling.loading import LoadOptions, load_tokenizer, resolve_device
 from ..plan import Plan
@@ -67,9 +68,9 @@ class Machine:
         return cls(resolved, free_host_memory(), free_device_memory(resolved, used=True))
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Estimate:
-    """Resources that a prune or a recovery requires.
+    """Resources that a prune or a recovery requires, printed as by `--plan`.
 
     Attributes:
         machine: The device, and the memory that is available.
@@ -116,6 +117,25 @@ class Estimate:
             for name, (needed, available) in self.memory.items()
             if needed > available
         ]
+
+    def describe(self, free_disk: int | None = None) -> str:
+        """Format all resources and the warnings, with the free bytes of the disk if they are known."""
+        rows = {"budget": "; ".join(self.budget)} if self.budget else {}
+        for name, (needed, available) in (self.memory | {"disk": (self.disk, free_disk)}).items():
+            free = "" if available is None else f", {format_bytes(available)} available"
+            rows[name] = f"{format_bytes(needed)} needed{free}"
+        if self.calibration:
+            lora = f" with LoRA of rank {self.lora}" if self.lora else ""
+            rows |= {"calibration": self.calibration + lora, "offload": self.offload}
+        if self.text:
+            rows["text"] = self.text
+        rows["tokens"] = f"at most {self.tokens:,}, plus those of the evaluation"
+        if self.quantized:
+            sizes = " and ".join(f"{format_bytes(size)} in {name}" for name, size in self.quantized.items())
+            rows["quantizing"] = f"the dense weights alone would take about {sizes}"
+        return "\n".join([format_rows(rows.items()), *(f"warning: {warning}" for warning in self.warnings)])
+
+    __repr__ = describe
 
 
 def format_bytes(size: int) -> str:

@@ -34,12 +34,6 @@ from .estimate import Estimate, Machine, PruneEstimator
 FOR_EXPERTS = {"method": "homogeneous", "candidates": 1, "min_retention": 0.0, "reward": "pruned"}
 
 
-def make_plan(config: FFPConfig, model: PreTrainedModel, options: LoadOptions, **arguments: Any) -> Plan:
-    """Return the plan of a single prune. Arguments and errors are those of `make_plans`."""
-    ((plan,), _) = make_plans([config], model, options, **arguments)
-    return plan
-
-
 def make_plans(
     configs: Sequence[FFPConfig],
     model: PreTrainedModel,

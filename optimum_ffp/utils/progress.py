@@ -15,14 +15,17 @@ from .processes import is_main
 
 
 logger = logging.getLogger(__name__)
-# Receives the fraction of a stage that is done, `None` if its length is unknown, and the name of the stage.
-ProgressCallback = Callable[[float | None, str], Any]
-_CALLBACK: ContextVar[ProgressCallback | None] = ContextVar("callback", default=None)
+_CALLBACK: ContextVar[Callable[[float | None, str], Any] | None] = ContextVar("callback", default=None)
 
 
 @contextmanager
-def report_progress(callback: ProgressCallback | None) -> Iterator[None]:
-    """Call a function whenever a stage in this context makes progress, in the main process."""
+def report_progress(callback: Callable[[float | None, str], Any]) -> Iterator[None]:
+    """Call a function with the progress of every stage in a context: `with report_progress(show): pruner.prune()`.
+
+    Args:
+        callback: Function of the fraction of the stage that is done (`None` if its length is unknown) and its name,
+            such as `Statistics`, called in the main process. An exception that it raises ends the stage.
+    """
     token = _CALLBACK.set(callback)
     try:
         yield
@@ -31,16 +34,17 @@ def report_progress(callback: ProgressCallback | None) -> Iterator[None]:
 
 
 class _Bar(tqdm):
-    """Reports progress, whether or not the bar is shown."""
+    """A bar that also counts if it is disabled, and reports the progress of a stage."""
 
     stage: str | None = None
-    done = 0
 
     def update(self, n: float | None = 1) -> bool | None:
-        self.done += n or 0
+        if self.disable:
+            self.n += n or 0
+        drawn = super().update(n)
         if self.stage and (callback := _CALLBACK.get()):
-            callback(self.done / self.total if self.total else None, self.stage)
-        return super().update(n)
+            callback(self.n / self.total if self.total else None, self.stage)
+        return drawn
 
 
 @contextmanager

@@ -35,6 +35,8 @@ def test_prune_writes_checkpoint_and_prints_summary(run, run_ffp, save_tiny_mode
     code, output, errors = run("-m", base, out, "--sparsity", 0.24, "--seed", 5, "--log-level", "debug")
     assert code == 0, errors
     assert re.findall(r"^[a-z ]+?(?=  )", output, re.MULTILINE) == SUMMARY
+    # The model is local.
+    assert "--base-model" in errors
     for text in ("seconds/search", "peak_bytes/calibration", "perplexity_ratio/./"):
         assert text in errors
     # The command of the last line runs as it is, on the 1500 words of the text, in windows of 24.

@@ -19,7 +19,7 @@ from optimum_ffp.errors import FFPError
 from optimum_ffp.modeling.families import find_family, find_units
 from optimum_ffp.modeling.loading import LoadOptions
 from optimum_ffp.planning.estimate import Machine
-from optimum_ffp.planning.make import make_plan, recalibrated
+from optimum_ffp.planning.make import make_plans, recalibrated
 from optimum_ffp.utils import processes
 from tests.helpers import (
     assert_same_weights,
@@ -62,7 +62,9 @@ def test_finish_without_calibration_option_uses_planned_one(pruner):
 
 def test_planned_lora_rank_is_kept_unless_calibration_changes(pruner):
     pytest.importorskip("peft")
-    plan = make_plan(FFPConfig(), pruner.model, LoadOptions("cpu"), decided={"calibration": "model", "lora": 4})
+    (plan,), _ = make_plans(
+        [FFPConfig()], pruner.model, LoadOptions("cpu"), decided={"calibration": "model", "lora": 4}
+    )
     ranks = [recalibrated(plan, {"model_passes": 2} | options).lora for options in ({}, {"calibration": "model"})]
     assert ranks == [4, 0]
 

@@ -65,7 +65,7 @@ def test_hub_model_is_pruned_uploaded_and_loaded(tmp_path):
         assert f"uploaded: {hub.url}/me/tiny-ffp/commit/{repository.commits[-1].oid}" in output
         assert uploaded_files(repository) == expected_upload(tmp_path / "out", "me/tiny-ffp")
         # Neither the token nor folders of this machine are in any file.
-        assert TOKEN not in output
+        assert TOKEN not in output and "--base-model" not in output
         for content in uploaded_files(repository).values():
             assert TOKEN.encode() not in content and str(tmp_path).encode() not in content
         card = ModelCard(uploaded_files(repository)["README.md"].decode())

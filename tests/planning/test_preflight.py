@@ -1,10 +1,11 @@
 import json
+import re
 import shutil
 
 import pytest
 from huggingface_hub import constants
 
-from optimum_ffp import FFPError
+from optimum_ffp import FFPConfig, FFPError, FFPPruner
 from optimum_ffp.planning.preflight import check_disk, check_repositories
 from tests.helpers import make_text
 
@@ -24,6 +25,17 @@ def test_plan_needs_only_config_json_and_writes_nothing(run_ffp, save_tiny_model
     assert code == 0 and "error" not in errors
     assert "host memory" in output and "at most" in output and "problem: " not in output
     assert sorted(tmp_path.rglob("*")) == before
+
+
+def test_plan_in_python_prints_what_command_prints(run_ffp, save_tiny_model, data_folder, tmp_path):
+    model = save_tiny_model()
+    (model / "model.safetensors").unlink()
+    _, output, _ = run_ffp("prune", "-m", model, tmp_path / "out", *FAST, "--dataset", data_folder, "--plan")
+    sizes = {"seq_len": 24, "num_samples": 8, "search_samples": 2, "eval_samples": 3}
+    plan = FFPPruner.plan(model, FFPConfig(dataset=str(data_folder), **sizes), device="cpu")
+    # Memory may be allocated between the two, and a plan in Python has no output folder.
+    printed, expected = (re.sub(", [^,]* available", "", text.strip()) for text in (str(plan), output))
+    assert printed == expected and f"{plan.tokens:,}" in output and plan.calibration in output
 
 
 def test_plan_lists_every_blocking_problem(run_ffp, save_tiny_model, tmp_path, monkeypatch):

@@ -7,7 +7,7 @@ from shutil import copytree
 import pytest
 import torch
 from safetensors.torch import load_file
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoModelForCausalLM, AutoTokenizer, TrainerCallback
 
 from optimum_ffp import FFPError, FFPModelForCausalLM, FFPRecovery, RecoveryConfig
 from optimum_ffp.compression.training.loss import DistillationLoss
@@ -61,6 +61,23 @@ def test_recovery_improves_model_and_records_losses(recovered, pruned, data):
         losses = window_losses(model, windows)
         assert recovery.losses[name][0] == pytest.approx(losses.tolist(), rel=1e-4)
         assert record.perplexity[name] == pytest.approx(losses.mean().exp().item(), 1e-4)
+
+
+def test_callbacks_follow_training(make_recovery):
+    class Recorder(TrainerCallback):
+        def __init__(self):
+            self.begun, self.perplexities = [], []
+
+        def on_train_begin(self, args, state, control, **_):
+            self.begun.append(state.max_steps)
+
+        def on_evaluate(self, args, state, control, metrics, **_):
+            self.perplexities.append(metrics["eval_perplexity"])
+
+    recorder, recovery = Recorder(), make_recovery()
+    curve = recovery.recover(callbacks=[recorder]).curve
+    assert recorder.begun == [curve[-1]["step"]]
+    assert recorder.perplexities == [row["perplexity"] for row in curve]
 
 
 def test_second_recover_call_is_rejected(recovered):

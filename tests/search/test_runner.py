@@ -27,7 +27,7 @@ def model_units(variants):
 def search(save_tiny_model, data_folder):
     # With first tokens, fewer of the finalists and baselines differ.
     pruner = make_pruner(save_tiny_model(), data_folder, method="random", search_steps=6, first_tokens=0)
-    return PolicySearch(pruner.measured, pruner.plan)
+    return PolicySearch(pruner.measured, pruner.measured.plan)
 
 
 @given(
@@ -137,7 +137,7 @@ def test_candidates_at_bounds_are_not_pruned_beyond_budget(save_tiny_model, data
     options = {"sparsity": 0.2, "max_retention": 0.9, "multiple_of": 16, "calibration": "none", "reward": "pruned"}
     options |= {"method": "random", "criterion": "wanda", "mapping": "greedy", "search_steps": 6}
     pruner = make_pruner(save_tiny_model("gpt-neox-sequential"), data_folder, **options)
-    search, evaluate, seen = PolicySearch(pruner.measured, pruner.plan), CandidateEvaluator.__call__, set()
+    search, evaluate, seen = PolicySearch(pruner.measured, pruner.measured.plan), CandidateEvaluator.__call__, set()
     budget = search.budget
     assert budget.policy(budget.largest).sparsity > 0.2
 
@@ -158,11 +158,11 @@ TOO_FEW = [("gradient", 4, True), ("gradient", 5, False), ("ppo", 3, True)]
 @pytest.mark.parametrize(("agent", "steps", "warns"), TOO_FEW)
 def test_too_few_search_steps_is_warning(agent, steps, warns, save_tiny_model, data_folder, caplog):
     pruner = make_pruner(save_tiny_model(), data_folder, agent=agent, search_steps=steps)
-    found = PolicySearch(pruner.measured, pruner.plan).run()
+    found = PolicySearch(pruner.measured, pruner.measured.plan).run()
     assert warns == ("nothing was searched; raise search_steps" in caplog.text)
     # A search has an equation for every gradient that it measured.
     assert warns == (not len(found.agent.get("unit", ())))
     caplog.clear()
     # As later sparsities of a sweep, which have half of the evaluations.
-    PolicySearch(pruner.measured, pruner.plan).run(found.agent)
+    PolicySearch(pruner.measured, pruner.measured.plan).run(found.agent)
     assert warns == ("nothing was searched with this budget; raise search_steps" in caplog.text)

@@ -6,7 +6,7 @@ import logging
 import pytest
 from transformers.utils import logging as transformers_logging
 
-from optimum_ffp.utils.progress import progress_bar
+from optimum_ffp.utils.progress import progress_bar, report_progress
 
 
 class Terminal(io.StringIO):
@@ -52,6 +52,26 @@ def test_progress_bars_can_be_disabled(show, monkeypatch, switch):
         transformers_logging.disable_progress_bar()
     drawn, logged = show(Terminal())
     assert not drawn and len(logged) == 1
+
+
+@pytest.mark.parametrize("stream", [Terminal, io.StringIO])
+def test_callback_gets_fraction_and_stage(show, stream):
+    seen = []
+    with report_progress(lambda *progress: seen.append(progress)):
+        show(stream())
+        show(stream(), None)
+        with progress_bar(None, "Depth", "step") as bar:
+            bar.update()
+    show(stream())
+    assert seen == [(1 / 3, "Search"), (2 / 3, "Search"), (1, "Search"), (None, "Depth")]
+
+
+def test_callback_can_end_stage(show):
+    def stop(*_):
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt), report_progress(stop):
+        show(io.StringIO())
 
 
 def test_progress_bar_is_closed_on_error(show, monkeypatch):

@@ -22,7 +22,7 @@ from optimum_ffp.compression.sorted_model import SortedModel
 from optimum_ffp.export.architectures import check_exportable
 from optimum_ffp.modeling.families import find_family, find_units
 from optimum_ffp.modeling.loading import LoadOptions, empty_model, shape_of
-from optimum_ffp.planning.make import make_plan, make_plans
+from optimum_ffp.planning.make import make_plans
 from optimum_ffp.search.runner import find_budget
 from optimum_ffp.utils.resume import Journal
 from tests.helpers import (
@@ -167,7 +167,8 @@ def test_pruned_mixture_checkpoint_has_dense_class(data_folder, tmp_path, window
     (sparsity,) = (line.split()[1] for line in table.splitlines() if line.startswith("sparsity  "))
     assert float(sparsity) == pytest.approx(100 * result.policy.sparsity, abs=0.01)
     record = tmp_path / "out" / "ffp_config.json"
-    again = make_plan(FFPConfig.from_file(record, dataset=str(data_folder)), pruner.model, LoadOptions("cpu"))
+    config = FFPConfig.from_file(record, dataset=str(data_folder))
+    (again,), _ = make_plans([config], pruner.model, LoadOptions("cpu"))
     assert again.to_dict() == result.plan.to_dict()
     rows = json.loads(record.read_text())["policy"]["units"]
     assert {(row["unit"], row["group"], row["kept"]) for row in rows} == {("experts", "expert", 6)}
@@ -264,7 +265,7 @@ def test_offloaded_experts_are_memory_mapped(data_folder, tmp_path, windows, nam
 )
 def test_estimated_tokens_of_mixture_bound_tokens_read(data_folder, options):
     pruner = pruner_of("qwen3-moe", data_folder, experts=6, **options)
-    _, estimate = make_plans([pruner.plan.asked], empty_model(pruner.model.config), LoadOptions())
+    _, estimate = make_plans([pruner.measured.plan.asked], empty_model(pruner.model.config), LoadOptions())
     assert estimate.tokens / 4 < pruner.prune().tokens <= estimate.tokens
 
 
