@@ -3,7 +3,6 @@
 import json
 import os
 import runpy
-import subprocess
 from dataclasses import replace
 from pathlib import Path
 
@@ -226,15 +225,3 @@ def test_python_source_splits_are_stable(monkeypatch, tmp_path):
     (library / "new.py").write_text("# new", encoding="utf-8")
     again = source["read_library"](library)
     assert {name: [text for text in texts if text != "# new"] for name, texts in again.items()} == splits
-
-
-@pytest.mark.skipif(not (BENCHMARKS.parent / ".git").exists(), reason="versions are revisions of the repository")
-def test_versions_benchmark_is_reproducible_and_leaves_no_worktree(run, save_tiny_model, data_folder):
-    words = ["--options", "seq_len=24", "eval_samples=2", *FEW[1:]]
-    printed, record = run("versions", save_tiny_model(), data_folder, "--versions", "HEAD", "--runs", "2", *words)
-    one, other = record["versions"]["HEAD"]
-    assert one["perplexity"] == other["perplexity"] and f"| {one['perplexity']:.2f} |" in printed
-    # Importing torch takes a second, and a few hundred megabytes.
-    assert min(one["processor_seconds"], other["processor_seconds"]) > 1
-    assert 1e8 < one["peak_memory_bytes"] < 1e10
-    assert "/version " not in subprocess.check_output(["git", "worktree", "list"], cwd=BENCHMARKS, text=True)
