@@ -114,7 +114,7 @@ def test_plan_rejects_invalid_options_like_prune(config, options, word):
 )
 def test_estimated_tokens_bound_tokens_read(save_tiny_model, data_folder, options):
     pruner = make_pruner(save_tiny_model(), data_folder, **options)
-    _, estimate = make_plans([pruner.plan.asked], pruner.model, AUTO)
+    _, estimate = make_plans([pruner.measured.plan.asked], pruner.model, AUTO)
     assert estimate.tokens / 3 < pruner.prune().tokens <= estimate.tokens
 
 
@@ -129,7 +129,7 @@ samples = ("num_samples", "fisher_samples", "search_samples", "held_out_samples"
 sizes = {"seq_len": 1024} | dict.fromkeys(samples, 2)
 quick = {"search_steps": 5, "criterion": "wanda", "calibration": calibration}
 pruner = FFPPruner.from_pretrained(model, FFPConfig(dataset=data, **sizes, **quick), device="cpu")
-_, estimate = make_plans([pruner.plan.asked], pruner.model, LoadOptions("cpu", offload="none"))
+_, estimate = make_plans([pruner.measured.plan.asked], pruner.model, LoadOptions("cpu", offload="none"))
 peaks = pruner.prune().cost.peak_bytes
 # What Python and torch take differs by machine. While text is read, the weights are pages of their file.
 print(json.dumps([max(peaks.values()) - peaks["data"], estimate.host - PROCESS_BYTES]))
