@@ -105,8 +105,7 @@ def test_recovered_model_is_pruned_further_by_command_line(run_ffp, save_tiny_mo
     options = ["--dataset", data_folder, "--seq-len", 24, "--device", "cpu"]
     samples = ["--num-samples", 8, "--search-samples", 2, "--eval-samples", 3]
     assert run_ffp("prune", "-m", base, once, "--sparsity", 0.25, "--calibration", "ridge", *samples, *options)[0] == 0
-    # The frequencies of random words can be learned, and the teacher's predictions of them can't.
-    (tmp_path / "options.json").write_text('{"evaluations": 2, "held_out_samples": 4, "label_share": 0.5}')
+    (tmp_path / "options.json").write_text('{"evaluations": 2, "held_out_samples": 4}')
     training = ["--teacher", base, "--config", tmp_path / "options.json", "--max-tokens", 500, "--batch-tokens", 96]
     code, _, errors = run_ffp("recover", "-m", once, recovered, *training, *options)
     assert code == 0, errors

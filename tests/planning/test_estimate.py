@@ -171,7 +171,7 @@ from optimum_ffp.modeling.loading import LoadOptions
 from optimum_ffp.planning.estimate import PROCESS_BYTES, estimate_recovery
 student, teacher, data = sys.argv[1:]
 sizes = {"seq_len": 512, "max_tokens": 1024, "batch_tokens": 512, "evaluations": 1, "held_out_samples": 1}
-config = RecoveryConfig(dataset=data, eval_samples=1, learning_rate=1e-3, **sizes)
+config = RecoveryConfig(dataset=data, eval_samples=1, learning_rate=1e-5, **sizes)
 recovery = FFPRecovery.from_pretrained(student, config, teacher, device="cpu")
 estimate = estimate_recovery(recovery.student, recovery.teacher, recovery.plan, LoadOptions("cpu"))
 loaded = sum(model.get_memory_footprint() for model in (recovery.student, recovery.teacher))

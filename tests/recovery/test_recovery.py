@@ -98,7 +98,7 @@ def test_training_is_logged_to_tensorboard(make_recovery, pruned, tmp_path, monk
     pytest.importorskip("tensorboardX")
     monkeypatch.chdir(tmp_path)
     monkeypatch.delenv("TENSORBOARD_LOGGING_DIR", raising=False)
-    recovery = make_recovery(max_tokens=480, evaluations=1, label_share=0.5)
+    recovery = make_recovery(max_tokens=480, evaluations=1)
     recovery.report_to = ["tensorboard"]
     record = recovery.recover()
     (events,) = (tmp_path / "runs" / f"{pruned[1].name}-recovered").glob("events.out.tfevents.*")
