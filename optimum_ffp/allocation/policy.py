@@ -106,8 +106,9 @@ class UnitSize:
     def from_dict(cls, row: Mapping[str, Any]) -> "UnitSize":
         """Restore a row, which may lack its group. Raises `KeyError` or `TypeError` if it isn't one."""
         size = cls(row["layer"], row["unit"], row.get("group", DEFAULT_GROUPS[row["unit"]]), row["items"], row["kept"])
-        if size.group not in GROUP_NAMES or not all(type(one) is int for one in (size.layer, size.items, size.kept)):
-            raise TypeError(f"{size} has a value of another type")
+        numbers = size.layer, size.items, size.kept
+        if size.group not in GROUP_NAMES or not all(type(one) is int for one in numbers) or size.items < 1:
+            raise TypeError(f"{size} is not possible")
         return size
 
 

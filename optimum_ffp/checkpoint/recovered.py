@@ -51,7 +51,7 @@ def source_folder(source: str, hub: Mapping[str, Any]) -> Path:
     """
     path, record = expand(source), require_record(source, **hub)
     # Before the result is computed, whose card has the same entries.
-    with convert_errors(lambda error: f"{source} has a damaged {RECORD}: {named_line(error)}; copy the original file"):
+    with convert_errors(lambda error: f"{source} has a damaged {RECORD}: {named_line(error)}; copy the original"):
         render_card(record, source)
     if path.is_dir():
         check_links(path, _copied_files(path, record))

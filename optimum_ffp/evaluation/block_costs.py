@@ -44,7 +44,7 @@ def read_costs(config: FFPConfig) -> dict[str, Any] | None:
         table = record.options.get("costs") if record else read_file(table)
     if config.costs and not _are_times(table):
         raise FFPError(
-            "costs must have the finite times of a workload; pass a result of a prune with speedup, or a new file"
+            "costs must have a workload and its finite times; pass a result of a prune with speedup, or a new file"
         )
     if table and config.workload and parse_workload(config.workload) != parse_workload(table["workload"]):
         raise FFPError(

@@ -25,7 +25,7 @@ def padded(dense: PreTrainedModel, pruned: PreTrainedModel, rows: Sequence[UnitS
     weights, names = weights_of(pruned, model, policy), {module: name for name, module in model.named_modules()}
     for parameter in decoder_layers(model).parameters():
         parameter.data.zero_()
-    with convert_errors(lambda error: f"base_model isn't the model that was pruned: {one_line(error)}; pass that"):
+    with convert_errors(lambda error: f"base_model isn't the model that was pruned: {one_line(error)}; pass that one"):
         for unit, size in zip(units, policy.sizes):
             for module, name, parts in unit.tensors() if size else ():
                 dim, left = parts[0].dim, weights.pop(f"{names[module]}.{name}")

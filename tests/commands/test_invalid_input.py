@@ -1,6 +1,7 @@
 """Wrong input: command, exit code 2, one word of the one line; nothing is written."""
 
 import json
+from shutil import copytree
 
 import pytest
 from transformers import BertConfig
@@ -43,6 +44,15 @@ TABLE = [
     (f"{PRUNE} -m TRUNCATED", "TRUNCATED"),
     (f"{PRUNE} --warm-start EMPTY", "agent"),
     (f"{PRUNE} --warm-start EMPTY --plan", "agent"),
+    (f"{PRUNE} --memory 100KiB --context 99999999999999999999999", "100000000"),
+    (f"{PRUNE} --params 120%", "80%"),
+    (f"{PRUNE} --method no-search --speedup 1.2 --costs TIMES", "costs"),
+    (f"{PRUNE} --method no-search --speedup 1.2 --costs NESTED", "JSON"),
+    (f"{PRUNE} -m PRUNED --base-model OTHER --sparsity 0.5", "--base-model"),
+    (f"{PRUNE} -m DAMAGED --base-model MODEL", "license"),
+    (f"{RECOVER} -m DAMAGED --teacher MODEL", "license"),
+    (f"{EVALUATE} -m DAMAGED", "license"),
+    ("push DAMAGED me/it", "license"),
     ("quantize -m MODEL OUT --scheme w8a8", "pruned"),
     ("quantize -m MODEL OUT --scheme w4a16 --dataset DATA --num-samples 0", "num-samples"),
     ("prune -m MODEL EMPTY --dataset DATA", "overwrite"),
@@ -88,10 +98,16 @@ def files(save_tiny_model, pruned, data_folder, tmp_path):
     model = save_tiny_model()
     config = json.loads((model / "config.json").read_text())
     paths = {"MODEL": model, "DATA": data_folder, "OUT": tmp_path / "out", "EMPTY": tmp_path / "empty"}
-    paths["PRUNED"] = pruned[1]
+    paths |= {"PRUNED": pruned[1], "OTHER": save_tiny_model("qwen3")}
+    copytree(pruned[1], tmp_path / "DAMAGED")
+    record = json.loads((pruned[1] / "ffp_config.json").read_text())
+    record["provenance"]["license"] = 5
     (tmp_path / "empty").mkdir()
     contents = {
         "BROKEN": "{",
+        "TIMES": '{"workload": "8+4", "dense": NaN, "units": []}',
+        "NESTED": "[" * 1000 + "]" * 1000,
+        "DAMAGED/ffp_config.json": json.dumps(record),
         "CODE": '{"criterion": "os.path"}',
         "BANDIT": '{"agent": "bandit"}',
         "BROKEN.jsonl": "{",

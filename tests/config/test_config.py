@@ -252,6 +252,7 @@ def test_quantities_are_parsed_and_name_output_folders():
         config = FFPConfig(**{option: text})
         assert getattr(config, option) == number and config.budget_name == text
         assert getattr(FFPConfig(**{option: number}), option) == number
+    assert FFPConfig(params="80 %", memory="7.5%").budget_name == "params-80-memory-7.5"
     assert FFPConfig(context="32k").context == 32768 and FFPConfig(memory="2GB").memory == 2 * 10**9
     assert FFPConfig(sparsity=0.3, kv_cache=0.5).budget_name == "30-kv-50" and FFPConfig().budget_name == "20"
     assert FFPConfig(speedup=1.25).budget_name == "1.25x"
@@ -259,6 +260,13 @@ def test_quantities_are_parsed_and_name_output_folders():
     for workload in ("1024", "0+5", "8+4x0", "8x4", "8+-1"):
         with pytest.raises(FFPError, match="invalid workload"):
             FFPConfig(workload=workload)
-    for options in ({"params": "6 lots"}, {"memory": "12GiBs"}, {"kv_cache": 1.0}, {"context": 0}):
+    for options in (
+        {"params": "6 lots"},
+        {"params": "100%"},
+        {"context": "80%"},
+        {"memory": "12GiBs"},
+        {"kv_cache": 1.0},
+        {"context": 0},
+    ):
         with pytest.raises(FFPError, match=next(iter(options))):
             FFPConfig(**options)

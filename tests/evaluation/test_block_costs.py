@@ -1,14 +1,15 @@
 """Times of attention and FFN by size, on a device whose times are known, and on this one."""
 
+import json
 import math
 
 import numpy as np
 import pytest
 import torch
 
-from optimum_ffp import FFPError
+from optimum_ffp import FFPConfig, FFPError
 from optimum_ffp.allocation.policy import PruningPolicy
-from optimum_ffp.evaluation.block_costs import measure_costs, measure_speedup
+from optimum_ffp.evaluation.block_costs import measure_costs, measure_speedup, read_costs
 from optimum_ffp.modeling.families import decoder_layers, find_family, find_units
 from optimum_ffp.modeling.limits import speedup_limit
 from tests.helpers import DIVERSE_MODELS, make_deep_model, make_pruner
@@ -78,3 +79,18 @@ def test_block_times_are_rescaled_by_whole_model_time(save_tiny_model, data_fold
     result = pruner.prune()
     (limit,) = result.search.budget
     assert limit["measured"] == pytest.approx(1.2, rel=0.02) and result.search.times["scale"] < 0.9
+
+
+def test_incomplete_or_impossible_costs_are_rejected(tmp_path):
+    row = {"unit": "ffn", "group": "channel", "layers": [0], "sizes": [0, 8], "seconds": [0.0, 0.5]}
+    table, file = {"workload": "8+4", "dense": 1.0, "units": [row]}, tmp_path / "costs.json"
+    wrong = [{"dense": 0}, {"dense": math.nan}, {"scale": math.nan}, {"workload": 8}, {"units": 5}, {"units": [{}]}]
+    wrong += [{"units": [row | {"seconds": [0, seconds]}]} for seconds in (math.inf, math.nan, -1, "1", [])]
+    for changes in ({}, *wrong):
+        file.write_text(json.dumps(table | changes))
+        for costs in (str(file), table | changes):
+            if changes:
+                with pytest.raises(FFPError, match="costs must have"):
+                    read_costs(FFPConfig(costs=costs))
+            else:
+                assert read_costs(FFPConfig(costs=costs)) == table

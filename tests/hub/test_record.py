@@ -20,6 +20,29 @@ def test_record_of_folder_is_read_or_none(tmp_path):
     assert prune_record(tmp_path).to_dict() == content and [*prune_record(tmp_path).options] == [*content][:41]
 
 
+@pytest.mark.parametrize(
+    ("section", "key", "value"),
+    [
+        ("policy", "units", 5),
+        ("policy", "units", [{"layer": 0, "unit": "ffn", "items": 0, "kept": 0}]),
+        ("search", "budget", 5),
+        ("provenance", "license", ["mit"]),
+        ("provenance", "model_sparsity", "0.2"),
+        ("model", "chat", None),
+    ],
+)
+def test_record_with_value_of_other_type_is_rejected(tmp_path, section, key, value):
+    write_record(tmp_path, **{section: {key: value}})
+    with pytest.raises(FFPError, match="damaged ffp_config.json") as caught:
+        prune_record(tmp_path)
+    assert "\n" not in str(caught.value)
+    record = write_record(tmp_path)
+    del record[section]
+    (tmp_path / "ffp_config.json").write_text(json.dumps(record))
+    with pytest.raises(FFPError, match=section):
+        prune_record(tmp_path)
+
+
 @pytest.mark.slow
 def test_record_of_repository_is_read_at_revision(hub, folder, tmp_path):
     push_checkpoint(folder, "me/it")

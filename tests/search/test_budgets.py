@@ -142,3 +142,11 @@ def test_layer_removal_is_rejected_with_layer_scaled_attention():
     prune(model, FFPConfig(sparsity=0.3))
     with pytest.raises(FFPError, match="depth none"):
         prune(model, FFPConfig(sparsity=0.3, depth="layers"))
+
+
+def test_percentage_is_that_of_dense_model():
+    model = make_tiny_model("llama")
+    sizes = {"params": model.num_parameters(), "memory": 4 * model.num_parameters() + cache_bytes(model, 64, 2)}
+    for name, dense in sizes.items():
+        _, budget = prune(model, FFPConfig(**{name: "70%"}, context=64, sequences=2))
+        assert budget.limits[0].asked == dense * 7 // 10
