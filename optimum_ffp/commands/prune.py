@@ -12,13 +12,12 @@ from ..config.fields import argument_name
 from ..config.prune import OFFLOADS
 from ..errors import FFPError
 from ..utils.folders import expand
-from ..utils.record import Record
+from ..utils.record import Provenance, Record
 from .arguments import HUB_OPTIONS, RUN_OPTIONS, add_shared, describe, load_options, output_name
 from .launching import Command
 
 
 if TYPE_CHECKING:
-    from ..checkpoint.result import PruningResult
     from .records import Figures
 
 
@@ -76,7 +75,8 @@ class FFPPruneCommand(Command):
         folders, front = output_folders(args, names), f"{output_name(args)}-ffp-pareto.png"
 
         from ..checkpoint.saving import load_agent
-        from ..modeling.loading import LoadOptions, shape_of
+        from ..hub.record import require_record
+        from ..modeling.loading import LoadOptions, find_dense, shape_of
         from ..planning.make import make_plans
         from ..pruner import FFPPruner
         from ..utils import processes
@@ -86,50 +86,48 @@ class FFPPruneCommand(Command):
 
         run = Run("prune", args, folders, names)
         request = processes.on_main(lambda: run.request_id(config, args.warm_start, names))
-        if run.is_finished(request, [record and record.request for record in map(Record.read, folders)]):
-            return
-        agent, options = load_agent(args.warm_start), LoadOptions(**load_options(args), base_model=config.base_model)
-        plans, estimate = make_plans(
-            configs,
-            shape_of(args.model, options),
-            options,
-            local_processes=run.local_processes,
-            decided=saved_decision(run.work_folder) if args.resume else None,
-            warm_start=agent is not None,
-        )
-        models = [one for one in (config.policy, args.warm_start) if one]
-        if not run.begin(estimate, config, models, {front: b"\x89PNG"} if swept else {}):
-            return
-        pruner = FFPPruner.from_pretrained(args.model, plans[0], run.work_folder, args.report_to, **asdict(options))
-        records, results = [], []
-        for result, folder in zip(pruner.sweep(plans, agent, resume=True), folders):
-            result.request = request
-            results = [result]
-            pruner.save_pretrained(folder, args.overwrite, keep_work=folder != folders[-1])
-            if processes.is_main():
-                # The last record is that of the dense model.
-                records = [*records[:-1], *prune_records(result, folder)]
+        options = LoadOptions(**load_options(args), base_model=config.base_model)
+        if not run.is_finished(request, [record and record.request for record in map(Record.read, folders)]):
+            agent = load_agent(args.warm_start)
+            plans, estimate = make_plans(
+                configs,
+                shape_of(args.model, options),
+                options,
+                local_processes=run.local_processes,
+                decided=saved_decision(run.work_folder) if args.resume else None,
+                warm_start=agent is not None,
+            )
+            models = [one for one in (config.policy, args.warm_start) if one]
+            if not run.begin(estimate, config, models, {front: b"\x89PNG"} if swept else {}):
+                return
+            loading = asdict(options)
+            pruner = FFPPruner.from_pretrained(args.model, plans[0], run.work_folder, args.report_to, **loading)
+            for result, folder in zip(pruner.sweep(plans, agent, resume=True), folders):
+                result.request = request
+                pruner.save_pretrained(folder, args.overwrite, keep_work=folder != folders[-1])
         if processes.is_main():
-            print_result(results[0], records, config, swept, front)
+            dense_id, found = find_dense(args.model, options)[0], [*map(require_record, folders)]
+            pairs = [prune_records(record, folder, dense_id) for record, folder in zip(found, folders)]
+            records = [*(pruned for pruned, _ in pairs), pairs[0][1]]
+            print_result(records, found[0].provenance, config, swept, front)
             write_records(args.json, records)
         run.upload()
 
 
 def print_result(
-    result: "PruningResult", records: "Sequence[Figures]", config: FFPConfig, swept: str | None, front: str
+    records: "Sequence[Figures]", provenance: Provenance, config: FFPConfig, swept: str | None, front: str
 ) -> None:
     """Print the summary of a prune, or the table of a sweep, whose plot is written to `front`."""
     from ..checkpoint.plots import write_front
-    from ..hub.naming import without_folders
     from .summary import summarize, sweep_table, warn_of_high_perplexity
 
     if swept:
         print(sweep_table(records))
-        write_front(records, swept, without_folders(result.test.describe()), expand(front))
+        write_front(records, swept, provenance.perplexity, expand(front))
         print(f"Pareto front: {front}")
     else:
-        command = recovery_command(result.base_model, config, result.revision, str(records[0]["model"]))
-        print(summarize(records, command))
+        pruned, dense = (str(record["model"]) for record in records)
+        print(summarize(records, recovery_command(dense, config, provenance.revision, pruned)))
     warn_of_high_perplexity(records[:-1])
 
 

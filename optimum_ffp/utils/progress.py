@@ -2,6 +2,7 @@
 
 import logging
 import os
+import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -13,21 +14,43 @@ from .processes import is_main
 
 
 logger = logging.getLogger(__name__)
+# Seconds between lines.
+INTERVAL = 60.0
+
+
+class _Bar(tqdm):
+    """A bar that also counts if it is disabled."""
+
+    def update(self, n: float | None = 1) -> bool | None:
+        if self.disable:
+            self.n += n or 0
+        return super().update(n)
 
 
 @contextmanager
 def progress_bar(total: int | None, description: str | None, unit: str) -> Iterator[tqdm]:
-    """Show a bar for a stage on a terminal or in a notebook; elsewhere, log a line with its time at the end.
+    """Show a bar for a stage on a terminal or in a notebook; elsewhere, log a line every minute and at the end.
 
     Show neither without a description. Transformers' `disable_progress_bar` and `TQDM_DISABLE` disable the bar.
     """
     shown = description is not None and is_main()
     enabled = shown and is_progress_bar_enabled() and not os.environ.get("TQDM_DISABLE")
-    start = time.perf_counter()
+    start, ended = time.perf_counter(), threading.Event()
     # With `None`, tqdm finds out whether standard error is a terminal.
     disable = None if enabled else True
-    with tqdm(total=total, desc=description, unit=unit, disable=disable, dynamic_ncols=True) as bar:
+
+    def report() -> None:
+        while not ended.wait(INTERVAL):
+            of = f" of {bar.total}" if bar.total else ""
+            logger.info("%s %s: %s %d%s", time.strftime("%H:%M:%S"), description, unit, bar.n, of)
+
+    with _Bar(total=total, desc=description, unit=unit, disable=disable, dynamic_ncols=True) as bar:
         disabled = bar.disable
-        yield bar
+        if shown and disabled:
+            threading.Thread(target=report, daemon=True).start()
+        try:
+            yield bar
+        finally:
+            ended.set()
     if shown and disabled:
-        logger.info("%s: %.1f s", description, time.perf_counter() - start)
+        logger.info("%s %s: %.1f s", time.strftime("%H:%M:%S"), description, time.perf_counter() - start)
