@@ -9,6 +9,7 @@ def test_resumed_processes_share_previous_token_count(monkeypatch, tmp_path):
     assert Journal(tmp_path, counter=counter).value("entry", lambda: "result") == "result"
     for count in (2, 1):
         monkeypatch.setattr(processes, "count", lambda count=count: count)
+        monkeypatch.setattr(processes, "rank", lambda: 0)
         monkeypatch.setattr(processes, "on_main", lambda compute: compute())
         resumed = TokenCounter(layers=4)
         journal = Journal(tmp_path, counter=resumed)
