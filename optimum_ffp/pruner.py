@@ -272,8 +272,8 @@ class FFPPruner:
             "groups": [unit.unit.group for unit in self.measured.unit_variants[0]] if self._plan.policy else None,
             **({} if self.measured.given_data else processes.on_main(self._plan.hash_files)),
         }
-        on_disk = self.options.offload == "disk"
-        self.measured.journal = Journal.open(self.work_folder, identity, resume=resume, on_disk=on_disk)
+        journal = Journal.open(self.work_folder, identity, resume, on_disk=self.options.offload == "disk")
+        self.measured.journal = replace(journal, counter=self.measured.layerwise.counter)
 
     def _check(self, plan: Plan) -> None:
         """Check, before anything is measured, what needs the model to run."""

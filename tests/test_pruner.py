@@ -98,7 +98,7 @@ def test_perplexity_is_reported_for_each_dataset_of_mix(save_tiny_model, data_fo
     (other,) = record["provenance"]["other_texts"]
     assert other["dataset"] == "other.txt" and other["calibrated"] == result.tests[1][1]["calibrated"]
     card, report = ((tmp_path / "out" / name).read_text() for name in ("README.md", "report.html"))
-    summary = summarize(prune_records(result, "out"), "")
+    summary = summarize(prune_records(Record.from_dict(record), "out", "dense"), "")
     for _, perplexities in result.tests:
         assert all(f"{perplexities['calibrated']:.3f}" in text for text in (report, repr(result)))
         assert f"**{perplexities['calibrated']:,.2f}**" in card

@@ -26,7 +26,7 @@ def order_experts(
     """
     by_layer = {unit.unit.layer: unit for unit in units}
     measure = partial(plan.function("expert_criterion"), layerwise, by_layer, plan, windows)
-    measured = layerwise.counter.tensors(journal, "experts", measure)
+    measured = journal.tensors("statistics", measure)
     scores = (measured[f"{layer}.scores"].view(unit.sections, -1) for layer, unit in by_layer.items())
     orders = [one.argsort(dim=1, descending=True, stable=True).T for one in scores]
     few = {str(layer): measured[f"{layer}.tokens"] < unit.width for layer, unit in by_layer.items()}

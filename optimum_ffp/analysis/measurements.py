@@ -216,7 +216,7 @@ class Measurements:
             raise FFPError("speed is measured with all weights on the device; choose offload none, or pass costs")
         measure = partial(measure_costs, self.model, self.plan.workload)
         with self.meter.stage("speed"):
-            return self.journal.value("costs", partial(processes.on_main, measure))
+            return self.journal.value("speed", partial(processes.on_main, measure))
 
     @cached_property
     def prepared(self) -> Prepared:
@@ -245,7 +245,7 @@ class Measurements:
             return losses[0].tolist()
 
         with self.meter.stage("search"):
-            losses = np.array(self.layerwise.counter.value(self.journal, "dense-losses", measure))
+            losses = np.array(self.journal.value("search-dense", measure))
         if not math.isfinite(to_perplexity(float(losses.mean()))):
             raise FFPError(
                 "the perplexity of the dense model is not finite on the search windows; try search_dtype model, a "
@@ -290,7 +290,7 @@ class Measurements:
             return Evaluation(losses, [processes.sum_(one).sort(descending=True).values.tolist() for one in counts])
 
         with (meter or self.meter).stage("evaluation"):
-            return Evaluation(*self.layerwise.counter.value(journal, f"evaluation-{name}", measure))
+            return Evaluation(*journal.value(f"evaluation-{name}", measure))
 
     def describe_experts(self, policy: PruningPolicy, pruned: Evaluation) -> dict[str, Any]:
         """Return the `experts` of a `PruningResult`, with the evaluation of the pruned model."""

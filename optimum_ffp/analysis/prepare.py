@@ -104,7 +104,7 @@ class Preparation:
         """Collect the Fisher matrices of all units, or read them from the journal."""
 
         def keep(index: int, matrix: torch.Tensor) -> torch.Tensor:
-            entry = self.layerwise.counter.tensors(self.journal, f"fisher-{index}", lambda: {"fisher": matrix})
+            entry = self.journal.tensors(f"fisher-{index}", lambda: {"fisher": matrix})
             return entry["fisher"] if processes.is_main() else torch.empty(0)
 
         indices = range(len(self.variants[0]))
@@ -124,7 +124,7 @@ class Preparation:
     def order_units(self) -> list[OrderedUnit]:
         """Return all units with their groups ordered; only layers up to the last that isn't saved run."""
         layers, saved = range(len(self.layerwise.layers)), self.layer_journal.has
-        missing = [layer for layer in layers if not saved(f"layer-{layer}")]
+        missing = [layer for layer in layers if not saved(f"statistics-{layer}")]
         units = self._measure(missing) if missing else {}
         with self.meter.stage("statistics"):
             units |= {layer: self._units(layer, dict) for layer in layers if layer not in units}
@@ -156,7 +156,7 @@ class Preparation:
 
     def _units(self, layer: int, measure: Callable[[], dict[str, torch.Tensor]]) -> list[OrderedUnit]:
         """Return the ordered units of a layer, from the journal if they are saved."""
-        entry = self.layerwise.counter.tensors(self.layer_journal, f"layer-{layer}", measure)
+        entry = self.layer_journal.tensors(f"statistics-{layer}", measure)
         copies_factors = self.layerwise.device.type == "cuda" and self.matrix_device.type == "cpu"
         pins = copies_factors and self.plan.needs_factors and not self.journal.on_disk
         units = []

@@ -178,7 +178,7 @@ class PruningResult:
     @property
     def tokens(self) -> int:
         """Tokens in forward passes over all stages, except the evaluation on test windows."""
-        return sum(tokens for stage, tokens in self.cost.tokens.items() if stage != "evaluation")
+        return self.provenance().tokens_read
 
     @property
     def model_sparsity(self) -> float:

@@ -56,7 +56,6 @@ def view_record(record: Record) -> dict[str, Any]:
         "samples": provenance.samples,
         "sample_tokens": NEW_TOKENS,
         "data": dataset,
-        "tokens": sum(count for stage, count in provenance.tokens.items() if stage != "evaluation"),
         "plots": {name.removesuffix(".png"): name for name in record.files if name.endswith(".png")},
         "command": " ".join(_command(record)),
         "recoveries": [_view_recovery(step, record) for step in record.recovery],

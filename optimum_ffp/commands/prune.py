@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import asdict
 from typing import TYPE_CHECKING
 
-from ..config import FFPConfig, RecoveryConfig
+from ..config import FFPConfig
 from ..config.budgets import LIMITS
 from ..config.fields import argument_name
 from ..config.prune import OFFLOADS
@@ -19,7 +19,6 @@ from .launching import Command
 
 
 if TYPE_CHECKING:
-    from ..checkpoint.result import PruningResult
     from .records import Figures
 
 
@@ -79,6 +78,7 @@ class FFPPruneCommand(Command):
 
         from ..checkpoint.saving import load_agent
         from ..hub.naming import is_hub_id
+        from ..hub.record import require_record
         from ..modeling.loading import LoadOptions, find_dense, shape_of
         from ..planning.estimate import fit_to_text
         from ..planning.make import make_plans
@@ -90,68 +90,61 @@ class FFPPruneCommand(Command):
 
         run = Run("prune", args, folders, names)
         request = processes.on_main(lambda: run.request_id(config, args.warm_start, names))
-        if run.is_finished(request, [record and record.request for record in map(Record.read, folders)]):
-            return
-        agent, options = load_agent(args.warm_start), LoadOptions(**load_options(args), base_model=config.base_model)
-        shape = shape_of(args.model, options)
-        plans, estimate = make_plans(
-            configs,
-            shape,
-            options,
-            local_processes=run.local_processes,
-            decided=saved_decision(run.work_folder) if args.resume else None,
-            warm_start=agent is not None,
-        )
-        if args.plan:
-            estimate = fit_to_text(estimate, plans, shape, args.model, options)
-        if not config.base_model and not is_hub_id(find_dense(args.model, options)[0]):
-            logger.warning("the model is local, so its card will name no base model or license; pass --base-model ID")
-        models = [one for one in (config.policy, args.warm_start) if one]
-        if not run.begin(estimate, config, models, {front: b"\x89PNG"} if swept else {}):
-            return
-        pruner = FFPPruner.from_pretrained(args.model, plans[0], run.work_folder, args.report_to, **asdict(options))
-        records, results = [], []
-        for result, folder in zip(pruner.sweep(plans, agent, resume=True), folders):
-            result.request = request
-            results = [result]
-            pruner.save_pretrained(folder, args.overwrite, keep_work=folder != folders[-1])
-            if processes.is_main():
-                # The last record is that of the dense model.
-                records = [*records[:-1], *prune_records(result, folder)]
+        options = LoadOptions(**load_options(args), base_model=config.base_model)
+        if not run.is_finished(request, [record and record.request for record in map(Record.read, folders)]):
+            agent, shape = load_agent(args.warm_start), shape_of(args.model, options)
+            plans, estimate = make_plans(
+                configs,
+                shape,
+                options,
+                local_processes=run.local_processes,
+                decided=saved_decision(run.work_folder) if args.resume else None,
+                warm_start=agent is not None,
+            )
+            if args.plan:
+                estimate = fit_to_text(estimate, plans, shape, args.model, options)
+            if not config.base_model and not is_hub_id(find_dense(args.model, options)[0]):
+                logger.warning("the model is local, so its card names no base model or license; pass --base-model ID")
+            models = [one for one in (config.policy, args.warm_start) if one]
+            if not run.begin(estimate, config, models, {front: b"\x89PNG"} if swept else {}):
+                return
+            loading = asdict(options)
+            pruner = FFPPruner.from_pretrained(args.model, plans[0], run.work_folder, args.report_to, **loading)
+            for result, folder in zip(pruner.sweep(plans, agent, resume=True), folders):
+                result.request = request
+                pruner.save_pretrained(folder, args.overwrite, keep_work=folder != folders[-1])
         if processes.is_main():
-            print_result(results[0], records, config, swept, front)
+            dense_id, found = find_dense(args.model, options)[0], [*map(require_record, folders)]
+            pairs = [prune_records(record, folder, dense_id) for record, folder in zip(found, folders)]
+            records = [*(pruned for pruned, _ in pairs), pairs[0][1]]
+            print_result(records, found[0], config, swept, front)
             write_records(args.json, records)
         run.upload()
 
 
 def print_result(
-    result: "PruningResult", records: "Sequence[Figures]", config: FFPConfig, swept: str | None, front: str
+    records: "Sequence[Figures]", record: Record, config: FFPConfig, swept: str | None, front: str
 ) -> None:
     """Print the summary of a prune, or the table of a sweep, whose plot is written to `front`."""
     from ..checkpoint.plots import write_front
-    from ..hub.naming import without_folders
     from .summary import summarize, sweep_table, warn_of_perplexity
 
     if swept:
         print(sweep_table(records))
-        write_front(records, swept, without_folders(result.test.describe()), expand(front))
+        write_front(records, swept, record.provenance.perplexity, expand(front))
         print(f"Pareto front: {front}")
     else:
-        command = recovery_command(result.base_model, config, result.revision, str(records[0]["model"]))
-        print(summarize(records, command + max_tokens_option(result)))
+        pruned, dense = (str(one["model"]) for one in records)
+        command = recovery_command(dense, config, record.provenance.revision, pruned)
+        print(summarize(records, command + max_tokens_option(record)))
     warn_of_perplexity(records[:-1])
 
 
-def max_tokens_option(result: "PruningResult") -> str:
-    """Return the option for a recovery that reads text once; empty if its default does, or not all of it is local."""
-    from ..data import DataRequest, training_windows
-
-    plan, tokens = result.plan, int(RecoveryConfig().max_tokens)
-    if not all(text.is_local for text in plan.texts):
-        return ""
-    request, count = DataRequest.of(plan, plan.seq_len), tokens // plan.seq_len
-    passes = max(training_windows(result.tokenizer, result.model, request, count)[1].values())
-    return f" --max-tokens {tokens / passes:.0f}" if passes > 1 else ""
+def max_tokens_option(record: Record) -> str:
+    """Return the option for a recovery that reads the text once, if the prune has read all of it."""
+    read = record.search.calibrated_on
+    is_all = read["windows"] < record.options["num_samples"]
+    return f" --max-tokens {read['windows'] * read['window_length']}" if is_all else ""
 
 
 def read_configs(args: Namespace) -> tuple[str | None, list[FFPConfig]]:

@@ -6,12 +6,13 @@ the tokens, time and peak memory of the command.
 """
 
 import logging
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
 
-from ..checkpoint.result import PruningResult, final, package_versions
+from ..checkpoint.result import final, package_versions
 from ..checkpoint.view import removed_whole, view_experts
 from ..config.budgets import describe_limits
 from ..config.prune import GRADIENT_COST
@@ -20,12 +21,10 @@ from ..errors import convert_errors, one_line
 from ..evaluation import Evaluation
 from ..evaluation.record import text_records
 from ..evaluation.table import format_rows
-from ..hub.record import require_record
-from ..recovery.recovery import FFPRecovery
 from ..utils.folders import check_file, expand
 from ..utils.json import write_json
-from ..utils.precision import dtype_name
 from ..utils.profiling import StageMeter
+from ..utils.record import Record
 
 
 logger = logging.getLogger(__name__)
@@ -59,46 +58,42 @@ def write_records(file: str | None, records: Sequence[Figures]) -> None:
             write_json(path, [record | versions for record in records])
 
 
-def prune_records(result: PruningResult, folder: str) -> list[Figures]:
-    """Return the records of a pruned model, saved in `folder`, and of its dense model."""
-    tests = [(windows.describe(), figures | {"pruned": final(figures)}) for windows, figures in result.tests]
-    pruned = _model("prune", "pruned", folder, result.parameters, result.model.dtype)
-    pruned |= {"sparsity": result.policy.sparsity, "model_sparsity": result.model_sparsity}
-    for limit in result.search.budget:
+def prune_records(record: Record, folder: str, dense_id: str) -> list[Figures]:
+    """Return the records of a pruned model, from the one saved in `folder`, and of its dense model."""
+    found, units, budget = record.provenance, record.policy.units, record.search.budget
+    tests = [test | {"pruned": final(test)} for test in found.tests]
+    pruned = _model("prune", "pruned", folder, found.parameters["pruned"], found.dtype)
+    pruned |= {"sparsity": record.policy.sparsity, "model_sparsity": found.model_sparsity}
+    for limit in budget:
         pruned |= {f"{name}/{limit['option']}": limit[name] for name in ("asked", "reached", "dense")}
-    notes = {"budget": describe_limits(result.search.budget), "search": result.search.note}
-    notes["removed_whole"] = removed_whole(result.policy.rows)
-    if experts := view_experts(result.policy.rows, result.experts):
+    notes = {"budget": describe_limits(budget), "search": record.search.note, "removed_whole": removed_whole(units)}
+    if experts := view_experts(units, found.experts):
         notes["experts"] = f"{experts['summary']}; {experts['routing']}"
     pruned |= {name: note for name, note in notes.items() if note}
-    for stage in result.calibration.get("stages", ()):
-        pruned |= {f"held_out_{name}/{stage['stage']}": stage[key] for name, key in HELD_OUT.items()}
-    pruned |= {"calibration": result.calibration.get("kept", result.plan.calibration)}
-    pruned |= _perplexities(tests, "pruned") | {"tokens": result.tokens} | _cost(result.cost)
-    dense = _model("prune", "dense", result.base_model, result.dense_parameters, result.model.dtype)
+    for stage in found.held_out.get("stages", ()):
+        pruned |= {f"held_out_{name}/{stage['stage']}": stage[key] or math.nan for name, key in HELD_OUT.items()}
+    pruned |= {"calibration": found.held_out.get("kept", record.options["calibration"])}
+    pruned |= _perplexities(tests, "pruned") | {"tokens": found.tokens_read} | _cost(found.seconds, found.peak_gib)
+    dense = _model("prune", "dense", dense_id, found.parameters["dense"], found.dtype)
     records = [pruned, dense | _perplexities(tests, "dense")]
-    return [one | {f"sample/{row['prompt']}": row[one["role"]] for row in result.samples} for one in records]
+    return [one | {f"sample/{row['prompt']}": row[one["role"]] for row in found.samples} for one in records]
 
 
-def recovery_records(recovery: FFPRecovery, folder: str, meter: StageMeter) -> list[Figures]:
-    """Return the records of a recovered model, saved in `folder`, of the pruned one and of its teacher."""
-    result, student, teacher = recovery.finished, recovery.student, recovery.teacher
-    tests = [(test, test) for test in result.tests]
+def recovery_records(prune: Record, folder: str, pruned_id: str, teacher_id: str, parameters: int) -> list[Figures]:
+    """Return the records of a recovered model, from that saved in `folder`, of the pruned one and of its teacher."""
+    result, size = prune.recovery[-1], prune.provenance.parameters["pruned"]
+    models = {"recovered": (folder, size), "pruned": (pruned_id, size), "dense": (teacher_id, parameters)}
     records = [
-        _model("recover", role, name, model.num_parameters(), student.dtype) | _perplexities(tests, role)
-        for role, name, model in (
-            ("recovered", folder, student),
-            ("pruned", result.source, student),
-            ("dense", result.teacher, teacher),
-        )
+        _model("recover", role, name, count, result.dtype) | _perplexities(result.tests, role)
+        for role, (name, count) in models.items()
     ]
-    prune = require_record(folder)
     for record, held_out in zip(records, (result.kept, result.curve[0])):
         record |= {"sparsity": prune.policy.sparsity, "model_sparsity": prune.provenance.model_sparsity}
-        record |= {f"held_out_{name}": held_out[key] for name, key in HELD_OUT.items()}
+        record |= {f"held_out_{name}": held_out[key] or math.nan for name, key in HELD_OUT.items()}
     if experts := view_experts(prune.policy.units, prune.provenance.experts):
         records[0]["experts"] = experts["summary"]
-    records[0] |= {"tokens": (1 + GRADIENT_COST) * result.tokens, "trained_tokens": result.tokens} | _cost(meter)
+    records[0] |= {"tokens": (1 + GRADIENT_COST) * result.tokens, "trained_tokens": result.tokens}
+    records[0] |= _cost({"recovery": result.seconds}, {"recovery": result.peak_gib})
     records[0] |= {f"sample/{prompt}": text for prompt, text in result.samples.items()}
     if result.dense_teacher:
         records[-1] |= {f"sample/{row['prompt']}": row["dense"] for row in prune.provenance.samples}
@@ -112,38 +107,40 @@ def evaluation_records(evaluation: Evaluation, meter: StageMeter) -> list[Figure
     for role, measured in evaluation.items():
         record = {"command": "evaluate", "role": role, "model": measured["name"]}
         record |= {name: measured[name] for name in EVALUATED if name in measured}
-        tests = [(text, {"model": text["perplexity"]}) for text in text_records(measured)]
-        for (text, figures), reference in zip(tests, references):
+        tests = [text | {"model": text["perplexity"]} for text in text_records(measured)]
+        for text, reference in zip(tests, references):
             if text["comparable"]:
-                figures["dense"] = reference["perplexity"]
+                text["dense"] = reference["perplexity"]
         record |= _perplexities(tests, "model")
         record |= {f"{name}_tokens_per_second": measured["speed"][name] for name in SPEEDS if "speed" in measured}
         for task in measured.get("tasks", ()):
             for suffix, values in (("", task["metrics"]), ("_stderr", task["stderr"])):
                 record |= {f"{task['task']}/{name}{suffix}": value for name, value in values.items()}
         records.append(record)
-    records[0] |= _cost(meter)
+    records[0] |= _cost(meter.seconds, {stage: peak / 2**30 for stage, peak in meter.peak_bytes.items()})
     return records
 
 
-def _model(command: str, role: str, model: str, parameters: int, dtype: torch.dtype) -> Figures:
-    size = {"parameters": parameters, "weight_bytes": parameters * dtype.itemsize}
-    return {"command": command, "role": role, "model": model, "dtype": dtype_name(dtype)} | size
+def _model(command: str, role: str, model: str, parameters: int, dtype: str) -> Figures:
+    size = {"parameters": parameters, "weight_bytes": parameters * getattr(torch, dtype).itemsize}
+    return {"command": command, "role": role, "model": model, "dtype": dtype} | size
 
 
-def _perplexities(tests: Sequence[tuple[Mapping[str, Any], Mapping[str, float]]], model: str) -> Figures:
+def _perplexities(tests: Sequence[Mapping[str, Any]], model: str) -> Figures:
     """Return what was measured on every text: perplexity, its ratio to that of the dense model, and more."""
-    record, names = {}, TextMix(tuple(Text(windows["dataset"]) for windows, _ in tests)).published_names
-    for text, (windows, figures) in zip(names, tests):
-        record[f"perplexity/{text}"] = figures[model]
-        if "dense" in figures:
-            record[f"perplexity_ratio/{text}"] = figures[model] / figures["dense"]
-        record |= {f"{key}/{text}": windows[name] for key, name in MEASURED.items() if name in windows}
+    record, names = {}, TextMix(tuple(Text(test["dataset"]) for test in tests)).published_names
+    for text, test in zip(names, tests):
+        # JSON lacks NaN and infinity.
+        record[f"perplexity/{text}"] = perplexity = test[model] or math.nan
+        if "dense" in test:
+            record[f"perplexity_ratio/{text}"] = perplexity / (test["dense"] or math.nan)
+        record |= {f"{key}/{text}": test[name] for key, name in MEASURED.items() if name in test}
     return record
 
 
-def _cost(meter: StageMeter) -> Figures:
-    record = {"seconds": sum(meter.seconds.values()), "peak_bytes": max(meter.peak_bytes.values())}
-    for name, values in (("seconds", meter.seconds), ("peak_bytes", meter.peak_bytes)):
+def _cost(seconds: Mapping[str, float], peak_gib: Mapping[str, float]) -> Figures:
+    peaks = {stage: round(peak * 2**30) for stage, peak in peak_gib.items()}
+    record = {"seconds": sum(seconds.values()), "peak_bytes": max(peaks.values())}
+    for name, values in (("seconds", seconds), ("peak_bytes", peaks)):
         record |= {f"{name}/{stage}": value for stage, value in values.items()}
     return record

@@ -3,15 +3,10 @@
 import shlex
 from argparse import ArgumentParser, Namespace
 from dataclasses import asdict, replace
-from typing import TYPE_CHECKING
 
-from ..config import RecoveryConfig
+from ..config import RecoveryConfig, RecoveryPlan
 from .arguments import HUB_OPTIONS, RUN_OPTIONS, add_shared, describe, load_options, output_name
 from .launching import Command
-
-
-if TYPE_CHECKING:
-    from ..recovery.recovery import FFPRecovery
 
 
 USAGE = "optimum-cli ffp recover -m MODEL [OUT] [--dataset DATASET] [--max-tokens N] [options]"
@@ -65,7 +60,6 @@ class FFPRecoverCommand(Command):
         from ..recovery.recovery import FFPRecovery
         from ..recovery.teacher import find_teacher
         from ..utils import processes
-        from ..utils.profiling import StageMeter
         from .records import recovery_records, write_records
         from .run import Run
         from .summary import summarize, warn_of_perplexity
@@ -82,32 +76,30 @@ class FFPRecoverCommand(Command):
             lambda: run.request_id(plan, teacher, require_record(args.model, **options.hub()).to_dict())
         )
         existing = prune_record(folder)
-        if run.is_finished(request, [step.request for step in existing.recovery[-1:]] if existing else []):
-            return
-        if not run.begin(estimate, plan, [teacher]):
-            return
-        loading = asdict(options)
-        recovery = FFPRecovery.from_pretrained(
-            args.model, plan, args.teacher, run.work_folder, args.report_to, **loading
-        )
-        meter = StageMeter()
-        with meter.stage("recovery"):
+        if not run.is_finished(request, [step.request for step in existing.recovery[-1:]] if existing else []):
+            if not run.begin(estimate, plan, [teacher]):
+                return
+            loading = asdict(options)
+            recovery = FFPRecovery.from_pretrained(
+                args.model, plan, args.teacher, run.work_folder, args.report_to, **loading
+            )
             recovery.record = replace(recovery.recover(resume=args.resume), request=request)
-        recovery.save_pretrained(folder, overwrite=args.overwrite)
+            recovery.save_pretrained(folder, overwrite=args.overwrite)
         if processes.is_main():
-            records = recovery_records(recovery, folder, meter)
-            print(summarize(records, evaluation_command(recovery, folder, args.model)))
+            parameters = empty_model(dense).num_parameters()
+            records = recovery_records(require_record(folder), folder, args.model, teacher, parameters)
+            print(summarize(records, evaluation_command(plan, folder, teacher, args.model)))
             warn_of_perplexity(records[:1])
             write_records(args.json, records)
         run.upload()
 
 
-def evaluation_command(recovery: "FFPRecovery", folder: str, pruned: str) -> str:
+def evaluation_command(plan: RecoveryPlan, folder: str, teacher: str, pruned: str) -> str:
     """Return the command that compares a recovered model with the dense and the pruned one, on the same texts."""
-    tests = ",".join(test["dataset"] for test in recovery.finished.tests)
-    words = ["optimum-cli", "ffp", "evaluate", "-m", folder, "--baseline", recovery.teacher_id, pruned]
+    tests = ",".join(plan.reported.names)
+    words = ["optimum-cli", "ffp", "evaluate", "-m", folder, "--baseline", teacher, pruned]
     # Text that the model writes can't be evaluated on.
     words += ["--dataset", tests] if tests != "self" else []
-    if recovery.plan.text_column:
-        words += ["--text-column", recovery.plan.text_column]
+    if plan.text_column:
+        words += ["--text-column", plan.text_column]
     return shlex.join(words)

@@ -52,14 +52,12 @@ class Run:
         return hashlib.sha256(to_json(request).encode()).hexdigest()[:16]
 
     def is_finished(self, request: str, found: Iterable[str | None]) -> bool:
-        """Return whether `--resume` has found the request in all output folders; then clean up and upload."""
+        """Return whether `--resume` has found the request in all output folders; then clean up."""
         if not self.args.resume or self.args.overwrite or not processes.from_main({*found} == {request}):
             return False
         if processes.is_main():
             begin_work(self.work_folder, resume=False)
             print(f"already finished, nothing to do: {', '.join(self.folders)}; start over with --overwrite")
-        if not self.args.plan:
-            self.upload()
         return True
 
     def begin(
@@ -109,7 +107,7 @@ class Run:
             sys.exit(USER_ERROR)
 
     def upload(self) -> None:
-        """Upload the folders with `--push-to-hub`, and print the URLs."""
-        if processes.is_main():
+        """Upload the folders with `--push-to-hub`, and print the URLs. A plan uploads nothing."""
+        if processes.is_main() and not self.args.plan:
             for folder, repository in zip(self.folders, self.repositories):
                 print(f"uploaded: {push_checkpoint(folder, repository, private=self.args.private)}")

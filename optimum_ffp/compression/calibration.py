@@ -66,7 +66,7 @@ class CalibrationTask:
             means = [processes.gather(row).mean(0).tolist() for row in rows]
             return [{"perplexity": to_perplexity(loss), "kl": divergence} for loss, divergence in means]
 
-        *measured, after = layerwise.counter.value(self.journal, f"held-out-{stage}", measure)
+        *measured, after = self.journal.value(f"calibration-held-out-{stage}", measure)
         first = "ridge" if self.sorted_model.ridges else "none"
         record = {"kept": first} | before.record | held_out.describe()
         record["stages"] = [*stages, *({"stage": first} | one for one in measured), {"stage": stage} | after]

@@ -69,7 +69,7 @@ def distill(
     dense, trained = (HiddenStates(layerwise, sequences, dtype, dtype=dtype, copies=2) for _ in range(2))
 
     def saved(name: str, fit: Callable[[], Fit]) -> Fit:
-        return Fit.unpack(layerwise.counter.tensors(task.journal, name, lambda: fit().pack()))
+        return Fit.unpack(task.journal.tensors(f"calibration-{name}", lambda: fit().pack()))
 
     start, removed_layers, fits = sorted_model.change(task.policy, weights), task.policy.removed_layers, []
     has_last_norm = bool(last_norm_parameters(layerwise))

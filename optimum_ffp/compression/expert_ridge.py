@@ -57,7 +57,7 @@ def compensated_experts(task: CalibrationTask) -> dict[str, torch.Tensor]:
                 inputs, outputs = map(torch.cat, zip(*samples))
                 samples.clear()
                 compute = partial(fit, unit, inputs, outputs, scales)
-                weights |= task.journal.mapped(f"ridge-{layer}", compute)
+                weights |= task.journal.mapped(f"calibration-ridge-{layer}", compute)
             bar.update()
     return weights
 

@@ -209,12 +209,12 @@ class SortedModel:
         change, journal = self.change(policy, weights), journal or Journal()
         kept = policy.kept_layers(len(self.prefixes))
         with change(len(self.prefixes)):
-            state = journal.mapped("pruned-outer", partial(self._copy_weights, self.model, "", tuple(self.prefixes)))
+            state = journal.mapped("slicing-outer", partial(self._copy_weights, self.model, "", tuple(self.prefixes)))
         for index, layer in self.layerwise.iter_layers():
             if index in kept:
                 copy = partial(self._copy_weights, layer, self.prefixes[index], self.removed_modules(policy, index))
                 with change(index):
-                    layer_weights = journal.mapped(f"pruned-{index}", copy)
+                    layer_weights = journal.mapped(f"slicing-{index}", copy)
                 prefix = self.prefixes[kept.index(index)]
                 state |= {prefix + name: tensor for name, tensor in layer_weights.items()}
         config = homogeneous_config(self.model, policy) if homogeneous or not self.family.classes else None

@@ -26,6 +26,7 @@ from ..modeling.loading import LoadOptions, load_any, load_pruned, pin_commit, r
 from ..utils import processes
 from ..utils.batch_size import memory_errors
 from ..utils.precision import compute_dtype, computes_in_bfloat16, convert, dtype_name
+from ..utils.profiling import StageMeter
 from ..utils.progress import progress_bar
 from ..utils.record import RecoveryRecord
 from ..utils.resume import Journal, fingerprint
@@ -156,16 +157,19 @@ class FFPRecovery:
         if self.record:
             raise FFPError("recover() can be called once per FFPRecovery; create a new instance")
         self._open_journal(resume)
-        data, windows = self._load_data()
-        self._measure(self.teacher, data, "dense")
-        self._measure(self.student, data, "pruned")
-        # Before the training, which converts the dense model.
-        dtypes = {"dense": self.teacher.dtype, "pruned": compute_dtype(self.teacher.device, self.stored_dtype)}
-        trained = self._train(windows["tokens"], data.held_out.tokens, callbacks)
-        self.student = trained.model
-        self._measure(self.student, data, "recovered")
-        # Measuring converted it to the compute dtype.
-        convert(self.student, self.stored_dtype)
+        meter = StageMeter()
+        with meter.stage("recovery"):
+            data, windows = self._load_data()
+            self._measure(self.teacher, data, "dense")
+            self._measure(self.student, data, "pruned")
+            # Before the training, which converts the dense model.
+            dtypes = {"dense": self.teacher.dtype, "pruned": compute_dtype(self.teacher.device, self.stored_dtype)}
+            trained = self._train(windows["tokens"], data.held_out.tokens, callbacks)
+            self.student = trained.model
+            self._measure(self.student, data, "recovered")
+            # Measuring converted it to the compute dtype.
+            convert(self.student, self.stored_dtype)
+            samples = processes.on_main(partial(write_samples, self.student, self.tokenizer))
         rows = zip(data.tests, perplexities_by_text(self.losses))
         first, *rest = (perplexities | test.describe() for test, perplexities in rows)
         self.record = RecoveryRecord(
@@ -179,11 +183,12 @@ class FFPRecovery:
             curve=trained.curve,
             kept=trained.best,
             held_out=data.held_out.describe(),
-            samples=processes.on_main(partial(write_samples, self.student, self.tokenizer)),
+            samples=samples,
             compute_dtypes={name: dtype_name(dtype) for name, dtype in dtypes.items()},
             dtype=dtype_name(self.stored_dtype),
             bf16=self.bf16,
-            seconds=trained.seconds,
+            seconds=round(meter.seconds["recovery"], 2),
+            peak_gib=round(meter.peak_bytes["recovery"] / 2**30, 3),
             processes=processes.count(),
             versions=package_versions(),
             tokens=trained.curve[-1]["tokens"],
@@ -253,10 +258,10 @@ class FFPRecovery:
             return {"tokens": tokens, "passes": torch.tensor([*passes.values()], dtype=torch.float64)}
 
         load = partial(processes.on_main, lambda: load_windows(self.tokenizer, self.teacher, request).to_list())
-        is_measured = self.journal.has("test-losses-dense")
+        is_measured = self.journal.has("evaluation-dense")
         try:
             data = DataSplits.from_list(self.journal.value("data", load))
-            return data, self.journal.tensors("windows", partial(processes.tensors_on_main, training_tensors))
+            return data, self.journal.tensors("data-windows", partial(processes.tensors_on_main, training_tensors))
         except FFPError:
             if not is_measured:
                 # There is nothing worth resuming.
@@ -274,7 +279,7 @@ class FFPRecovery:
                 losses = (window_losses(model, share, on_batch=bar.update) for share in shares)
                 return [processes.gather(rows).tolist() for rows in losses]
 
-        self.losses[name] = self.journal.value(f"test-losses-{name}", measure)
+        self.losses[name] = self.journal.value(f"evaluation-{name}", measure)
 
     def _train(
         self, windows: torch.Tensor, held_out: torch.Tensor, callbacks: Sequence[TrainerCallback]

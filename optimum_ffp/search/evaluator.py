@@ -45,7 +45,6 @@ class CandidateEvaluator:
     on_evaluation: Callable[[int], Any] = lambda cost: None
 
     def __post_init__(self) -> None:
-        self.counter = self.sorted_model.layerwise.counter
         self.journal = self.journal.part(self.windows.tolist(), self.compensated, str(self.dtype))
 
     def __call__(self, policies: Sequence[PruningPolicy], windows: np.ndarray) -> np.ndarray:
@@ -58,7 +57,7 @@ class CandidateEvaluator:
             if policy not in measured:
                 batch = [policy]
                 if not self.sorted_model.layerwise.weights.resident:
-                    batch = [missing for missing, journal in journals.items() if not journal.has("losses")]
+                    batch = [missing for missing, journal in journals.items() if not journal.has("search-losses")]
                 losses = policy_losses(
                     self.sorted_model,
                     batch,
@@ -71,7 +70,7 @@ class CandidateEvaluator:
             return measured[policy]
 
         for policy, journal in journals.items():
-            measured[policy] = self.counter.value(journal, "losses", partial(measure, policy))
+            measured[policy] = journal.value("search-losses", partial(measure, policy))
             self.on_evaluation(1)
         return np.array([measured[policy] for policy in policies])
 
@@ -83,7 +82,7 @@ class CandidateEvaluator:
             gradients = measure_size_gradients(self.sorted_model, policy, chosen, self.dtype)
             return [gradients.losses.tolist(), gradients.down.tolist(), gradients.up.tolist()]
 
-        entry = self.counter.value(self._journal_of(policy, windows), "size_gradients", measure)
+        entry = self._journal_of(policy, windows).value("search-gradients", measure)
         self.on_evaluation(GRADIENT_COST)
         return SizeGradients(*map(np.array, entry))
 

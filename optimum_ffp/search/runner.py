@@ -232,7 +232,7 @@ class PolicySearch:
     def _measured_speed(self, policy: PruningPolicy) -> float:
         measure = partial(measure_speedup, self.measured.model, policy, self.plan.workload)
         journal = self.measured.journal.part(policy.sizes)
-        return journal.value("speedup", partial(processes.on_main, measure))
+        return journal.value("search-speedup", partial(processes.on_main, measure))
 
     def _reached(self, policy: PruningPolicy) -> list[dict[str, Any]]:
         """Return the record of the limits, with the measured speed, and warn if that is low for what is removed."""

@@ -16,6 +16,27 @@ from .host_memory import return_free_memory, used_host_memory
 SAMPLING_SECONDS = 0.05
 
 
+class Stopwatch:
+    """Time in stages, with that of results of earlier processes that are reused."""
+
+    total = saved = 0.0
+    started: float | None = None
+
+    def read(self) -> float:
+        """Return the time so far."""
+        return self.total + (time.perf_counter() - self.started if self.started else 0)
+
+    def lap(self, reused: float = 0) -> float:
+        """Return the time since the last call, for the result that is saved, or add the time of a `reused` one."""
+        before, self.total = self.saved, self.total + reused
+        self.saved = self.read()
+        return self.saved - before
+
+
+# Stages of a process run one after another.
+STOPWATCH = Stopwatch()
+
+
 class StageMeter:
     """Time, peak memory and tokens of named stages. Times and tokens of a repeated stage add up.
 
@@ -43,14 +64,16 @@ class StageMeter:
     @contextmanager
     def stage(self, name: str) -> Iterator[None]:
         """Measure the context. Exceptions get the name of the innermost stage as attribute `stage`."""
-        start, tokens_before = time.perf_counter(), self.counter and self.counter.tokens
+        STOPWATCH.started, start = time.perf_counter(), STOPWATCH.total
+        tokens_before = self.counter and self.counter.tokens
         try:
             with _peak_memory() as peak:
                 yield
         except Exception as error:
             vars(error).setdefault("stage", name)
             raise
-        self.seconds[name] += time.perf_counter() - start
+        STOPWATCH.total, STOPWATCH.started = STOPWATCH.read(), None
+        self.seconds[name] += STOPWATCH.total - start
         self.peak_bytes[name] = max(self.peak_bytes[name], *peak)
         if self.counter and self.counter.tokens > tokens_before:
             self.tokens[name] += self.counter.tokens - tokens_before

@@ -2,6 +2,7 @@
 
 import logging
 import os
+import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -15,6 +16,8 @@ from .processes import is_main
 
 
 logger = logging.getLogger(__name__)
+# Seconds between lines.
+INTERVAL = 60.0
 _CALLBACK: ContextVar[Callable[[float | None, str], Any] | None] = ContextVar("callback", default=None)
 
 
@@ -49,17 +52,28 @@ class _Bar(tqdm):
 
 @contextmanager
 def progress_bar(total: int | None, description: str | None, unit: str) -> Iterator[tqdm]:
-    """Show a bar for a stage on a terminal or in a notebook; elsewhere, log a line with its time at the end.
+    """Show a bar for a stage on a terminal or in a notebook; elsewhere, log a line every minute and at the end.
 
     Show neither without a description. Transformers' `disable_progress_bar` and `TQDM_DISABLE` disable the bar.
     """
     shown = description is not None and is_main()
     enabled = shown and is_progress_bar_enabled() and not os.environ.get("TQDM_DISABLE")
-    start = time.perf_counter()
+    start, ended = time.perf_counter(), threading.Event()
     # With `None`, tqdm finds out whether standard error is a terminal.
     disable = None if enabled else True
+
+    def report() -> None:
+        while not ended.wait(INTERVAL):
+            of = f" of {bar.total}" if bar.total else ""
+            logger.info("%s %s: %s %d%s", time.strftime("%H:%M:%S"), description, unit, bar.n, of)
+
     with _Bar(total=total, desc=description, unit=unit, disable=disable, dynamic_ncols=True) as bar:
         bar.stage, disabled = description if shown else None, bar.disable
-        yield bar
+        if shown and disabled:
+            threading.Thread(target=report, daemon=True).start()
+        try:
+            yield bar
+        finally:
+            ended.set()
     if shown and disabled:
-        logger.info("%s: %.1f s", description, time.perf_counter() - start)
+        logger.info("%s %s: %.1f s", time.strftime("%H:%M:%S"), description, time.perf_counter() - start)

@@ -122,6 +122,11 @@ class Provenance(Measured):
     peak_gib: dict[str, float]
 
     @property
+    def tokens_read(self) -> int:
+        """Tokens in forward passes over all stages, except the evaluation on test windows."""
+        return sum(count for stage, count in self.tokens.items() if stage != "evaluation")
+
+    @property
     def is_on_hub(self) -> bool:
         """Whether the dense model is on the Hub. Records name local models without their folders."""
         return self.revision is not None or "/" in self.base_model
@@ -147,7 +152,8 @@ class RecoveryRecord(Measured):
             of the recovered model.
         dtype: Dtype of the saved weights.
         bf16: Whether training used bfloat16.
-        seconds: Time of the training.
+        seconds: Time of the recovery.
+        peak_gib: Its peak memory.
         request: Digest of the command, by which `--resume` recognizes its result.
         tokens: Tokens that the model was trained on.
         perplexity: Description of the test windows of the first text, with perplexities by model: `dense` (the
@@ -170,6 +176,7 @@ class RecoveryRecord(Measured):
     dtype: str
     bf16: bool
     seconds: float
+    peak_gib: float = 0.0
     processes: int
     versions: dict[str, str]
     request: str | None = None

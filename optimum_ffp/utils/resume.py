@@ -21,16 +21,19 @@ from ..errors import FFPError, convert_errors
 from . import processes
 from .folders import PARTIAL, abbreviate, atomic_file, check_writable, locked, resolve
 from .json import to_json
+from .profiling import STOPWATCH
 from .record import Record
 
 
 RUN = "run.json"
 # Content of `run.json` that marks a work folder. Increment the number when entries change incompatibly.
-FORMAT = "optimum-ffp work folder, 2"
+FORMAT = "optimum-ffp work folder, 3"
 VALUE, TENSORS = ".entry.json", ".entry.safetensors"
+# Name of the tensor with the cost of the others.
+COST = "cost"
 CHECKPOINTS = "checkpoints"
 # Entry with the calibration that was chosen by the free memory.
-DECISION = "calibration"
+DECISION = "plan"
 # Folder of a mixture's experts, which are written while it is loaded.
 EXPERTS = "experts"
 # Number of sampled entries per tensor for the fingerprint of a model.
@@ -42,21 +45,23 @@ class Journal:
     """Store of expensive results by name, each saved once computed.
 
     Pruning is deterministic: a run that reads saved results instead of computing them ends with the same weights. No
-    entry is ever incomplete. In distributed runs all processes make the same calls and compute the same results, and
-    the main process writes.
+    entry is ever incomplete. Its name begins with that of its stage, and its cost is saved with it. In distributed
+    runs all processes make the same calls and compute the same results, and the main process writes.
 
     Attributes:
         folder: Folder of the entries, created with the first entry; nothing is saved if `None`.
         identity: Everything that the entries depend on: model, settings, library versions.
         on_disk: Whether to return saved tensors as views of memory-mapped files, which take no additional memory.
-        prefix: Prefix of the names of entries.
+        keys: Ending of the names of entries, for what they also depend on.
+        counter: `TokenCounter` of the run, if it has one.
         lock: Holds the lock of an open journal until it is removed or this process ends.
     """
 
     folder: Path | None = None
     identity: Mapping[str, Any] = field(default_factory=dict)
     on_disk: bool = False
-    prefix: str = ""
+    keys: str = ""
+    counter: Any = None
     lock: ExitStack = field(default_factory=ExitStack)
 
     @classmethod
@@ -82,12 +87,14 @@ class Journal:
                     )
                 journal.lock = lock.pop_all()
         processes.wait()
+        # The time before is no part of the first entry.
+        STOPWATCH.lap()
         return journal
 
     def part(self, *keys: Any) -> "Journal":
         """Return a journal in the same folder for entries that also depend on the given keys."""
         digest = hashlib.sha256(json.dumps(keys, sort_keys=True).encode()).hexdigest()
-        return replace(self, prefix=f"{self.prefix}{digest[:12]}-", lock=ExitStack())
+        return replace(self, keys=f"{self.keys}-{digest[:12]}", lock=ExitStack())
 
     def value(self, name: str, compute: Callable[[], Any]) -> Any:
         """Return the saved value of an entry, or compute and save it. It must be JSON-serializable."""
@@ -96,27 +103,35 @@ class Journal:
         path = self._path(self.folder, name, VALUE)
         if self.has(name):
             with _reading(path):
-                return json.loads(path.read_text(encoding="utf-8"))
-        text = json.dumps(compute())
+                value, cost = json.loads(path.read_text(encoding="utf-8"))
+                self._continue_from(*cost)
+                return value
+        text = json.dumps([compute(), self._cost()])
         self._write(path, lambda partial: partial.write_text(text, encoding="utf-8"))
         # What a resumed run reads.
-        return json.loads(text)
+        return json.loads(text)[0]
 
     def tensors(self, name: str, compute: Callable[[], dict[str, torch.Tensor]]) -> dict[str, torch.Tensor]:
         """Return the saved tensors of an entry, in host memory, or compute and save them."""
         if self.folder is None:
             return compute()
         path = self._path(self.folder, name, TENSORS)
-        if not self.has(name):
+        reused = self.has(name)
+        if not reused:
             result = compute()
             on_host = {key: tensor.detach().cpu().contiguous() for key, tensor in result.items()}
+            on_host[COST] = torch.tensor(self._cost(), dtype=torch.float64)
             self._write(path, lambda partial: save_file(on_host, partial))
             if not self.on_disk:
                 return result
             del result, on_host
             processes.wait()
         with _reading(path):
-            return load_file(path)
+            tensors = load_file(path)
+            cost = tensors.pop(COST).tolist()
+        if reused:
+            self._continue_from(*cost)
+        return tensors
 
     def mapped(self, name: str, compute: Callable[[], dict[str, torch.Tensor]]) -> dict[str, torch.Tensor]:
         """Like `tensors` if `on_disk` is set; otherwise compute the tensors without saving them."""
@@ -125,7 +140,7 @@ class Journal:
     @property
     def checkpoints(self) -> Path | None:
         """Folder of the checkpoints of an unfinished training; `None` if nothing is saved."""
-        return self.folder and self.folder / CHECKPOINTS / self.prefix
+        return self.folder and self.folder / CHECKPOINTS / self.keys
 
     def remove_checkpoints(self) -> None:
         """Delete the checkpoints of a training that has finished, after all processes have read the best weights."""
@@ -155,7 +170,16 @@ class Journal:
         self.lock.close()
 
     def _path(self, folder: Path, name: str, suffix: str) -> Path:
-        return folder / f"{self.prefix}{name}{suffix}"
+        return folder / f"{name}{self.keys}{suffix}"
+
+    def _cost(self) -> list[float]:
+        # All processes have read as much, and a run may resume with another number of them.
+        return [STOPWATCH.lap(), self.counter.layer_tokens * processes.count() if self.counter else 0]
+
+    def _continue_from(self, seconds: float, tokens: float) -> None:
+        STOPWATCH.lap(reused=seconds)
+        if self.counter:
+            self.counter.layer_tokens = max(self.counter.layer_tokens, round(tokens) // processes.count())
 
     def _write(self, path: Path, write: Callable[[Path], Any]) -> None:
         if not processes.is_main():
@@ -178,7 +202,7 @@ class Journal:
 def saved_decision(folder: str | os.PathLike) -> dict[str, Any] | None:
     """Return the calibration and rank of adapters that an interrupted prune has chosen, if there is one."""
     path = resolve(folder) / f"{DECISION}{VALUE}"
-    return processes.on_main(lambda: json.loads(path.read_text(encoding="utf-8")) if path.is_file() else None)
+    return processes.on_main(lambda: json.loads(path.read_text(encoding="utf-8"))[0] if path.is_file() else None)
 
 
 def work_folder_of(output: str | os.PathLike) -> Path:
@@ -204,6 +228,15 @@ def begin_work(folder: Path, resume: bool) -> None:
             Journal(folder).remove()
         elif not _read_run(folder):
             print(f"nothing to resume in {folder}; starting from the beginning", file=sys.stderr)
+        else:
+            print(f"resuming from {folder}, with results of: {', '.join(_saved_stages(folder))}", file=sys.stderr)
+
+
+def _saved_stages(folder: Path) -> list[str]:
+    """Return the stages with entries, in the order in which they were saved."""
+    files = sorted(folder.glob("*.entry.*"), key=lambda file: file.stat().st_mtime_ns)
+    training = ["training"] if any(folder.glob(f"{CHECKPOINTS}/**/checkpoint-*")) else []
+    return [*dict.fromkeys(file.name.partition(".")[0].partition("-")[0] for file in files), *training]
 
 
 def check_work_folder(folder: str | os.PathLike, resume: bool, overwrite: bool = False) -> None:

@@ -302,10 +302,13 @@ def test_interrupted_prune_prints_one_line_and_resumes(run, save_tiny_model, tmp
 @pytest.mark.slow
 def test_resume_of_finished_prune_does_nothing(run, save_tiny_model, data_folder, tmp_path):
     command = ["-m", save_tiny_model(), tmp_path / "out", *UNIFORM, "--sparsity", 0.1, 0.2]
-    assert run(*command)[0] == 0
+    code, summary, _ = run(*command, "--json", tmp_path / "out.json")
+    assert code == 0
     files = read_files(tmp_path)
-    code, output, _ = run(*command, "--resume", "--batch-size", 2)
-    assert code == 0 and len(output.splitlines()) == 1 and "out-ffp-20" in output
+    (tmp_path / "out.json").unlink()
+    code, output, _ = run(*command, "--resume", "--batch-size", 2, "--json", tmp_path / "out.json")
+    assert code == 0 and "out-ffp-20" in output.splitlines()[0]
+    assert output.splitlines()[1:] == summary.splitlines() and read_files(tmp_path) == files
     # A plan uploads nothing.
     assert run(*command, "--resume", "--plan", "--push-to-hub")[0] == 0
     assert run(*command, "--resume", "--seed", 1)[0] == run(*command)[0] == 2

@@ -51,8 +51,9 @@ def test_recover_writes_checkpoint_and_prints_summary(recover, run_ffp, tmp_path
     assert run_ffp(*command, "--no-speed", "--eval-samples", "2", "--device", "cpu")[0] == 0
     before, after = (load_file(one / "model.safetensors") for one in (folder, tmp_path / "out"))
     assert before.keys() == after.keys() and not all(torch.equal(before[name], after[name]) for name in before)
-    code, output, _ = recover("--seed", "5", "--resume")
-    assert code == 0 and len(output.splitlines()) == 1 and "finished" in output
+    code, again, _ = recover("--seed", "5", "--resume", "--json", tmp_path / "again.json")
+    assert code == 0 and again.splitlines()[1:] == output.splitlines() and "finished" in again
+    assert json.loads((tmp_path / "again.json").read_text()) == records
     # Another model has taken the place of the one that was recovered.
     with monkeypatch.context() as patch:
         patch.setattr("optimum_ffp.hub.record.require_record", lambda *_, **__: SimpleNamespace(to_dict=dict))

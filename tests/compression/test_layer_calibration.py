@@ -153,7 +153,7 @@ def test_interrupted_distillation_resumes_to_identical_weights(windows, tmp_path
         return distill_layers(sorted_model, policy, windows, windows[:3], passes=2, journal=journal)
 
     expected = calibrate(Journal(tmp_path))
-    for name in ("layer-1", "layer-2", "last-norm"):
+    for name in ("calibration-layer-1", "calibration-layer-2", "calibration-last-norm"):
         (tmp_path / f"{name}.entry.safetensors").unlink()
     resumed = calibrate(Journal(tmp_path))
     assert [fit.errors for fit in resumed.layers] == [fit.errors for fit in expected.layers]

@@ -2,6 +2,8 @@
 
 import io
 import logging
+import re
+import time
 
 import pytest
 from transformers.utils import logging as transformers_logging
@@ -40,8 +42,21 @@ def test_terminal_gets_progress_bar(show):
 
 def test_non_terminal_gets_one_line_with_time(show):
     drawn, (line,) = show(io.StringIO())
-    assert not drawn and line.startswith("Search: ") and line.endswith(" s")
+    assert not drawn and re.fullmatch(r"\d\d:\d\d:\d\d Search: 0\.\d s", line)
     assert len(show(io.StringIO(), None)[1]) == 1
+
+
+def test_non_terminal_gets_lines_during_long_stage(monkeypatch, caplog):
+    monkeypatch.setattr("optimum_ffp.utils.progress.INTERVAL", 0.05)
+    monkeypatch.setattr("sys.stderr", io.StringIO())
+    caplog.set_level(logging.INFO, "optimum_ffp")
+    with progress_bar(24, "Training", "step") as bar:
+        bar.update(12)
+        time.sleep(0.3)
+    *during, end = [line.partition(" ")[2] for line in caplog.messages]
+    assert during[:2] == ["Training: step 12 of 24"] * 2 and end.startswith("Training: 0.")
+    time.sleep(0.2)
+    assert len(caplog.messages) == len(during) + 1
 
 
 @pytest.mark.parametrize("switch", ["tqdm", "transformers"])

@@ -1,10 +1,12 @@
 import json
+import time
 
 import pytest
 import torch
 from safetensors import SafetensorError
 
 from optimum_ffp.errors import FFPError
+from optimum_ffp.utils.profiling import StageMeter
 from optimum_ffp.utils.resume import Journal, begin_work, fingerprint, has_written, run_id
 from tests.helpers import make_tiny_model, write_record
 
@@ -33,6 +35,40 @@ def test_journal_parts_do_not_share_entries(tmp_path):
     assert [journal.part({"sparsity": s}).value("policy", lambda s=s: s) for s in (0.2, 0.3, 0.2)] == [0.2, 0.3, 0.2]
     assert journal.part(1).part(2).value("x", lambda: "inner") == "inner"
     assert journal.part(1).value("x", lambda: "outer") == "outer"
+
+
+def test_reused_entry_brings_its_time(tmp_path):
+    def work(seconds: float) -> dict[str, torch.Tensor]:
+        time.sleep(seconds)
+        return {"result": torch.ones(1)}
+
+    def run(meter: StageMeter) -> None:
+        journal = Journal.open(tmp_path / "work", {}, resume=True)
+        with meter.stage("statistics"):
+            # Not all of a stage's work is inside of an entry.
+            time.sleep(0.1 * (not journal.has("statistics-0")))
+            journal.tensors("statistics-0", lambda: work(0.1))
+        # Nor does it matter when the next stage begins.
+        time.sleep(0.1 * (not journal.has("search")))
+        with meter.stage("search"):
+            journal.value("search", lambda: work(0.2)["result"].tolist())
+        journal.lock.close()
+
+    first, again = StageMeter(), StageMeter()
+    run(first)
+    start = time.perf_counter()
+    run(again)
+    assert time.perf_counter() - start < 0.1
+    assert again.seconds == pytest.approx(first.seconds, abs=0.05)
+    assert first.seconds == pytest.approx({"statistics": 0.2, "search": 0.2}, abs=0.05)
+
+
+def test_resumed_run_names_saved_stages(tmp_path, capsys):
+    journal = Journal.open(tmp_path / "work", {}, resume=False)
+    for name in ("data", "statistics-1", "search-losses"):
+        journal.part(name).value(name, lambda: 0)
+    begin_work(tmp_path / "work", resume=True)
+    assert capsys.readouterr().err.strip().endswith(": data, statistics, search")
 
 
 def test_journal_without_folder_keeps_nothing():

@@ -81,7 +81,7 @@ def calibrate(task: "CalibrationTask", options: Options) -> "Calibration":
     from ...utils import processes
     from . import ridge
 
-    sorted_model, journal, counter = task.sorted_model, task.journal, task.sorted_model.layerwise.counter
+    sorted_model, journal = task.sorted_model, task.journal
     before = layers.calibrate(task, options) if options.distillation_passes else ridge.calibrate(task)
     # A training of more processes takes fewer steps.
     training = journal.part(processes.count())
@@ -89,10 +89,10 @@ def calibrate(task: "CalibrationTask", options: Options) -> "Calibration":
     def train() -> "dict[str, torch.Tensor]":
         student = sorted_model.slice(task.policy, before.weights)
         trained = _train(student, task, options, training.checkpoints)
-        counter.add(trained.tokens // processes.count())
+        sorted_model.layerwise.counter.add(trained.tokens // processes.count())
         return weights_of(trained.model, sorted_model.model, task.policy)
 
-    weights = counter.tensors(journal, "model", train)
+    weights = journal.tensors("calibration-model", train)
     training.remove_checkpoints()
     return task.conclude("model", before, weights)
 

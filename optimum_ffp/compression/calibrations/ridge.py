@@ -18,7 +18,7 @@ def calibrate(task: CalibrationTask) -> Calibration:
         return task.conclude("ridge", Calibration({}), compensated_experts(task))
     weights: dict[str, torch.Tensor] = {}
     for layer, _ in task.sorted_model.layerwise.iter_layers():
-        weights |= task.journal.mapped(f"ridge-{layer}", partial(_compensated, task, layer))
+        weights |= task.journal.mapped(f"calibration-ridge-{layer}", partial(_compensated, task, layer))
     return Calibration(weights)
 
 

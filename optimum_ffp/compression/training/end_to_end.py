@@ -47,14 +47,12 @@ class TrainingOutput:
         curve: One record per evaluation: `step`, `tokens`, and on held-out windows `kl` and `perplexity`.
         best: The record of the resulting weights, which have the lowest divergence since the start of the training.
         tokens: Tokens that were read, in forward passes; a backward pass counts as two, with adapters too.
-        seconds: Time of the training, excluding interrupted processes.
     """
 
     model: PreTrainedModel
     curve: list[dict[str, Any]]
     best: dict[str, Any]
     tokens: int
-    seconds: float
 
 
 @dataclass(frozen=True)
@@ -99,7 +97,7 @@ class Training:
         ):
             trainer = self._trainer(windows, held_out, Path(checkpoint_folder), weights_only=folder is None)
             trainer.add_callback(ReportCallback(bar, self.tracker))
-            trained = trainer.train(resume_from_checkpoint=_last_checkpoint(Path(checkpoint_folder)))
+            trainer.train(resume_from_checkpoint=_last_checkpoint(Path(checkpoint_folder)))
             model = self._unwrapped(trainer)
         curve = [
             {
@@ -118,7 +116,6 @@ class Training:
             # The first evaluation precedes the training, and is the only one if its loss is not finite.
             best=min(curve[1:] or curve, key=lambda row: row["kl"]),
             tokens=(1 + GRADIENT_COST) * trained_on + 2 * len(curve) * held_out.numel(),
-            seconds=trained.metrics["train_runtime"],
         )
 
     def _trainer(

@@ -15,6 +15,7 @@ from transformers.integrations.integration_utils import rewrite_logs
 
 from ...errors import convert_errors, one_line
 from ...evaluation import to_perplexity
+from ...utils.profiling import STOPWATCH
 from ...utils.tracking import Tracker
 
 
@@ -22,7 +23,7 @@ class ReportCallback(TrainerCallback):
     """Shows steps and the last evaluation on a progress bar, and logs under the names of the callbacks of Trainer."""
 
     def __init__(self, bar: tqdm, tracker: Tracker | None):
-        self.bar, self.tracker = bar, tracker
+        self.bar, self.tracker, self.began = bar, tracker, 0.0
 
     def on_log(self, args: Any, state: TrainerState, control: Any, *, logs: Mapping[str, float], **_: Any) -> None:
         """Log the numbers of a step."""
@@ -30,15 +31,18 @@ class ReportCallback(TrainerCallback):
             self.tracker.log(rewrite_logs(logs), state.global_step)
 
     def on_train_begin(self, args: Any, state: TrainerState, *_: Any, **__: Any) -> None:
-        """Count the steps before an interruption."""
+        """Count the steps and the time before an interruption."""
         self.bar.update(state.global_step)
+        self.began = STOPWATCH.read()
+        STOPWATCH.total += state.log_history[-1]["seconds"] if state.log_history else 0
 
     def on_step_end(self, *_: Any, **__: Any) -> None:
         """Count a step."""
         self.bar.update()
 
-    def on_evaluate(self, *_: Any, metrics: Mapping[str, float], **__: Any) -> None:
-        """Show the divergence and perplexity on held-out windows."""
+    def on_evaluate(self, args: Any, state: TrainerState, *_: Any, metrics: Mapping[str, float], **__: Any) -> None:
+        """Show the divergence and perplexity on held-out windows, and save the time so far in the checkpoint."""
+        state.log_history[-1]["seconds"] = STOPWATCH.read() - self.began
         kl, perplexity = metrics["eval_kl"], metrics["eval_perplexity"]
         self.bar.set_postfix_str(f"held out: divergence {kl:.3f}, perplexity {perplexity:.2f}")
 

@@ -24,6 +24,7 @@ from optimum_ffp.modeling.families import find_family, find_units
 from optimum_ffp.modeling.loading import LoadOptions, empty_model, shape_of
 from optimum_ffp.planning.make import make_plans
 from optimum_ffp.search.runner import find_budget
+from optimum_ffp.utils.record import Record
 from optimum_ffp.utils.resume import Journal
 from tests.helpers import (
     MIXTURES,
@@ -175,7 +176,7 @@ def test_pruned_mixture_checkpoint_has_dense_class(data_folder, tmp_path, window
     for model_class in (AutoModelForCausalLM, FFPModelForCausalLM):
         loaded = model_class.from_pretrained(tmp_path / "out")
         assert loaded(windows).logits.equal(result.model(windows).logits)
-    text = summarize(prune_records(result, "out"), "next")
+    text = summarize(prune_records(Record.read(tmp_path / "out"), "out", "dense"), "next")
     assert f"6 of {result.policy.units[0].groups}" in text and "the mean number of tokens" in text
     for page in ("README.md", "report.html"):
         content = (tmp_path / "out" / page).read_text()
