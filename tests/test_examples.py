@@ -3,6 +3,7 @@
 import json
 import re
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -31,10 +32,23 @@ def dense(tmp_path) -> Path:
     return tmp_path / "dense"
 
 
-def test_prune_and_recover_example_and_generate_example(run_example, dense, tmp_path):
+def run_notebook(path: Path, **parameters: str | int) -> None:
+    """Runs the code cells of a notebook in order; as with papermill, parameters follow the cell that has this tag."""
+    namespace: dict[str, Any] = {}
+    for cell in json.loads(path.read_text())["cells"]:
+        code = "".join(cell["source"])
+        if cell["cell_type"] == "code" and not code.startswith("%pip"):
+            exec(compile(code, str(path), "exec"), namespace)
+        if "parameters" in cell["metadata"].get("tags", []):
+            assert parameters.keys() <= namespace.keys()
+            namespace |= parameters
+
+
+def test_notebook_and_generate_example(run_example, dense, tmp_path, capsys):
     (tmp_path / "text.txt").write_text(make_text(4000))
-    words = ["--seq-len", "24", "--max-tokens", "480", "--prompt", "w5 w6 w7"]
-    printed = run_example("prune_job.py", dense, tmp_path / "text.txt", tmp_path / "out", *words)
+    files = {"MODEL": str(dense), "DATASET": str(tmp_path / "text.txt"), "OUTPUT": str(tmp_path / "out")}
+    run_notebook(EXAMPLES / "prune.ipynb", **files, SEQ_LEN=24, MAX_TOKENS="480", PROMPT="w5 w6 w7")
+    printed = capsys.readouterr().out
     folders = [tmp_path / f"out-{name}" for name in ("pruned", "recovered")]
     parameters = [FFPModelForCausalLM.from_pretrained(folder).num_parameters() for folder in folders]
     assert parameters[0] == parameters[1] and printed.count(f"{parameters[1]:,}") >= 2

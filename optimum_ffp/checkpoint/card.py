@@ -109,7 +109,7 @@ def _evaluation(test: Mapping[str, Any]) -> EvalResult | None:
 
 
 def _widget_example(sample: Mapping[str, str], chat: bool) -> dict[str, Any]:
-    """Return a prompt and what the final model writes, which the model page shows where the Hub can't run the model."""
+    """Return a prompt and the final model's answer; the model page shows them although the Hub can't run the model."""
     prompt = sample["prompt"]
     example = {"messages": [{"role": "user", "content": prompt}]} if chat else {"text": prompt}
     return example | {"output": {"text": sample.get("recovered", sample["pruned"])}}
