@@ -62,6 +62,15 @@ def test_notebook_and_generate_example(run_example, dense, tmp_path, capsys):
         assert len(re.findall(rf"^  {name} +w\d+ w\d+", printed, re.M)) == 2, printed
 
 
+def test_zoo_plans_without_weights_and_network(run_example, monkeypatch):
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    rows = run_example("zoo.py", "--plan").splitlines()
+    # As the Hub says on the pages of these models.
+    published = (134_515_008, 361_821_120, 494_032_768, 596_049_920, 1_720_574_976)
+    assert [int(row.split()[1].replace(",", "")) for row in rows] == [*published]
+    assert all(int(re.search(r"([\d,]+) tokens to prune", row)[1].replace(",", "")) > 2e6 for row in rows)
+
+
 def test_scaled_wanda_example_criterion(dense, data_folder, monkeypatch):
     monkeypatch.syspath_prepend(EXAMPLES)
 
