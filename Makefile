@@ -59,10 +59,11 @@ style: $(BIN)/.quality
 site: $(BIN)/.quality
 	$(SITE)
 
-# The source distribution, and the wheel that is built from it.
+# What PyPI gets: the source distribution, and the wheel that is built from it.
 dist: $(BIN)/.dist
 	rm -rf dist
 	$(BIN)/python -m build --outdir dist
+	$(BIN)/twine check --strict dist/*
 
 $(BIN)/python:
 	$(PYTHON) -m venv $(VENV)

@@ -3,6 +3,7 @@
 import json
 import re
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -31,10 +32,23 @@ def dense(tmp_path) -> Path:
     return tmp_path / "dense"
 
 
-def test_prune_and_recover_example_and_generate_example(run_example, dense, tmp_path):
+def run_notebook(path: Path, **parameters: str | int) -> None:
+    """Runs the code cells of a notebook in order; as with papermill, parameters follow the cell that has this tag."""
+    namespace: dict[str, Any] = {}
+    for cell in json.loads(path.read_text())["cells"]:
+        code = "".join(cell["source"])
+        if cell["cell_type"] == "code" and not code.startswith("%pip"):
+            exec(compile(code, str(path), "exec"), namespace)
+        if "parameters" in cell["metadata"].get("tags", []):
+            assert parameters.keys() <= namespace.keys()
+            namespace |= parameters
+
+
+def test_notebook_and_generate_example(run_example, dense, tmp_path, capsys):
     (tmp_path / "text.txt").write_text(make_text(4000))
-    words = ["--seq-len", "24", "--max-tokens", "480", "--prompt", "w5 w6 w7"]
-    printed = run_example("prune_job.py", dense, tmp_path / "text.txt", tmp_path / "out", *words)
+    files = {"MODEL": str(dense), "DATASET": str(tmp_path / "text.txt"), "OUTPUT": str(tmp_path / "out")}
+    run_notebook(EXAMPLES / "prune.ipynb", **files, SEQ_LEN=24, MAX_TOKENS="480", PROMPT="w5 w6 w7")
+    printed = capsys.readouterr().out
     folders = [tmp_path / f"out-{name}" for name in ("pruned", "recovered")]
     parameters = [FFPModelForCausalLM.from_pretrained(folder).num_parameters() for folder in folders]
     assert parameters[0] == parameters[1] and printed.count(f"{parameters[1]:,}") >= 2
@@ -46,6 +60,15 @@ def test_prune_and_recover_example_and_generate_example(run_example, dense, tmp_
         row = rf"^{name} +{measured['parameters'][name]:,} +\d+ +{measured['perplexity'][figure]:.2f} +\d+\.\d$"
         assert re.search(row, printed, re.M), printed
         assert len(re.findall(rf"^  {name} +w\d+ w\d+", printed, re.M)) == 2, printed
+
+
+def test_zoo_plans_without_weights_and_network(run_example, monkeypatch):
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    rows = run_example("zoo.py", "--plan").splitlines()
+    # As the Hub says on the pages of these models.
+    published = (134_515_008, 361_821_120, 494_032_768, 596_049_920, 1_720_574_976)
+    assert [int(row.split()[1].replace(",", "")) for row in rows] == [*published]
+    assert all(int(re.search(r"([\d,]+) tokens to prune", row)[1].replace(",", "")) > 2e6 for row in rows)
 
 
 def test_scaled_wanda_example_criterion(dense, data_folder, monkeypatch):

@@ -1,17 +1,23 @@
 import ast
+import json
+import os
 import re
 import shutil
 import subprocess
 import sys
 import venv
 import zipfile
-from importlib.metadata import packages_distributions
+from email import message_from_bytes
+from importlib.metadata import distributions, packages_distributions
 from pathlib import Path
 
 import pytest
 import yaml
+from packaging.version import Version
+from readme_renderer import markdown
 
 import optimum_ffp
+from tests.helpers import EXAMPLES, make_text
 
 
 ROOT = Path(optimum_ffp.__file__).parent.parent
@@ -40,6 +46,17 @@ def test_wheel_contains_package_and_no_optimum_init_file(wheel):
 
 @pytest.mark.network
 @pytest.mark.slow
+def test_long_description_has_no_links_into_the_repository(wheel):
+    with zipfile.ZipFile(wheel) as archive:
+        (name,) = [name for name in archive.namelist() if name.endswith(".dist-info/METADATA")]
+        text = message_from_bytes(archive.read(name)).get_payload()
+    targets = re.findall(r'(?:href|src)="([^"]*)"', markdown.render(text))
+    assert "https://arxiv.org/abs/2511.18977" in targets
+    assert not [target for target in targets if not target.startswith(("https://", "#"))]
+
+
+@pytest.mark.network
+@pytest.mark.slow
 def test_installed_wheel_prunes_without_checkout(wheel, save_tiny_model, data_folder, tmp_path):
     venv.create(tmp_path / "venv")
     python = tmp_path / "venv" / "bin" / "python"
@@ -54,6 +71,30 @@ def test_installed_wheel_prunes_without_checkout(wheel, save_tiny_model, data_fo
     command = ["prune", "-m", save_tiny_model(), "out", "--dataset", data_folder, "--method", "uniform", *sizes]
     subprocess.run([python, "-m", "optimum.commands.optimum_cli", "ffp", *command], cwd=tmp_path, check=True)
     assert "optimum-ffp" in (tmp_path / "out" / "README.md").read_text()
+
+
+@pytest.mark.network
+@pytest.mark.slow
+def test_prune_job_runs_from_its_inline_metadata(wheel, save_tiny_model, tmp_path):
+    # uv installs the wheel alone, offline. Dependencies are those of this environment.
+    present = [f"{distribution.name}; python_version < '3'" for distribution in distributions()]
+    others = [name for name in present if not name.startswith("optimum-ffp;")]
+    metadata = f"\n# [tool.uv]\n# override-dependencies = {json.dumps(others)}\n# ///\n"
+    (tmp_path / "prune_job.py").write_text((EXAMPLES / "prune_job.py").read_text().replace("\n# ///\n", metadata, 1))
+    (tmp_path / "text.txt").write_text(make_text(4000))
+    words = ["--seq-len", "24", "--max-tokens", "480", "--prompt", "w5 w6 w7"]
+    uv = [sys.executable, "-m", "uv", "run", "--offline", "--find-links", wheel.parent, "--python", sys.executable]
+    paths = os.pathsep.join(path for path in sys.path if path.endswith("site-packages"))
+    printed = subprocess.run(
+        [*uv, "prune_job.py", save_tiny_model(), "text.txt", "out", *words],
+        cwd=tmp_path,
+        env=os.environ | {"PYTHONPATH": paths, "UV_CACHE_DIR": str(tmp_path / "cache")},
+        check=True,
+        stdout=subprocess.PIPE,
+        text=True,
+    ).stdout
+    assert re.search(r"^divergence +\d", printed, re.M) and re.match("w5 w6 w7 w", printed.splitlines()[-1])
+    assert {"out-pruned", "out-recovered"} <= {path.name for path in tmp_path.iterdir()}
 
 
 @pytest.mark.skipif(not (ROOT / "Makefile").is_file() or not shutil.which("make"), reason="needs a checkout and make")
@@ -93,12 +134,13 @@ def test_pre_commit_hooks_run_makefile_commands():
 
 
 @in_checkout
-def test_citation_file_matches_readme():
+def test_citation_file_matches_readme_and_version():
     software = yaml.safe_load((ROOT / "CITATION.cff").read_text())
     bibtex = re.sub(r"\s+", " ", re.sub(r"[{}]", "", (ROOT / "README.md").read_text()))
     (paper,) = software["references"]
     authors = " and ".join(f"{author['given-names']} {author['family-names']}" for author in paper["authors"])
     (identifier,) = paper["identifiers"]
+    assert Version(optimum_ffp.__version__).base_version == software["version"]
     facts = [software["title"], software["authors"][0]["name"], software["version"]]
     facts += [paper["title"], authors, str(paper["year"]), identifier["value"].removeprefix("arXiv:")]
     assert all(f"= {fact}" in bibtex for fact in facts)
