@@ -14,8 +14,7 @@ from .processes import is_main
 
 
 logger = logging.getLogger(__name__)
-# Seconds between lines.
-INTERVAL = 60.0
+INTERVAL = 60.0  # Seconds.
 
 
 class _Bar(tqdm):
