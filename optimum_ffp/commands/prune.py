@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import asdict
 from typing import TYPE_CHECKING
 
-from ..config import FFPConfig
+from ..config import FFPConfig, RecoveryConfig
 from ..config.budgets import LIMITS
 from ..config.fields import argument_name
 from ..config.prune import OFFLOADS
@@ -136,15 +136,24 @@ def print_result(
     else:
         pruned, dense = (str(one["model"]) for one in records)
         command = recovery_command(dense, config, record.provenance.revision, pruned)
-        print(summarize(records, command + max_tokens_option(record)))
+        print(summarize(records, command + max_tokens_option(config, record, pruned)))
     warn_of_perplexity(records[:-1])
 
 
-def max_tokens_option(record: Record) -> str:
-    """Return the option for a recovery that reads the text once, if the prune has read all of it."""
-    read = record.search.calibrated_on
-    is_all = read["windows"] < record.options["num_samples"]
-    return f" --max-tokens {read['windows'] * read['window_length']}" if is_all else ""
+def max_tokens_option(config: FFPConfig, record: Record, folder: str) -> str:
+    """Return the option for a recovery that reads text once; empty if its default does, or not all of it is local."""
+    from ..data import DataRequest, training_windows
+    from ..modeling.loading import LoadOptions, empty_model, load_tokenizer, read_pruned_config
+    from ..recovery.plan import make_recovery_plan
+
+    if not all(text.is_local for text in config.texts):
+        return ""
+    options, length = LoadOptions(), record.options["seq_len"]
+    plan = make_recovery_plan(RecoveryConfig(dataset=config.dataset, text_column=config.text_column), folder, options)
+    student, tokens = empty_model(read_pruned_config(folder, options)), int(plan.max_tokens)
+    request = DataRequest.of(plan, length)
+    passes = max(training_windows(load_tokenizer(folder, options), student, request, tokens // length)[1].values())
+    return f" --max-tokens {tokens / passes:.0f}" if passes > 1 else ""
 
 
 def read_configs(args: Namespace) -> tuple[str | None, list[FFPConfig]]:
