@@ -75,7 +75,7 @@ def test_lora_adapters_are_merged_and_uploaded(recover, hub):
     pytest.importorskip("peft")
     # Few tokens teach adapters nothing that holds on other text.
     upload = ("--push-to-hub", "--hub-model-id", "me/recovered")
-    code, output, errors = recover("--lora", "4", "--max-tokens", "5k", *upload)
+    code, output, errors = recover("--lora", "4", "--max-tokens", "5k", "--learning-rate", "1e-4", *upload)
     assert code == 0, errors
     files = hub.repositories["me/recovered"].at("main").files
     assert "uploaded: " in output and "recovery-1.png" in files

@@ -114,12 +114,12 @@ def test_stage_is_compared_with_kept_one(last, kept):
     """The layers are worse than ridge regression, and the model is better than the layers, but not than that."""
     figures = {"layers": (20.0, 25.0), "model": (last,)}
 
-    def measured(journal, name, measure):
-        return [{"perplexity": one, "kl": one / 100} for one in figures[name.removeprefix("held-out-")]]
+    def measured(name, measure):
+        return [{"perplexity": one, "kl": one / 100} for one in figures[name.removeprefix("calibration-held-out-")]]
 
-    layerwise = SimpleNamespace(counter=SimpleNamespace(value=measured))
+    sorted_model, journal = SimpleNamespace(layerwise=None, ridges=[None]), SimpleNamespace(value=measured)
     data = SimpleNamespace(held_out=Windows(torch.zeros(1, 2), "", ""))
-    task = CalibrationTask(SimpleNamespace(layerwise=layerwise, ridges=[None]), None, data, None, None)
+    task = CalibrationTask(sorted_model, None, data, None, journal)
     weights = {stage: {stage: torch.zeros(1)} for stage in ("ridge", *figures)}
     found = Calibration(weights["ridge"])
     for stage in figures:

@@ -188,7 +188,7 @@ def test_estimated_recovery_memory_matches_measured_peak(tmp_path):
     dense = LlamaForCausalLM(LlamaConfig(**sizes, vocab_size=16384, max_position_embeddings=512))
     dense.save_pretrained(tmp_path / "dense")
     prune_to_sizes(dense)[0].save_pretrained(tmp_path / "pruned")
-    provenance = {"base_model": "dense", "parameters": {"dense": dense.num_parameters()}}
+    provenance = {"base_model": "dense", "parameters": {"dense": dense.num_parameters(), "pruned": 1}}
     write_record(tmp_path / "pruned", provenance=provenance, recovery=[], files=[])
     for name in ("dense", "pruned"):
         make_tokenizer().save_pretrained(tmp_path / name)
