@@ -68,9 +68,9 @@ STAGES = {
     "layers, model": ("D", "layers, then whole model"),
 }
 COLORS = {
-    "ffp": ("#1f5fa8", "with a search"),
+    "ffp": (BLUE, "with a search"),
     "no-search": ("#d07b1e", "no search"),
-    "uniform": ("#8a4fb0", "uniform"),
+    "uniform": (PURPLE, "uniform"),
 }
 
 

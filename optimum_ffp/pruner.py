@@ -115,12 +115,12 @@ class FFPPruner:
         if self.options.offload == "disk" and work_folder is None:
             raise FFPError("offload 'disk' needs a work_folder, which stores what doesn't fit into memory")
         self._length = data.calibration.length if data else None
-        self._plan = config if isinstance(config, Plan) else self._make_plans([config])[0]
+        plan = config if isinstance(config, Plan) else self._make_plans([config])[0]
         # Computed before weights are converted and reordered.
         models = {"model": model, "dense": dense} if work_folder else {}
         self._fingerprints = {name: fingerprint(one) for name, one in models.items() if one is not None}
         device = None if self.options.offload == "none" else resolve_device(self.options.device)
-        self.measured = Measurements(model, tokenizer, self._plan, data, device, self.options.token, dense)
+        self.measured = Measurements(model, tokenizer, plan, data, device, self.options.token, dense)
         self.result: PruningResult | None = None
         self._is_checked, self._saved_in = False, None
         model.eval().requires_grad_(False)
@@ -141,8 +141,8 @@ class FFPPruner:
     @cached_property
     def _license(self) -> Mapping[str, str]:
         found = read_license(self.model_id, **self.options.hub())
-        if self._plan.base_model and not found:
-            found = read_license(self._plan.base_model, token=self.options.token)
+        if self.measured.plan.base_model and not found:
+            found = read_license(self.measured.plan.base_model, token=self.options.token)
         return found
 
     @classmethod
@@ -261,16 +261,17 @@ class FFPPruner:
             return
         if self.measured.journal.folder is not None:  # Opened by an earlier call.
             return
+        plan = self.measured.plan
         identity = {
             **self._fingerprints,
-            "config": self._plan.for_stages("measured"),
+            "config": plan.for_stages("measured"),
             "versions": package_versions(),
             "device": device_name(self.model.device),
             "computes in": self.measured.compute_dtypes,
             "data": self.measured.given_data,
             # Those of a given policy.
-            "groups": [unit.unit.group for unit in self.measured.unit_variants[0]] if self._plan.policy else None,
-            **({} if self.measured.given_data else processes.on_main(self._plan.hash_files)),
+            "groups": [unit.unit.group for unit in self.measured.unit_variants[0]] if plan.policy else None,
+            **({} if self.measured.given_data else processes.on_main(plan.hash_files)),
         }
         journal = Journal.open(self.work_folder, identity, resume, on_disk=self.options.offload == "disk")
         self.measured.journal = replace(journal, counter=self.measured.layerwise.counter)
@@ -296,7 +297,9 @@ class FFPPruner:
         Raises:
             FFPError: As `prune`.
         """
-        plan = self._make_plans([replace_options(self._plan.asked, options)])[0] if options else self._plan
+        plan = self.measured.plan
+        if options:
+            plan = self._make_plans([replace_options(plan.asked, options)])[0]
         return self._search(plan, warm_start)
 
     def _search(self, plan: Plan, warm_start: WarmStart) -> SearchResult:

@@ -65,21 +65,8 @@ def test_compare_pairs_own_criterion_and_method_with_the_first(
     search = "from optimum_ffp.search.methods.uniform import search\n"
     (tmp_path / "my_package" / "equal.py").write_text(search)
     monkeypatch.syspath_prepend(tmp_path)
-    words = [
-        "--sparsities",
-        "0.3",
-        "--seeds",
-        "0",
-        "1",
-        "--head",
-        "0",
-        "--distilled",
-        *FEW,
-        "--eval-samples",
-        "24",
-        "--seq-len",
-        "24",
-    ]
+    words = ["--sparsities", "0.3", "--seeds", "0", "1", "--head", "0", "--distilled", *FEW]
+    words += ["--eval-samples", "24", "--seq-len", "24"]
     words += ["--methods", "uniform", "my_package.equal", "--criteria", "wanda", "my_package.magnitude"]
     printed, records = run("compare", save_tiny_model(), data_folder, *words)
     losses = {

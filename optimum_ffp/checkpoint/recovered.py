@@ -13,11 +13,11 @@ from huggingface_hub import snapshot_download
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from ..config.texts import Text
-from ..errors import FFPError, convert_errors, named_line, one_line
+from ..errors import FFPError, one_line
 from ..hub.naming import short_name, without_folders
 from ..hub.record import require_record
 from ..utils.folders import check_links, expand, list_files
-from ..utils.record import RECORD, Record, RecoveryRecord
+from ..utils.record import Record, RecoveryRecord, damage_errors
 from .card import render_card
 from .plots import write_recovery
 from .saving import save_model, save_tokenizer, write_checkpoint
@@ -51,7 +51,7 @@ def source_folder(source: str, hub: Mapping[str, Any]) -> Path:
     """
     path, record = expand(source), require_record(source, **hub)
     # Before the result is computed, whose card has the same entries.
-    with convert_errors(lambda error: f"{source} has a damaged {RECORD}: {named_line(error)}; copy the original"):
+    with damage_errors(source):
         render_card(record, source)
     if path.is_dir():
         check_links(path, _copied_files(path, record))

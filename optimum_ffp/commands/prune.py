@@ -91,6 +91,7 @@ class FFPPruneCommand(Command):
         run = Run("prune", args, folders, names)
         request = processes.on_main(lambda: run.request_id(config, args.warm_start, names))
         options = LoadOptions(**load_options(args), base_model=config.base_model)
+        dense_id = find_dense(args.model, options)[0]
         if not run.is_finished(request, [record and record.request for record in map(Record.read, folders)]):
             agent, shape = load_agent(args.warm_start), shape_of(args.model, options)
             plans, estimate = make_plans(
@@ -103,7 +104,7 @@ class FFPPruneCommand(Command):
             )
             if args.plan:
                 estimate = fit_to_text(estimate, plans, shape, args.model, options)
-            if not config.base_model and not is_hub_id(find_dense(args.model, options)[0]):
+            if not config.base_model and not is_hub_id(dense_id):
                 logger.warning("the model is local, so its card names no base model or license; pass --base-model ID")
             models = [one for one in (config.policy, args.warm_start) if one]
             if not run.begin(estimate, config, models, {front: b"\x89PNG"} if swept else {}):
@@ -114,7 +115,7 @@ class FFPPruneCommand(Command):
                 result.request = request
                 pruner.save_pretrained(folder, args.overwrite, keep_work=folder != folders[-1])
         if processes.is_main():
-            dense_id, found = find_dense(args.model, options)[0], [*map(require_record, folders)]
+            found = [*map(require_record, folders)]
             pairs = [prune_records(record, folder, dense_id) for record, folder in zip(found, folders)]
             records = [*(pruned for pruned, _ in pairs), pairs[0][1]]
             print_result(records, found[0], config, swept, front)

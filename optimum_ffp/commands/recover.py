@@ -67,10 +67,11 @@ class FFPRecoverCommand(Command):
         run, options = Run("recover", args, [folder]), LoadOptions(**load_options(args))
         student = empty_model(read_pruned_config(args.model, options))
         teacher, teacher_options = find_teacher(args.model, args.teacher, options)
-        dense = read_any_config(teacher, teacher_options)
-        check_dequantizable(teacher, dense)
+        teacher_config = read_any_config(teacher, teacher_options)
+        check_dequantizable(teacher, teacher_config)
+        dense = empty_model(teacher_config)
         plan = make_recovery_plan(config, args.model, options)
-        estimate = estimate_recovery(student, empty_model(dense), plan, options, run.local_processes)
+        estimate = estimate_recovery(student, dense, plan, options, run.local_processes)
         # With the record of the pruned model, which may have been replaced since.
         request = processes.on_main(
             lambda: run.request_id(plan, teacher, require_record(args.model, **options.hub()).to_dict())
@@ -86,8 +87,7 @@ class FFPRecoverCommand(Command):
             recovery.record = replace(recovery.recover(resume=args.resume), request=request)
             recovery.save_pretrained(folder, overwrite=args.overwrite)
         if processes.is_main():
-            parameters = empty_model(dense).num_parameters()
-            records = recovery_records(require_record(folder), folder, args.model, teacher, parameters)
+            records = recovery_records(require_record(folder), folder, args.model, teacher, dense.num_parameters())
             print(summarize(records, evaluation_command(plan, folder, teacher, args.model)))
             warn_of_perplexity(records[:1])
             write_records(args.json, records)

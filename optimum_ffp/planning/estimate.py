@@ -325,8 +325,12 @@ def fit_to_text(
         data = load_windows(tokenizer, model, request)
     except FFPError as problem:
         return replace(estimate, problems=(problem,))
-    filled = {f"{role}_samples": len(windows) for role, windows in data.roles()[1:3]}
-    tokens = max_tokens([replace(one, num_samples=len(data.calibration), **filled) for one in plans])
+    filled = {
+        "num_samples": len(data.calibration),
+        "search_samples": len(data.search),
+        "held_out_samples": len(data.held_out),
+    }
+    tokens = max_tokens([replace(one, **filled) for one in plans])
     windows = f"{len(data.calibration)} of {plan.num_samples} windows of {plan.seq_len:,} tokens"
     return replace(estimate, tokens=tokens, text=f"{plan.dataset} fills {windows} to calibrate on")
 

@@ -11,6 +11,7 @@ from transformers import PreTrainedModel
 from ..allocation.budget import Budget
 from ..allocation.homogeneous import homogeneous_policies
 from ..allocation.mapping import uniform
+from ..allocation.mappings.curves import CurveMapping
 from ..allocation.policy import PruningPolicy, Unit, block_parameters
 from ..analysis.attention import GROUPS
 from ..analysis.measurements import Measurements
@@ -122,14 +123,16 @@ class PolicySearch:
 
     def mapping(self, scores: np.ndarray, budget: Budget) -> PruningPolicy:
         """Return the policy of raw scores, shape `[units]` or, with curves, `[units, parts]`, under a budget."""
-        mapping = self.curves or self.plan.function("mapping")
-        # The search runs in every process, and agents may round differently on other machines.
-        return processes.from_main(mapping(scores, budget))
+        return self._map(self.curves, scores, budget)
 
     def no_search(self, budget: Budget) -> PruningPolicy:
         """Return the policy of method `no-search` under a budget."""
-        mapping = self.tilted or self.plan.function("mapping")
-        return processes.from_main(mapping(np.zeros(len(budget.units)), budget))
+        return self._map(self.tilted, np.zeros(len(budget.units)), budget)
+
+    def _map(self, curves: CurveMapping | None, scores: np.ndarray, budget: Budget) -> PruningPolicy:
+        mapping = curves or self.plan.function("mapping")
+        # The search runs in every process, and agents may round differently on other machines.
+        return processes.from_main(mapping(scores, budget))
 
     def run(
         self, warm_start: AgentState | None = None, on_entry: Callable[[dict[str, Any]], Any] = lambda entry: None

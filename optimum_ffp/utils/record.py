@@ -3,6 +3,7 @@
 import json
 import os
 from collections.abc import Mapping
+from contextlib import AbstractContextManager
 from dataclasses import MISSING, Field, dataclass, field, fields
 from pathlib import Path
 from typing import Any, TypeVar
@@ -37,6 +38,11 @@ class Section:
             for one, value in values
             if value != (one.default if one.default_factory is MISSING else one.default_factory())
         }
+
+
+def damage_errors(source: str | os.PathLike) -> AbstractContextManager[None]:
+    """Convert the errors of a record whose entries can't be used to an `FFPError`."""
+    return convert_errors(lambda error: f"{source} has a damaged {RECORD}: {named_line(error)}; copy the original")
 
 
 def _key(one: Field) -> str:
@@ -269,7 +275,7 @@ class Record:
             return None
         if not isinstance(content, dict) or "schema_version" not in content:
             return None
-        with convert_errors(lambda error: f"{file} has a damaged {RECORD}: {named_line(error)}; copy the original"):
+        with damage_errors(file):
             return cls.from_dict(content)
 
     def write(self, folder: Path) -> None:
