@@ -77,7 +77,8 @@ class Plan(FFPConfig):
     @property
     def needs_factors(self) -> bool:
         """Whether Gram matrices of all units are factored for ridge regression."""
-        return self.calibration != "none" or self.reward != "pruned" or self.mapping == "curves"
+        is_used = self.calibration != "none" or self.reward != "pruned" or self.mapping == "curves"
+        return is_used and not self.keeps_units
 
     @property
     def compares_policies(self) -> bool:

@@ -354,22 +354,29 @@ class FFPPruner:
         test_losses = partial(measured.test_losses, policy, journal=journal, batch_size=plan.batch_size, meter=meter)
         if plan.reports_searched:
             evaluated["searched"] = test_losses("searched")
+        tokenizer, vocabulary = measured.trimmed(plan)
         with meter.stage("calibration"):
-            task = CalibrationTask(sorted_model, policy, measured.data, plan, journal)
+            task = CalibrationTask(sorted_model, policy, measured.data, plan, journal, vocabulary)
             calibration = plan.function("calibration")(task)
-        if plan.calibration != "none":
+        if plan.calibration != "none" and vocabulary is None:
             evaluated["calibrated"] = test_losses("calibrated", weights=calibration.weights)
         with meter.stage("slicing"):
             model = sorted_model.slice(
-                policy, calibration.weights, journal=journal, homogeneous=plan.method == "homogeneous"
+                policy,
+                calibration.weights,
+                journal=journal,
+                homogeneous=plan.method == "homogeneous",
+                vocabulary=vocabulary,
             )
+        if vocabulary is not None:
+            evaluated["calibrated"] = test_losses("calibrated", model=model, vocabulary=vocabulary)
         with meter.stage("evaluation"):
-            samples = processes.on_main(partial(write_samples, model, self.tokenizer)) if dense_samples else {}
+            samples = processes.on_main(partial(write_samples, model, tokenizer)) if dense_samples else {}
         for stage in processes.from_main([*meter.tokens]):
             meter.tokens[stage] = total_tokens(meter.tokens[stage])
         self.result = PruningResult(
             model=model,
-            tokenizer=self.tokenizer,
+            tokenizer=tokenizer,
             search=search,
             plan=plan,
             base_model=self.model_id,

@@ -19,6 +19,7 @@ LAYERS = [
     {"hub"},
     {"data", "modeling"},
     {"engine", "export"},
+    {"vocabulary"},
     {"evaluation"},
     {"checkpoint", "compression"},
     {"analysis", "recovery"},

@@ -125,7 +125,8 @@ class Budget:
         rises = [np.diff(costs[:, ::multiple]) for costs, multiple in zip(tables, self.multiples)]
         self.quanta = np.stack([rise[:, min(1, rise.shape[1] - 1) :].max(1) for rise in rises], 1)
         self._check_limits()
-        if not len(removed):
+        # Nothing is to be removed if the vocabulary alone is pruned.
+        if not len(removed) and any(limit.asked for limit in limits):
             self._check_removal()
 
     def __str__(self) -> str:

@@ -18,6 +18,7 @@ from ..config.texts import TextMix
 from ..data import (
     DataRequest,
     DataSplits,
+    calibration_text,
     check_calibration_tokens,
     load_windows,
     window_length,
@@ -28,16 +29,20 @@ from ..data.self_generated import lacks_chats
 from ..engine import LayerwiseModel
 from ..engine.layerwise_model import unchanged
 from ..errors import FFPError
-from ..evaluation import to_perplexity
+from ..evaluation import to_perplexity, window_losses
 from ..evaluation.block_costs import measure_costs
 from ..modeling.auto import mark_untied
 from ..modeling.families import ModelUnit, find_family
 from ..plan import Plan
 from ..utils import processes
-from ..utils.precision import autocast_dtype, compute_dtype, dtype_name
+from ..utils.lm_head import embedding_of
+from ..utils.precision import autocast_dtype, compute_dtype, dtype_name, in_compute_dtype
 from ..utils.profiling import StageMeter
 from ..utils.progress import progress_bar
 from ..utils.resume import Journal
+from ..vocabulary.tokenizer import trim_tokenizer
+from ..vocabulary.tokens import choose_tokens, count_tokens
+from ..vocabulary.trimmed import TrimmedVocabulary
 from .attention import find_unit_variants
 from .experts import counted_tokens
 from .prepare import Preparation, Prepared
@@ -273,11 +278,13 @@ class Measurements:
         batch_size: int,
         weights: Mapping[str, torch.Tensor] | None = None,
         meter: StageMeter | None = None,
+        model: PreTrainedModel | None = None,
+        vocabulary: TrimmedVocabulary | None = None,
     ) -> Evaluation:
         """Evaluate a policy by `policy_losses` on the test windows of each text, or the dense model for `None`.
 
-        The journal saves the losses under the name, and the time is added to `meter`, or else to that of the
-        measurements.
+        With a trimmed vocabulary, the sliced `model` is evaluated. The journal saves the losses under the name, and the
+        time is added to `meter`, or else to that of the measurements.
         """
         sorted_model, policies = self.prepared.sorted_model, None if policy is None else [policy]
         experts = [unit for unit in self.model_units if unit.unit.kind == "experts"]
@@ -285,12 +292,45 @@ class Measurements:
         def measure() -> Evaluation:
             run = partial(policy_losses, sorted_model, policies, weights=weights, batch_size=batch_size)
             tests = [test.tokens for test in self.data.tests]
+            if model is not None:
+                return Evaluation([self._trimmed_losses(model, tokens, vocabulary) for tokens in tests], [])
             with counted_tokens(experts) as counts:
                 losses = [run(windows=tokens, description=f"Perplexity, {name}")[0].tolist() for tokens in tests]
             return Evaluation(losses, [processes.sum_(one).sort(descending=True).values.tolist() for one in counts])
 
         with (meter or self.meter).stage("evaluation"):
             return Evaluation(*journal.value(f"evaluation-{name}", measure))
+
+    def trimmed(self, plan: Plan) -> tuple[PreTrainedTokenizerBase, TrimmedVocabulary | None]:
+        """Return the tokenizer of a plan's pruned model, and its vocabulary unless that is the dense model's.
+
+        Raises:
+            FFPError: If the tokenizer can't be trimmed, or a text to count tokens in can't be read.
+        """
+        if plan.vocabulary is None:
+            return self.tokenizer, None
+        size = int(plan.vocabulary)
+
+        def choose() -> dict[str, torch.Tensor]:
+            request = DataRequest.of_prune(plan, self._token)
+            counts = count_tokens(self.tokenizer, calibration_text(self.tokenizer, self.layerwise.model, request))
+            # Text that the model writes is in the windows alone.
+            counts += self.data.calibration.tokens.flatten().bincount(minlength=len(counts))[: len(counts)]
+            return {"kept": choose_tokens(self.tokenizer, counts, size)}
+
+        with self.meter.stage("vocabulary"):
+            chosen = self.journal.part(size).tensors("vocabulary", partial(processes.tensors_on_main, choose))
+            tokenizer = trim_tokenizer(self.tokenizer, chosen["kept"])
+            rows = len(embedding_of(self.model).weight)
+            return tokenizer, TrimmedVocabulary.between(self.tokenizer, tokenizer, rows)
+
+    def _trimmed_losses(
+        self, model: PreTrainedModel, windows: torch.Tensor, vocabulary: TrimmedVocabulary | None
+    ) -> list[float]:
+        share = windows[processes.share(len(windows))]
+        with in_compute_dtype(model), progress_bar(len(share), "Perplexity, calibrated", "window") as bar:
+            losses = window_losses(model, share, on_batch=bar.update, vocabulary=vocabulary)
+        return processes.gather(losses[:, None])[:, 0].tolist()
 
     def describe_experts(self, policy: PruningPolicy, pruned: Evaluation) -> dict[str, Any]:
         """Return the `experts` of a `PruningResult`, with the evaluation of the pruned model."""

@@ -160,7 +160,7 @@ def max_tokens_option(config: FFPConfig, record: Record, folder: str) -> str:
 def read_configs(args: Namespace) -> tuple[str | None, list[FFPConfig]]:
     """Return the option with several values, if there is one, and a config for each of its values."""
     given = {name: values for name in LIMITS if (values := getattr(args, name))}
-    if args.policy and (given or args.method):
+    if args.policy and (given.keys() - {"vocabulary"} or args.method):
         raise FFPError("--policy determines the sizes without a search; leave out the budget and --method")
     several = [name for name, values in given.items() if len(values) > 1]
     if len(several) > 1:

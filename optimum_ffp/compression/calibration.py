@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
+from transformers import PreTrainedModel
 
 from ..allocation.policy import PruningPolicy
 from ..data import DataSplits
@@ -13,9 +14,11 @@ from ..evaluation import to_perplexity
 from ..evaluation.divergence import Comparison, Predictions
 from ..plan import Plan
 from ..utils import processes
-from ..utils.precision import autocast_dtype
+from ..utils.precision import autocast_dtype, computing_in, convert
 from ..utils.resume import Journal
+from ..vocabulary.trimmed import TrimmedVocabulary
 from .sorted_model import SortedModel
+from .training.loss import DistillationLoss
 
 
 logger = logging.getLogger(__name__)
@@ -37,23 +40,35 @@ class Calibration:
 
 @dataclass(frozen=True)
 class CalibrationTask:
-    """Input of a calibration: model, policy, windows of all roles, options, and a journal that saves finished work."""
+    """Input of a calibration: model, policy, windows of all roles, options, and a journal that saves finished work.
+
+    With a trimmed `vocabulary`, the model that is trained as a whole has its tokens. Layers run with all tokens.
+    """
 
     sorted_model: SortedModel
     policy: PruningPolicy
     data: DataSplits
     plan: Plan
     journal: Journal
+    vocabulary: TrimmedVocabulary | None = None
+
+    def slice(self, weights: Mapping[str, torch.Tensor] | None) -> PreTrainedModel:
+        """Return the pruned model with these weights, by name."""
+        return self.sorted_model.slice(self.policy, weights, vocabulary=self.vocabulary)
 
     def conclude(self, stage: str, before: Calibration, weights: dict[str, torch.Tensor]) -> Calibration:
         """Return the result of a stage, whose weights are kept if they lower the held-out divergence from `before`."""
         layerwise, stages, held_out = self.sorted_model.layerwise, before.record.get("stages", []), self.data.held_out
-        candidates = [weights] if stages else [before.weights, weights]
+        is_trimmed = stage == "model" and self.vocabulary is not None
+        candidates = [weights] if stages and not is_trimmed else [before.weights, weights]
 
         def measure() -> list[dict[str, float]]:
             share = held_out.tokens[processes.share(len(held_out))]
             rows = torch.zeros(len(candidates), len(share), 2, dtype=torch.float64)
-            if len(share):
+            if is_trimmed and len(share):
+                for row, candidate in zip(rows, candidates):
+                    row.copy_(self._compare_trimmed(candidate, share))
+            elif len(share):
                 dtype, dense = autocast_dtype(layerwise.model, self.plan.search_dtype), layerwise.dense
                 with dense.cast_outer_weights():
                     predictions = Predictions(dense.model, share)
@@ -69,11 +84,23 @@ class CalibrationTask:
         *measured, after = self.journal.value(f"calibration-held-out-{stage}", measure)
         first = "ridge" if self.sorted_model.ridges else "none"
         record = {"kept": first} | before.record | held_out.describe()
+        if is_trimmed:
+            record["kept"] = first = "vocabulary"
         record["stages"] = [*stages, *({"stage": first} | one for one in measured), {"stage": stage} | after]
         kept = next(one for one in record["stages"] if one["stage"] == record["kept"])
         if is_improvement(f"calibration {stage}", kept, after):
             return Calibration(weights, record | {"kept": stage})
         return Calibration(before.weights, record)
+
+    @torch.no_grad()
+    def _compare_trimmed(self, weights: Mapping[str, torch.Tensor] | None, windows: torch.Tensor) -> torch.Tensor:
+        """Return loss and divergence of the model with a trimmed vocabulary on windows, shape `[windows, 2]`."""
+        dense = self.sorted_model.layerwise.dense
+        model = convert(self.slice(weights), dense.model.dtype, dense.device)
+        with dense.loaded(), computing_in(dense.device, autocast_dtype(dense.model, self.plan.search_dtype)):
+            loss = DistillationLoss(model, dense.model, vocabulary=self.vocabulary)
+            rows = [loss(window[None].to(dense.device))["measured"] for window in windows]
+        return torch.cat(rows)[:, [2, 1]]
 
 
 def is_improvement(training: str, before: Mapping[str, float], after: Mapping[str, float]) -> bool:

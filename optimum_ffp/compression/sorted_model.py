@@ -1,5 +1,6 @@
 """A model with its groups sorted by importance, so that every policy keeps a prefix of every unit."""
 
+import copy
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
@@ -15,9 +16,11 @@ from ..engine.layerwise_model import Change
 from ..modeling.auto import attention_of, homogeneous_config, pruned_config, pruned_model_class
 from ..modeling.families import ModelUnit, Slice, TransposedLinear, units_of_layer
 from ..utils.device_memory import free_device_memory
-from ..utils.lm_head import replaced_forward
+from ..utils.lm_head import replaced_forward, token_parameters
 from ..utils.precision import move
 from ..utils.resume import Journal
+from ..vocabulary.tokenizer import remap_ids
+from ..vocabulary.trimmed import TrimmedVocabulary
 from .ridge import PrefixRidge
 
 
@@ -198,13 +201,14 @@ class SortedModel:
         weights: Mapping[str, torch.Tensor] | None = None,
         journal: Journal | None = None,
         homogeneous: bool = False,
+        vocabulary: TrimmedVocabulary | None = None,
     ) -> PreTrainedModel:
         """Return a physically smaller model with copied weights, of the model class that its checkpoint contains.
 
         It is on the device of the dense model if it fits, otherwise in host memory. Its policy and weights are those
         for `change`. A journal that keeps tensors on disk saves the layers and memory-maps them. With `homogeneous`,
         and for a family without classes of its own, the dense model's class is used if it supports the policy's sizes
-        (`is_homogeneous`).
+        (`is_homogeneous`). With a trimmed vocabulary, the model has the rows of its tokens, or those in `weights`.
         """
         change, journal = self.change(policy, weights), journal or Journal()
         kept = policy.kept_layers(len(self.prefixes))
@@ -212,21 +216,31 @@ class SortedModel:
             state = journal.mapped("slicing-outer", partial(self._copy_weights, self.model, "", tuple(self.prefixes)))
         for index, layer in self.layerwise.iter_layers():
             if index in kept:
-                copy = partial(self._copy_weights, layer, self.prefixes[index], self.removed_modules(policy, index))
+                copied = partial(self._copy_weights, layer, self.prefixes[index], self.removed_modules(policy, index))
                 with change(index):
-                    layer_weights = journal.mapped(f"slicing-{index}", copy)
+                    layer_weights = journal.mapped(f"slicing-{index}", copied)
                 prefix = self.prefixes[kept.index(index)]
                 state |= {prefix + name: tensor for name, tensor in layer_weights.items()}
         config = homogeneous_config(self.model, policy) if homogeneous or not self.family.classes else None
         model_class = pruned_model_class(self.family) if config is None else type(self.model)
         config = config or pruned_config(self.model.config, policy)
+        generation_config = copy.deepcopy(self.model.generation_config)
+        if vocabulary:
+            rows = {id(one): len(one) for one in token_parameters(self.model).values()}
+            for name, one in self.model.named_parameters(remove_duplicate=False):
+                # Trained ones are those of the kept tokens.
+                if id(one) in rows and len(state[name]) == rows[id(one)]:
+                    state[name] = state[name][vocabulary.kept]
+            config.vocab_size = len(vocabulary.kept)
+            remap_ids(config, vocabulary.kept)
+            remap_ids(generation_config, vocabulary.kept)
         options = {"dtype": self.layerwise.stored_dtype, **attention_of(config)}
         pruned = model_class.from_pretrained(None, config=config, state_dict=state, **options)
         # Experts are saved as by default, with a tensor each, rather than as they were loaded here.
         vars(pruned)["_weight_conversions"] = None
         # from_pretrained sets the name to the folder, which is None here.
         pruned.config._name_or_path = pruned.name_or_path = ""
-        pruned.generation_config = self.model.generation_config
+        pruned.generation_config = generation_config
         free = free_device_memory(self.layerwise.device)
         fits = free is None or free > PRUNED_HEADROOM * pruned.get_memory_footprint()
         if fits and not self.layerwise.weights.offloaded:

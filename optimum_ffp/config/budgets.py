@@ -8,7 +8,7 @@ from ..errors import FFPError
 
 
 # Options that limit what a model costs, and how each is named in folders.
-LIMITS = ("sparsity", "params", "memory", "kv_cache", "speedup", "experts")
+LIMITS = ("sparsity", "params", "memory", "kv_cache", "speedup", "experts", "vocabulary")
 BYTES = {"KiB": 2**10, "MiB": 2**20, "GiB": 2**30, "TiB": 2**40, "kB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12}
 COUNTS = {"k": 10**3, "M": 10**6, "B": 10**9, "T": 10**12}
 # Contexts are powers of two.
@@ -18,6 +18,7 @@ QUANTITIES = {
     "params": (COUNTS, "600M, 6B or 80%"),
     "memory": (BYTES, "900MiB, 12GiB or 80%"),
     "context": (TOKENS, "4096 or 32k"),
+    "vocabulary": (TOKENS, "65536 or 64k"),
     "max_tokens": (COUNTS, "400k or 2M"),
     "batch_tokens": (COUNTS, "8192 or 128k"),
 }
@@ -29,7 +30,7 @@ def parse_quantity(option: str, value: Any) -> int | str:
     units = {name.lower(): factor for name, factor in names.items()}
     # Separators of thousands: 6,500,000 and not 6,5.
     plain = re.sub(r"(?<=\d)[ ,_](?=\d{3}(?!\d))", "", str(value)).lower()
-    if option in LIMITS and re.fullmatch(r"\d{1,2}(\.\d+)? ?%", plain):
+    if option in ("params", "memory") and re.fullmatch(r"\d{1,2}(\.\d+)? ?%", plain):
         return plain.replace(" ", "")
     match = re.fullmatch(r"(\d{1,30}(?:\.\d+)?) ?([a-z]*)", plain)
     if not match or match[2] not in {"", *units}:

@@ -86,6 +86,11 @@ class FFPConfig(TextConfig):
         for_experts=False,
     )
     experts: int | None = limit_option("Maximum number of experts per layer of a mixture of experts.", low=1)
+    vocabulary: int | str | None = limit_option(
+        "Maximum number of tokens in the vocabulary, such as 64k (65536). The others are written in several of these. "
+        "Alone, nothing else is pruned.",
+        low=64,
+    )
     workload: str | None = measured_option(
         None,
         "Workload to measure the speed with: prompt tokens + new tokens x sequences, such as 1024+200x8. 1024+0 "
@@ -324,15 +329,22 @@ class FFPConfig(TextConfig):
 
     @property
     def limits(self) -> dict[str, float]:
-        """The limits of the budget, by option."""
-        given = {name: value for name in LIMITS if (value := getattr(self, name)) is not None}
-        return given or {"sparsity": DEFAULT_SPARSITY}
+        """The limits on heads, channels and experts, by option."""
+        names = [name for name in LIMITS if name != "vocabulary"]
+        given = {name: value for name in names if (value := getattr(self, name)) is not None}
+        return given or {"sparsity": 0.0 if self.vocabulary else DEFAULT_SPARSITY}
+
+    @property
+    def keeps_units(self) -> bool:
+        """Whether only the vocabulary is pruned."""
+        return self.policy is None and self.limits == {"sparsity": 0.0}
 
     @property
     def budget_name(self) -> str:
         """Name of the budget for folders: `20`, `6B`, `params-80`, `kv-50`, `1.3x` or `96-experts`."""
-        forms, names = {"kv_cache": "kv-{}", "speedup": "{}x", "experts": "{}-experts"}, []
-        for limit, value in self.limits.items():
+        forms, names = {"kv_cache": "kv-{}", "speedup": "{}x", "experts": "{}-experts", "vocabulary": "{}-tokens"}, []
+        limits = {} if self.keeps_units else self.limits
+        for limit, value in (limits | ({"vocabulary": self.vocabulary} if self.vocabulary else {})).items():
             if isinstance(value, str):
                 names.append(f"{limit}-{value[:-1]}")
                 continue

@@ -32,6 +32,8 @@ WORD_END = re.compile(r"\s|\Z")
 MAX_TEXT_CHARACTERS = 2**25
 # Size of the blocks to encode, in characters per token of a window (English has 4 to 5), and its maximum.
 CHARACTERS_PER_TOKEN, MAX_BLOCK_CHARACTERS = 8, 2**22
+# Maximum characters of a text whose tokens are counted to choose a vocabulary.
+MAX_COUNTED_CHARACTERS = 2**23
 # Default number of test windows without a test split: a fifth of a long text would cost more than the prune.
 TEST_WINDOWS = 100
 # Seed for sampled text; training text uses 1.
@@ -167,6 +169,17 @@ class TextReader:
         tokens = sample_from_model(self.model, self.tokenizer, count, self.request.length, seed)
         has_start_token = self.start is not None and bool((tokens[:, 0] == self.start).all())
         return Windows(tokens, "self", "sampled", has_start_token)
+
+
+def calibration_text(
+    tokenizer: PreTrainedTokenizerBase, model: PreTrainedModel, request: DataRequest
+) -> Iterator[str]:
+    """Yield the calibration part of all texts but generated ones, as `load_windows` divides them, in long pieces."""
+    reader = TextReader(tokenizer, model, request)
+    for text in request.texts:
+        if not text.is_self:
+            pieces, _ = reader.divide(text, ROLES[:1])[0][ROLES[0]]
+            yield from cut_blocks([_take(pieces, text)[:MAX_COUNTED_CHARACTERS]], MAX_BLOCK_CHARACTERS)
 
 
 def _hold_out(windows: Windows, requested: int, held_out: int) -> dict[str, Windows]:

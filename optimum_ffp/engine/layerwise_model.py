@@ -13,7 +13,7 @@ from ..modeling.families import Family, decoder_layers
 from ..utils import processes
 from ..utils.device_memory import free_device_memory
 from ..utils.host_memory import free_host_memory
-from ..utils.lm_head import DecoderOutput, chunked_losses, decode, replaced_forward
+from ..utils.lm_head import DecoderOutput, decode, replaced_forward, token_losses
 from ..utils.precision import computing_in
 from ..utils.tensors import replace_value
 from .layer_runner import Arguments, LayerRunner
@@ -241,6 +241,7 @@ class LayerwiseModel:
                     with change(len(self.layers)), computing_in(self.device, dtype):
                         for hidden, tokens, batch_losses in batches:
                             decoded = self.decoded(hidden)
-                            batch_losses.copy_(chunked_losses(self.model, decoded, tokens, on_decoded(decoded)))
+                            rows_of_batch = token_losses(self.model, decoded, tokens, on_decoded(decoded))
+                            batch_losses.copy_(rows_of_batch.mean(1))
             losses.append(rows)
         return torch.cat(losses, 1)

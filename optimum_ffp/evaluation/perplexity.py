@@ -7,7 +7,8 @@ from typing import Any
 import torch
 from transformers import PreTrainedModel
 
-from ..utils.lm_head import DecoderOutput, chunked_losses, decode
+from ..utils.lm_head import DecoderOutput, decode, token_losses
+from ..vocabulary.trimmed import TrimmedVocabulary
 
 
 @torch.no_grad()
@@ -17,6 +18,7 @@ def window_losses(
     batch_size: int = 1,
     on_batch: Callable[[int], Any] | None = None,
     on_decoded: Callable[[DecoderOutput], Callable[[torch.Tensor], Any] | None] | None = None,
+    vocabulary: TrimmedVocabulary | None = None,
 ) -> torch.Tensor:
     """Return the mean negative log-likelihood per window, in nats per predicted token, float64, shape `[windows]`.
 
@@ -27,12 +29,21 @@ def window_losses(
         on_batch: Called with the number of windows after every batch.
         on_decoded: Called with the output of `decode` of every batch. If it returns a function, that is called with
             every chunk of the batch's logits.
+        vocabulary: That of the model, if the windows are in the tokens of the dense model. The likelihood of a token
+            is that of all of its pieces, so that losses are those of the same text, per token of the dense model.
     """
     losses = [torch.empty(0, dtype=torch.float64)]
     for batch in windows.split(batch_size) if len(windows) else ():
-        decoded = decode(model, batch)
+        tokens, ends = vocabulary.expand(batch) if vocabulary else (batch, None)
+        decoded = decode(model, tokens)
         on_logits = on_decoded(decoded) if on_decoded else None
-        losses.append(chunked_losses(model, decoded, batch, on_logits))
+        rows = token_losses(model, decoded, tokens, on_logits)
+        if ends is None:
+            losses.append(rows.mean(1))
+        else:
+            places = torch.arange(rows.shape[1])
+            is_predicted = (places >= ends[:, :1]) & (places < ends[:, -1:])
+            losses.append((rows * is_predicted).sum(1) / (batch.shape[1] - 1))
         if on_batch:
             on_batch(len(batch))
     return torch.cat(losses)

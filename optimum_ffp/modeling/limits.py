@@ -13,7 +13,19 @@ from ..allocation.policy import Unit, block_parameters
 from ..config import FFPConfig
 from ..config.prune import WORKLOAD
 from ..errors import FFPError
+from ..utils.lm_head import token_parameters
 from .families import find_family
+
+
+# Vocabularies are a multiple of this, for tensor cores.
+VOCABULARY_MULTIPLE = 64
+
+
+def trimmed_size(config: PretrainedConfig, asked: int) -> int:
+    """Return how many tokens a vocabulary of at most `asked` keeps. Raises `FFPError` if that removes none."""
+    if asked >= config.vocab_size:
+        raise FFPError(f"vocabulary {asked} leaves nothing to remove: the model has {config.vocab_size} tokens")
+    return asked // VOCABULARY_MULTIPLE * VOCABULARY_MULTIPLE
 
 
 def find_limits(
@@ -42,6 +54,9 @@ def find_limits(
     if not given.keys() - {"sparsity", "experts"}:
         return limits
     parameters, outside = parameter_costs(units), model.num_parameters() - block_parameters(units)
+    if config.vocabulary:
+        rows = model.config.vocab_size - trimmed_size(model.config, int(config.vocabulary))
+        outside -= rows * sum(one.numel() // len(one) for one in token_parameters(model).values())
     cache, fixed = _cache_bytes(model, units, config) if given.keys() & {"memory", "kv_cache"} else ([], 0)
     if "params" in given:
         asked = _asked(given["params"], model.num_parameters())

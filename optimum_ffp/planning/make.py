@@ -21,6 +21,7 @@ from ..errors import FFPError
 from ..evaluation.block_costs import read_costs
 from ..hub.record import read_policy
 from ..modeling.families import Mixture, ModelUnit, find_family
+from ..modeling.limits import trimmed_size
 from ..modeling.loading import LoadOptions, loading_errors
 from ..modeling.offloading import check_offload
 from ..plan import Plan
@@ -32,6 +33,14 @@ from .estimate import Estimate, Machine, PruneEstimator
 
 # What a prune of a mixture of experts does: all layers lose the same number, without a search.
 FOR_EXPERTS = {"method": "homogeneous", "candidates": 1, "min_retention": 0.0, "reward": "pruned"}
+# What a prune of the vocabulary alone does: nothing is compared or ranked, and the model keeps its class.
+FOR_VOCABULARY = {
+    "method": "homogeneous",
+    "candidates": 1,
+    "criterion": "wanda",
+    "mapping": "water-filling",
+    "reward": "pruned",
+}
 
 
 def make_plans(
@@ -96,6 +105,8 @@ def _decide(config: FFPConfig, model: PreTrainedModel, length: int | None) -> tu
     if isinstance(family, Mixture):
         check_experts(config)
         config = replace(config, **FOR_EXPERTS, attention="kv-groups")
+    elif config.keeps_units:
+        config = replace(config, **FOR_VOCABULARY)
     removes_heads = config.method == "homogeneous" or config.memory or config.kv_cache
     attention = config.attention or ("kv-groups" if removes_heads else "auto")
     with loading_errors(model.config._name_or_path or "the model", None):
@@ -115,6 +126,7 @@ def _decide(config: FFPConfig, model: PreTrainedModel, length: int | None) -> tu
         "sparsity": limits.get("sparsity"),
         "budget": budget,
         "skips_search": skips,
+        "vocabulary": config.vocabulary and trimmed_size(model.config, int(config.vocabulary)),
     }
     return draft, variants[0]
 
@@ -177,7 +189,7 @@ def _choices(config: FFPConfig, places: Sequence[str], decided: Mapping[str, Any
         if rank is None:
             ranks = [0, LORA_RANK] if find_spec("peft") else [0]
         calibrations = [{"calibration": "model", "lora": one} for one in ranks if places[0] == "none"]
-        calibrations.append({"calibration": "layers", "lora": rank})
+        calibrations.append({"calibration": "none" if config.keeps_units else "layers", "lora": rank})
     for calibration in calibrations:
         # A model that is trained as a whole has all weights on its device too, which is the first place.
         for place in places[:1] if calibration["calibration"] == "model" else places:
@@ -198,7 +210,10 @@ def _plan(config: FFPConfig, draft: Mapping[str, Any], choice: Mapping[str, Any]
 
 def _calibration_options(config: FFPConfig, name: str, rank: int | None) -> Config | None:
     """Return the options of a calibration, if it has any; only that of the whole model trains adapters."""
-    return config.options_for("calibration", name, **({"lora": rank or 0} if name == "model" else {}))
+    decided: dict[str, Any] = {"lora": rank or 0} if name == "model" else {}
+    if name == "model" and config.keeps_units:
+        decided["distillation_passes"] = 0
+    return config.options_for("calibration", name, **decided)
 
 
 def recalibrated(plan: Plan, options: Mapping[str, Any]) -> Plan:

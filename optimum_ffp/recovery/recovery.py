@@ -25,12 +25,14 @@ from ..evaluation import window_losses
 from ..modeling.loading import LoadOptions, load_any, load_pruned, pin_commit, resolve_device
 from ..utils import processes
 from ..utils.batch_size import memory_errors
+from ..utils.lm_head import head_of
 from ..utils.precision import compute_dtype, computes_in_bfloat16, convert, dtype_name
 from ..utils.profiling import StageMeter
 from ..utils.progress import progress_bar
 from ..utils.record import RecoveryRecord
 from ..utils.resume import Journal, fingerprint
 from ..utils.tracking import Tracker, check_trackers
+from ..vocabulary.trimmed import TrimmedVocabulary
 from .plan import make_recovery_plan
 from .teacher import check_teacher, find_teacher
 
@@ -55,6 +57,7 @@ class FFPRecovery:
             is saved if `None`.
         report_to: Where to log the training: one or several of `"tensorboard"`, `"trackio"`, `"wandb"`.
         options: Options that the models were loaded with.
+        teacher_tokenizer: Tokenizer of the teacher, if the vocabulary of the student is trimmed.
 
     Attributes:
         record: Record of the recovery, once finished.
@@ -62,7 +65,8 @@ class FFPRecovery:
             and `recovered`.
 
     Raises:
-        FFPError: If the models have different vocabularies or the same weights, or an option can't be used.
+        FFPError: If the student's vocabulary isn't that of the teacher or a part of it, the models have the same
+            weights, or an option can't be used.
 
     Example:
         >>> recovery = FFPRecovery.from_pretrained("out", RecoveryConfig(dataset="my_text.jsonl", max_tokens="2M"))
@@ -81,11 +85,13 @@ class FFPRecovery:
         work_folder: str | os.PathLike | None = None,
         report_to: str | Sequence[str] = (),
         options: LoadOptions | None = None,
+        teacher_tokenizer: PreTrainedTokenizerBase | None = None,
     ):
         self.report_to = check_trackers(report_to)
         self.student, self.teacher, self.tokenizer = student, teacher, tokenizer
         self.source, self.teacher_id = os.fspath(source), os.fspath(teacher_id)
-        self.options = options or LoadOptions()
+        self.options, self.teacher_tokenizer = options or LoadOptions(), teacher_tokenizer or tokenizer
+        self.vocabulary = TrimmedVocabulary.between(self.teacher_tokenizer, tokenizer, len(head_of(teacher).weight))
         is_planned = isinstance(config, RecoveryPlan)
         self.plan = config if is_planned else make_recovery_plan(config, self.source, self.options)
         check_launch(teacher.device, self.options.offload, work_folder is not None)
@@ -97,7 +103,9 @@ class FFPRecovery:
         self.bf16 = computes_in_bfloat16(teacher.device, self.plan.bf16)
         self.batch = Batch.of_recovery(self.plan, student.config, processes.count())
         self.stored_dtype = student.dtype
-        self.dense_teacher = check_teacher(self.source, student, self.teacher_id, teacher, self.options)
+        self.dense_teacher = check_teacher(
+            self.source, student, self.teacher_id, teacher, self.options, self.vocabulary
+        )
 
     @classmethod
     @memory_errors(REMEDIES)
@@ -133,10 +141,19 @@ class FFPRecovery:
         processes.on_main(lambda: str(source_folder(name, load_options.hub())))
         teacher_id, teacher_options = find_teacher(name, None if teacher is None else os.fspath(teacher), load_options)
         dense, teacher_tokenizer = load_any(teacher_id, teacher_options, dequantize=True)
-        if teacher_tokenizer.get_vocab() != tokenizer.get_vocab():
-            raise FFPError(f"the tokenizers of {name} and {teacher_id} differ; pass the model that was pruned")
         convert(dense, compute_dtype(dense.device, dense.dtype))
-        return cls(student, dense, tokenizer, config, name, teacher_id, work_folder, report_to, load_options)
+        return cls(
+            student,
+            dense,
+            tokenizer,
+            config,
+            name,
+            teacher_id,
+            work_folder,
+            report_to,
+            load_options,
+            teacher_tokenizer,
+        )
 
     @memory_errors(REMEDIES, "the recovery")
     def recover(self, resume: bool = False, callbacks: Sequence[TrainerCallback] = ()) -> RecoveryRecord:
@@ -254,10 +271,11 @@ class FFPRecovery:
 
         def training_tensors() -> dict[str, torch.Tensor]:
             count = self.batch.steps * self.batch.windows
-            tokens, passes = training_windows(self.tokenizer, self.teacher, request, count)
+            tokens, passes = training_windows(self.teacher_tokenizer, self.teacher, request, count)
             return {"tokens": tokens, "passes": torch.tensor([*passes.values()], dtype=torch.float64)}
 
-        load = partial(processes.on_main, lambda: load_windows(self.tokenizer, self.teacher, request).to_list())
+        tokenizer = self.teacher_tokenizer
+        load = partial(processes.on_main, lambda: load_windows(tokenizer, self.teacher, request).to_list())
         is_measured = self.journal.has("evaluation-dense")
         try:
             data = DataSplits.from_list(self.journal.value("data", load))
@@ -272,11 +290,12 @@ class FFPRecovery:
         """Measure the losses of a model on the test windows of each text."""
         # Also if they are saved: what follows must not depend on that.
         convert(model, compute_dtype(self.teacher.device, model.dtype), self.teacher.device).eval()
+        vocabulary = None if model is self.teacher else self.vocabulary
 
         def measure() -> list[list[float]]:
             with progress_bar(sum(map(len, data.tests)), f"Perplexity, {name}", "window") as bar:
                 shares = (test.tokens[processes.share(len(test))] for test in data.tests)
-                losses = (window_losses(model, share, on_batch=bar.update) for share in shares)
+                losses = (window_losses(model, share, on_batch=bar.update, vocabulary=vocabulary) for share in shares)
                 return [processes.gather(rows).tolist() for rows in losses]
 
         self.losses[name] = self.journal.value(f"evaluation-{name}", measure)
@@ -296,6 +315,7 @@ class FFPRecovery:
                 learning_rate=self.learning_rate,
                 batch=self.batch,
                 bf16=self.bf16,
+                vocabulary=self.vocabulary,
                 tracker=tracker,
                 callbacks=callbacks,
             )

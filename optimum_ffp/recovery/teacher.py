@@ -11,6 +11,7 @@ from ..hub.naming import model_name
 from ..hub.record import require_record
 from ..modeling.loading import LoadOptions, find_dense
 from ..utils.lm_head import head_of
+from ..vocabulary.trimmed import TrimmedVocabulary
 
 
 logger = logging.getLogger(__name__)
@@ -28,17 +29,23 @@ def find_teacher(student_id: str, teacher_id: str | None, options: LoadOptions) 
 
 
 def check_teacher(
-    student_id: str, student: PreTrainedModel, teacher_id: str, teacher: PreTrainedModel, options: LoadOptions
+    student_id: str,
+    student: PreTrainedModel,
+    teacher_id: str,
+    teacher: PreTrainedModel,
+    options: LoadOptions,
+    vocabulary: TrimmedVocabulary | None = None,
 ) -> bool:
     """Return whether the teacher is the dense model that a pruned model's record names, and warn if it isn't.
 
-    Arguments are as for `FFPRecovery`. Raises `FFPError` if both models have the same weights, or other vocabularies.
+    Arguments are as for `FFPRecovery`, and the student's vocabulary if it is trimmed. Raises `FFPError` if both models
+    have the same weights, or other vocabularies.
     """
-    vocabulary, expected = (head_of(model).weight.shape[0] for model in (student, teacher))
-    if vocabulary != expected:
+    rows, teacher_rows = (len(head_of(model).weight) for model in (student, teacher))
+    if rows != (len(vocabulary.kept) if vocabulary else teacher_rows):
         raise FFPError(
-            f"the pruned model has logits for {vocabulary} tokens, and the teacher for {expected}; pass the model "
-            "that was pruned, or one with the same vocabulary"
+            f"the pruned model has logits for {rows} tokens, and the teacher for {teacher_rows}; pass the model that "
+            "was pruned, or one with the same vocabulary"
         )
     pairs = [*zip(student.parameters(), teacher.parameters())]
     if all(one.shape == other.shape and torch.equal(one.to(other), other) for one, other in pairs):

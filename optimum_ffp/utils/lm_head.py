@@ -43,16 +43,16 @@ def chunked_logits(model: PreTrainedModel, decoded: DecoderOutput) -> Iterator[t
             yield start, head_logits(model, replace(decoded, last_hidden_state=chunk))
 
 
-def chunked_losses(
+def token_losses(
     model: PreTrainedModel,
     decoded: DecoderOutput,
     tokens: torch.Tensor,
     on_logits: Callable[[torch.Tensor], Any] | None = None,
 ) -> torch.Tensor:
-    """Return the mean negative log-likelihood of every window, in nats per predicted token, given what is decoded.
+    """Return the negative log-likelihood of every token, in nats, given what is decoded.
 
     The first token of a window is not predicted. `on_logits` is called with the logits of every chunk. The shape of
-    `tokens` is `[windows, window length]`, that of the losses, float64 on the CPU, `[windows]`.
+    `tokens` is `[windows, window length]`, that of the losses, float64 on the CPU, `[windows, window length - 1]`.
     """
     losses = []
     for start, logits in chunked_logits(model, decoded):
@@ -65,7 +65,7 @@ def chunked_losses(
             on_logits(logits)
         del logits
     # A single transfer for all chunks, since each synchronizes the device.
-    return torch.cat(losses, 1).cpu().double().mean(1)
+    return torch.cat(losses, 1).cpu().double()
 
 
 @contextmanager
@@ -97,6 +97,12 @@ def embedding_of(model: PreTrainedModel) -> nn.Embedding:
 def head_of(model: PreTrainedModel) -> nn.Linear:
     """Return the head of a causal LM."""
     return cast(nn.Linear, model.get_output_embeddings())
+
+
+def token_parameters(model: PreTrainedModel) -> dict[str, nn.Parameter]:
+    """Return the parameters of a causal LM with a row per token, by name; a tied matrix counts once."""
+    rows = {id(one) for one in (embedding_of(model).weight, head_of(model).weight, head_of(model).bias)}
+    return {name: one for name, one in model.named_parameters() if id(one) in rows}
 
 
 def head_logits(model: PreTrainedModel, decoded: DecoderOutput) -> torch.Tensor:

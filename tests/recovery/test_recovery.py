@@ -160,7 +160,7 @@ def test_mismatched_student_and_teacher_are_rejected(make_recovery, pruned, tmp_
         save_with_tokenizer(make_tiny_model(**changes), tmp_path / name)
     words = tmp_path / "tokens" / "tokenizer.json"
     words.write_text(words.read_text().replace('"w9"', '"other"'))
-    cases = {"tokenizers": tmp_path / "tokens", "logits": tmp_path / "larger", "--teacher": None}
+    cases = {"dense model": tmp_path / "tokens", "logits": tmp_path / "larger", "--teacher": None}
     for word, teacher in cases.items():
         with pytest.raises(FFPError, match=word):
             make_recovery(teacher=teacher)

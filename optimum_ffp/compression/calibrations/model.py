@@ -79,6 +79,7 @@ def calibrate(task: "CalibrationTask", options: Options) -> "Calibration":
     """
     from ...modeling.padding import weights_of
     from ...utils import processes
+    from ...utils.lm_head import token_parameters
     from . import ridge
 
     sorted_model, journal = task.sorted_model, task.journal
@@ -87,10 +88,10 @@ def calibrate(task: "CalibrationTask", options: Options) -> "Calibration":
     training = journal.part(processes.count())
 
     def train() -> "dict[str, torch.Tensor]":
-        student = sorted_model.slice(task.policy, before.weights)
-        trained = _train(student, task, options, training.checkpoints)
+        trained = _train(task.slice(before.weights), task, options, training.checkpoints)
         sorted_model.layerwise.counter.add(trained.tokens // processes.count())
-        return weights_of(trained.model, sorted_model.model, task.policy)
+        weights = weights_of(trained.model, sorted_model.model, task.policy)
+        return weights | (token_parameters(trained.model) if task.vocabulary else {})
 
     weights = journal.tensors("calibration-model", train)
     training.remove_checkpoints()
@@ -124,5 +125,6 @@ def _train(
         learning_rate=options.model_rate or adapter_rate or default_rate(student, relative_rate),
         batch=training_batch(teacher.config, length=windows.shape[1], tokens=order.numel() * windows.shape[1]),
         bf16=bf16,
+        vocabulary=task.vocabulary,
     )
     return training.run(windows[order], task.data.held_out.tokens, checkpoints)

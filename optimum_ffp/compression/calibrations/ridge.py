@@ -16,6 +16,8 @@ def calibrate(task: CalibrationTask) -> Calibration:
     """
     if isinstance(task.sorted_model.family, Mixture):
         return task.conclude("ridge", Calibration({}), compensated_experts(task))
+    if task.plan.keeps_units:
+        return Calibration()
     weights: dict[str, torch.Tensor] = {}
     for layer, _ in task.sorted_model.layerwise.iter_layers():
         weights |= task.journal.mapped(f"calibration-ridge-{layer}", partial(_compensated, task, layer))

@@ -26,6 +26,7 @@ from ...utils.precision import convert, frozen_dtype
 from ...utils.progress import progress_bar
 from ...utils.tensors import replace_value
 from ...utils.tracking import Tracker
+from ...vocabulary.trimmed import TrimmedVocabulary
 from .batch import Batch
 from .loss import DistillationLoss
 from .trainer import DistillationTrainer, ReportCallback
@@ -65,6 +66,7 @@ class Training:
         dtype: Dtype of the result.
         learning_rate: Peak learning rate.
         bf16: Whether to compute in bfloat16.
+        vocabulary: That of the student, if it is trimmed. Windows are in the tokens of the teacher.
         callbacks: Callbacks of `Trainer` besides our own.
     """
 
@@ -75,6 +77,7 @@ class Training:
     learning_rate: float
     batch: Batch
     bf16: bool
+    vocabulary: TrimmedVocabulary | None = None
     tracker: Tracker | None = None
     callbacks: Sequence[TrainerCallback] = ()
 
@@ -92,7 +95,7 @@ class Training:
             shard_layers(self.teacher)
         with (
             TemporaryDirectory(prefix="optimum-ffp-") if folder is None else nullcontext(folder) as checkpoint_folder,
-            _in_training(self.student, self.teacher, self.options),
+            self._in_training(),
             progress_bar(self.batch.steps, f"Training, learning rate {self.learning_rate:g}", "step") as bar,
         ):
             trainer = self._trainer(windows, held_out, Path(checkpoint_folder), weights_only=folder is None)
@@ -117,6 +120,26 @@ class Training:
             best=min(curve[1:] or curve, key=lambda row: row["kl"]),
             tokens=(1 + GRADIENT_COST) * trained_on + 2 * len(curve) * held_out.numel(),
         )
+
+    @contextmanager
+    def _in_training(self) -> Iterator[None]:
+        """Replace the forward pass of the student by the loss for the duration of the context, and disable dropout."""
+        student, options = self.student, self.options
+        # The teacher has none, so that it would only add noise.
+        for module in student.modules():
+            for name, rate in vars(module).items():
+                if isinstance(rate, float) and ("drop" in name or isinstance(module, torch.nn.Dropout)):
+                    setattr(module, name, 0.0)
+        # `Trainer` disables it in the config, which is saved.
+        use_cache = student.config.use_cache
+        student.forward = DistillationLoss(
+            student, self.teacher, options.temperature, options.label_share, self.vocabulary
+        )
+        try:
+            yield
+        finally:
+            del student.forward
+            student.config.use_cache = use_cache
 
     def _trainer(
         self, windows: torch.Tensor, held_out: torch.Tensor, folder: Path, weights_only: bool
@@ -150,8 +173,9 @@ class Training:
         rank = self.options.lora
         if not rank:
             convert(student, torch.float32).requires_grad_(True)
+            # The dense model's are right, unless words that it knows are read and written in pieces.
             for matrix in outer_matrices(student):
-                matrix.requires_grad_(False)
+                matrix.requires_grad_(self.vocabulary is not None)
             return student
         from peft import LoraConfig, get_peft_model
 
@@ -266,24 +290,6 @@ def default_rate(model: PreTrainedModel, relative: float) -> float:
     """
     matrices = (weight.detach().float() for weight in decoder_layers(model).parameters() if weight.ndim > 1)
     return float(f"{relative * median(float(matrix.square().mean().sqrt()) for matrix in matrices):.2g}")
-
-
-@contextmanager
-def _in_training(student: PreTrainedModel, teacher: PreTrainedModel, options: TrainingOptions) -> Iterator[None]:
-    """Replace the forward pass of the student by the loss for the duration of the context, and disable dropout."""
-    # The teacher has none, so that it would only add noise.
-    for module in student.modules():
-        for name, rate in vars(module).items():
-            if isinstance(rate, float) and ("drop" in name or isinstance(module, torch.nn.Dropout)):
-                setattr(module, name, 0.0)
-    # `Trainer` disables it in the config, which is saved.
-    use_cache = student.config.use_cache
-    student.forward = DistillationLoss(student, teacher, options.temperature, options.label_share)
-    try:
-        yield
-    finally:
-        del student.forward
-        student.config.use_cache = use_cache
 
 
 def _checkpointing() -> dict[str, Any]:

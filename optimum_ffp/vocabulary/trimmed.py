@@ -1,0 +1,98 @@
+"""The correspondence of a trimmed vocabulary with the dense model's."""
+
+from dataclasses import dataclass
+from typing import NamedTuple, cast
+
+import torch
+from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
+
+from ..errors import FFPError
+
+
+class Expanded(NamedTuple):
+    """Windows of a dense model in tokens of a trimmed vocabulary.
+
+    Attributes:
+        tokens: Ids in the trimmed vocabulary, padded on the right, shape `[windows, longest]`.
+        ends: Position in `tokens` of the last piece of every token of the dense model, shape `[windows, length]`.
+    """
+
+    tokens: torch.Tensor
+    ends: torch.Tensor
+
+
+@dataclass(frozen=True)
+class TrimmedVocabulary:
+    """The tokens that a vocabulary keeps, and what it replaces the others by.
+
+    Attributes:
+        kept: Ids in the dense vocabulary of the kept tokens, ascending, shape `[size]`; their new ids are 0, 1, ...
+        pieces: New ids that every token of the dense model is replaced by, padded with -1, shape
+            `[dense size, most pieces]`.
+    """
+
+    kept: torch.Tensor
+    pieces: torch.Tensor
+
+    @classmethod
+    def between(
+        cls, dense: PreTrainedTokenizerBase, trimmed: PreTrainedTokenizerBase, rows: int
+    ) -> "TrimmedVocabulary | None":
+        """Compare the tokenizers of a dense model and a trimmed one; return `None` if their tokens are the same.
+
+        Args:
+            rows: Rows of the dense model's embedding. A row without a token is replaced by one piece, 0.
+
+        Raises `FFPError` if the trimmed tokenizer has other tokens than the dense one.
+        """
+        dense_ids, new_ids = dense.get_vocab(), trimmed.get_vocab()
+        if dense_ids == new_ids:
+            return None
+        if others := sorted(new_ids.keys() - dense_ids.keys()):
+            raise FFPError(
+                f"the tokenizer has {len(others)} tokens that the dense model's hasn't, such as {others[0]!r}; choose the "
+                "dense model that its vocabulary was trimmed from"
+            )
+        kept = torch.tensor([dense_ids[token] for token in sorted(new_ids, key=new_ids.__getitem__)])
+        # The model alone, since the normalizer and pre-tokenizer would change a token, as they do with text.
+        model = cast(PreTrainedTokenizerFast, trimmed).backend_tokenizer.model
+        pieces = [[0]] * rows
+        for token, index in dense_ids.items():
+            if index < rows:
+                known = new_ids.get(token)
+                pieces[index] = [piece.id for piece in model.tokenize(token)] or [0] if known is None else [known]
+        lengths = torch.tensor([len(row) for row in pieces])
+        padded = torch.full((rows, int(lengths.max())), -1)
+        padded[torch.arange(padded.shape[1]) < lengths[:, None]] = torch.tensor(
+            [piece for row in pieces for piece in row]
+        )
+        # Tokens may have been added to the tokenizer without resizing the model.
+        return cls(kept[kept < rows], padded)
+
+    def to(self, device: torch.device) -> "TrimmedVocabulary":
+        """Return the vocabulary with its tensors on a device."""
+        return TrimmedVocabulary(self.kept.to(device), self.pieces.to(device))
+
+    def expand(self, windows: torch.Tensor) -> Expanded:
+        """Replace every token by its pieces; `windows` are ids in the dense vocabulary, shape `[windows, length]`."""
+        pieces = self.pieces[windows]
+        is_piece = pieces >= 0
+        counts = is_piece.sum(-1)
+        ends = counts.cumsum(1) - 1
+        tokens = pieces.new_zeros(len(windows), int(ends[:, -1].max()) + 1)
+        positions = (ends - counts + 1)[..., None] + torch.arange(pieces.shape[-1], device=pieces.device)
+        rows = torch.arange(len(windows), device=pieces.device)[:, None, None].expand_as(pieces)
+        tokens[rows[is_piece], positions[is_piece]] = pieces[is_piece]
+        return Expanded(tokens, ends)
+
+    def fold(self, probabilities: torch.Tensor) -> torch.Tensor:
+        """Return the probability of every first piece, the sum over all tokens that begin with it.
+
+        Args:
+            probabilities: Predictions of the dense model, shape `[positions, dense size]`.
+
+        Returns:
+            Probabilities of the tokens of the trimmed vocabulary, shape `[positions, size]`.
+        """
+        folded = probabilities.new_zeros(len(probabilities), len(self.kept))
+        return folded.index_add_(1, self.pieces[:, 0], probabilities)
