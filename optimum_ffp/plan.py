@@ -24,6 +24,7 @@ class Plan(FFPConfig):
         offload: Storage of the weights of layers that aren't running: `"none"`, `"host"` or `"disk"`.
         skips_search: Whether the method is `"no-search"` only because training makes up for what a search would gain.
         options: Options of the modules that are used, by option: `{"calibration": Options(lora=32)}`.
+        alternatives: With vocabulary `"auto"`, the plans for vocabularies of several sizes, of which the search chooses.
     """
 
     asked: FFPConfig
@@ -31,6 +32,7 @@ class Plan(FFPConfig):
     offload: str
     skips_search: bool
     options: Mapping[str, Config]
+    alternatives: "tuple[Plan, ...]" = ()
 
     if TYPE_CHECKING:
         # Decided, so never `None`.
@@ -89,7 +91,14 @@ class Plan(FFPConfig):
     @property
     def reports_searched(self) -> bool:
         """Whether to report perplexity before calibration; not if the search optimizes compensated candidates."""
-        return self.reward == "pruned" or self.calibration == "none"
+        return (self.reward == "pruned" or self.calibration == "none") and not self.keeps_units
+
+    def describe_budget(self) -> list[str]:
+        """Return a line per limit, with its value for the dense model."""
+        lines = [] if self.keeps_units else self.budget.describe()
+        if self.vocabulary is not None:
+            lines.append(f"vocabulary {self.vocabulary:,} tokens")
+        return lines
 
     def for_stages(self, *stages: str) -> dict[str, Any]:
         """Return the options whose first dependent stage is one of these, with those of the modules that are used."""

@@ -39,14 +39,17 @@ from .planning.estimate import Estimate, fit_to_text
 from .planning.make import make_plans, recalibrated, replace_options
 from .search.runner import PolicySearch
 from .search.task import check_agent
+from .search.vocabulary import choose_vocabulary
 from .utils import processes
 from .utils.batch_size import memory_errors
 from .utils.device_memory import device_name
 from .utils.folders import expand
 from .utils.json import write_json
+from .utils.lm_head import embedding_of
 from .utils.profiling import StageMeter
 from .utils.resume import DECISION, EXPERTS, Journal, fingerprint, saved_decision
 from .utils.tracking import Tracker, check_trackers
+from .vocabulary.trimmed import TrimmedVocabulary
 
 
 # Agent to start a search from: a checkpoint's folder or Hub id, or the state of one.
@@ -76,6 +79,7 @@ class FFPPruner:
         data: Windows to use instead of the datasets of the config.
         dense: The original dense model, the teacher, if `model` was pruned before (`padded`).
         pruned_from: Name of the pruned model, for the record. `model_id` and `options` are those of the dense one.
+        trimmed_tokenizer: Its tokenizer. `tokenizer` is that of the dense one.
 
     Attributes:
         measured: Windows, sorted model and losses of the dense model, which do not depend on the search.
@@ -105,6 +109,7 @@ class FFPPruner:
         data: DataSplits | None = None,
         dense: PreTrainedModel | None = None,
         pruned_from: str | None = None,
+        trimmed_tokenizer: PreTrainedTokenizerBase | None = None,
     ):
         self.report_to = check_trackers(report_to)
         name = model_id or getattr(getattr(model, "config", None), "_name_or_path", None) or "the model"
@@ -120,7 +125,9 @@ class FFPPruner:
         models = {"model": model, "dense": dense} if work_folder else {}
         self._fingerprints = {name: fingerprint(one) for name, one in models.items() if one is not None}
         device = None if self.options.offload == "none" else resolve_device(self.options.device)
-        self.measured = Measurements(model, tokenizer, plan, data, device, self.options.token, dense)
+        self.measured = Measurements(
+            model, tokenizer, plan, data, device, self.options.token, dense, trimmed_tokenizer
+        )
         self.result: PruningResult | None = None
         self._is_checked, self._saved_in = False, None
         model.eval().requires_grad_(False)
@@ -194,8 +201,10 @@ class FFPPruner:
         again = {}
         if rows:
             again = {"dense": model, "pruned_from": f"{name}@{pinned.revision}" if pinned.revision else name}
-            pruned, tokenizer = load_pruned(name, pinned)
-            model = padded(model, pruned, rows)
+            pruned, trimmed_tokenizer = load_pruned(name, pinned)
+            vocabulary = TrimmedVocabulary.between(tokenizer, trimmed_tokenizer, len(embedding_of(model).weight))
+            model = padded(model, pruned, rows, vocabulary.kept if vocabulary else None)
+            again["trimmed_tokenizer"] = trimmed_tokenizer
         return cls(model, tokenizer, config, dense_id, work_folder, report_to, dense_options, **again)
 
     def prune(self, warm_start: WarmStart = None, resume: bool = False, **options: Any) -> PruningResult:
@@ -317,6 +326,8 @@ class FFPPruner:
             times = processes.on_main(lambda: read_costs(plan)) or self.measured.block_costs
         # Measure before the stage `search` starts: measurements have their own stages.
         _ = self.measured.dense_losses if plan.compares_policies else self.measured.prepared
+        if plan.alternatives:
+            plan = choose_vocabulary(self.measured, plan.alternatives)
         policy_search = PolicySearch(self.measured, plan, times)
         tracker = Tracker(self.report_to, f"{Path(self.model_id).name}-{plan.asked.budget_name}", plan.to_dict())
         with policy_search.meter.stage("search"), tracker:
@@ -344,7 +355,7 @@ class FFPPruner:
         measured, policy = self.measured, search.policy
         plan = recalibrated(search.plan, options) if options else search.plan
         self._check(plan)
-        journal = measured.journal.part(plan.for_stages("calibration"), policy.sizes)
+        journal = measured.journal.part(plan.for_stages("calibration"), policy.sizes, plan.vocabulary)
         sorted_model = measured.prepared.sorted_model
         evaluated = {"dense": measured.dense_test_losses}
         # With offloaded weights it would take long.
@@ -365,7 +376,7 @@ class FFPPruner:
                 policy,
                 calibration.weights,
                 journal=journal,
-                homogeneous=plan.method == "homogeneous",
+                homogeneous=plan.method == "homogeneous" or plan.keeps_units,
                 vocabulary=vocabulary,
             )
         if vocabulary is not None:
@@ -387,6 +398,7 @@ class FFPPruner:
             samples=[{"prompt": one, "dense": dense_samples[one], "pruned": samples[one]} for one in samples],
             calibration=calibration.record,
             experts=measured.describe_experts(policy, [*evaluated.values()][-1]),
+            vocabulary=vocabulary.describe(measured.data.test.tokens) if vocabulary else {},
             cost=meter,
             compute_dtype=measured.compute_dtypes[0],
             revision=self.options.revision,

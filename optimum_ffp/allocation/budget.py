@@ -25,6 +25,7 @@ class Limit:
         costs: Cost of every unit by the number of kept groups, not decreasing, each of shape `[groups + 1]`.
         value: Returns the value of the option at a cost of all units.
         rises: Whether that rises with the cost; sparsity and speed fall.
+        tokens: What the tokens that a trimmed vocabulary lacks add to the value for the dense model.
         pending: What is measured first, if costs aren't known yet: they are 0, and `allowed` is infinite.
     """
 
@@ -34,6 +35,7 @@ class Limit:
     costs: Sequence[np.ndarray]
     value: Callable[[float], float] = float
     rises: bool = True
+    tokens: int = 0
     pending: str | None = None
 
     def cost(self, sizes: Iterable[int]) -> float:
@@ -183,7 +185,7 @@ class Budget:
         return [
             f"{limit} ({limit.pending} are measured first; --costs FILE keeps them)"
             if limit.pending
-            else f"{limit} (dense model {format_value(limit.option, limit.value(dense))}, at "
+            else f"{limit} (dense model {format_value(limit.option, limit.value(dense) + limit.tokens)}, at "
             f"{'least' if limit.rises else 'most'} {limit.describe(minimum, higher=True)} possible)"
             for limit, dense, minimum in zip(self.limits, self.dense, self.minimum)
         ]
@@ -227,7 +229,12 @@ class Budget:
         """Return the JSON-ready values of every limit's option: asked, of the dense model, and reached by a policy."""
         reached = self.costs_of(policy.sizes)
         return [
-            {"option": limit.option, "asked": limit.asked, "dense": limit.value(dense), "reached": limit.value(cost)}
+            {
+                "option": limit.option,
+                "asked": limit.asked,
+                "dense": limit.value(dense) + limit.tokens,
+                "reached": limit.value(cost),
+            }
             for limit, dense, cost in zip(self.limits, self.dense.tolist(), reached.tolist())
         ]
 

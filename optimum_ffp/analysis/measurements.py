@@ -6,6 +6,7 @@ import math
 from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
 from functools import cached_property, partial
+from itertools import chain
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -112,6 +113,7 @@ class Measurements:
         device: Device to move the weights of one layer at a time to; `None` if all stay on their device.
         token: Access token of the Hub, for the datasets.
         dense: The original dense model, if `model` was pruned before.
+        trimmed_tokenizer: The tokenizer of the model that was pruned before; `tokenizer` is that of the dense one.
 
     Attributes:
         plan: The plan.
@@ -134,6 +136,7 @@ class Measurements:
         device: torch.device | None = None,
         token: str | None = None,
         dense: PreTrainedModel | None = None,
+        trimmed_tokenizer: PreTrainedTokenizerBase | None = None,
     ):
         mark_untied(model)
         self.model, self.tokenizer, self._given_data, self._token = model, tokenizer, data, token
@@ -152,7 +155,7 @@ class Measurements:
             self.layerwise.original = LayerwiseModel(dense, self.layerwise.family, device, compute)
             self.layerwise.dense.counter = self.layerwise.counter
         self.unit_variants = find_unit_variants(model, self.layerwise.family, plan, plan.attention)
-        self.plan = plan
+        self.plan, self._trimmed_tokenizer = plan, trimmed_tokenizer or tokenizer
         self.meter = StageMeter(counter=self.layerwise.counter)
         self.journal = Journal()
 
@@ -307,22 +310,22 @@ class Measurements:
         Raises:
             FFPError: If the tokenizer can't be trimmed, or a text to count tokens in can't be read.
         """
-        if plan.vocabulary is None:
-            return self.tokenizer, None
-        size = int(plan.vocabulary)
+        tokenizer, size = self._trimmed_tokenizer, plan.vocabulary
 
         def choose() -> dict[str, torch.Tensor]:
             request = DataRequest.of_prune(plan, self._token)
-            counts = count_tokens(self.tokenizer, calibration_text(self.tokenizer, self.layerwise.model, request))
-            # Text that the model writes is in the windows alone.
-            counts += self.data.calibration.tokens.flatten().bincount(minlength=len(counts))[: len(counts)]
-            return {"kept": choose_tokens(self.tokenizer, counts, size)}
+            texts = calibration_text(self.tokenizer, self.layerwise.model, request)
+            if request.generated:
+                texts = chain(texts, self.tokenizer.batch_decode(self.data.calibration.tokens))
+            return {"kept": choose_tokens(tokenizer, count_tokens(tokenizer, texts), int(size or 0))}
 
         with self.meter.stage("vocabulary"):
-            chosen = self.journal.part(size).tensors("vocabulary", partial(processes.tensors_on_main, choose))
-            tokenizer = trim_tokenizer(self.tokenizer, chosen["kept"])
-            rows = len(embedding_of(self.model).weight)
-            return tokenizer, TrimmedVocabulary.between(self.tokenizer, tokenizer, rows)
+            if size is not None:
+                chosen = self.journal.part(size).tensors("vocabulary", partial(processes.tensors_on_main, choose))
+                tokenizer = trim_tokenizer(tokenizer, chosen["kept"])
+            return tokenizer, TrimmedVocabulary.between(
+                self.tokenizer, tokenizer, len(embedding_of(self.model).weight)
+            )
 
     def _trimmed_losses(
         self, model: PreTrainedModel, windows: torch.Tensor, vocabulary: TrimmedVocabulary | None

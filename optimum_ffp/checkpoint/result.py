@@ -92,7 +92,7 @@ class PruningResult:
 
     Attributes:
         model: The pruned model, a `PreTrainedModel`.
-        tokenizer: Tokenizer of the dense model.
+        tokenizer: Tokenizer of the pruned model.
         search: The policy and its search.
         plan: Options. Those of calibration may differ from `search.plan`.
         base_model: Hub id, folder or file of the dense model.
@@ -112,6 +112,7 @@ class PruningResult:
         license: Fields of the license of the dense model's card.
         given_data: Whether windows were passed by the caller instead of loaded from the datasets in the options.
         request: Digest of the command, by which `--resume` recognizes its result.
+        vocabulary: Of a trimmed vocabulary, what `TrimmedVocabulary.describe` says about the first test windows.
         pruned_from: The pruned model that was pruned further, `id@commit` on the Hub; `None` if it was the dense one.
     """
 
@@ -134,6 +135,7 @@ class PruningResult:
     request: str | None = None
     pruned_from: str | None = None
     experts: dict[str, Any] = field(default_factory=dict)
+    vocabulary: dict[str, Any] = field(default_factory=dict)
 
     def __repr__(self) -> str:
         lines = [

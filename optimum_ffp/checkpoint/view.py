@@ -32,7 +32,10 @@ def view_record(record: Record) -> dict[str, Any]:
     base = record.options["base_model"] or source
     on_hub = base != source or provenance.is_on_hub
     itemsize = getattr(torch, provenance.dtype).itemsize
-    removed = f"{100 * record.policy.sparsity:.0f} % of the blocks pruned"
+    removed, vocabulary = f"{100 * record.policy.sparsity:.0f} % of the blocks pruned", provenance.vocabulary
+    if vocabulary:
+        tokens = f"{vocabulary['dense'] - vocabulary['pruned']:,} of {vocabulary['dense']:,} tokens"
+        removed = f"{tokens} and {removed}" if record.policy.sparsity else f"{tokens} pruned"
     experts = view_experts(units, provenance.experts)
     if experts:
         removed = f"{experts['dense'] - experts['kept']} of {experts['dense']} experts pruned"
@@ -48,6 +51,7 @@ def view_record(record: Record) -> dict[str, Any]:
         "weights": {name: count * itemsize / 2**20 for name, count in provenance.parameters.items()},
         "removed": " and ".join(name for kind, name in REMOVED.items() if kind in smaller),
         "experts": experts,
+        "vocabulary": describe_vocabulary(vocabulary),
         "budget": describe_limits(record.search.budget),
         "layers_differ": _layers_differ(units),
         "removed_whole": removed_whole(units),
@@ -136,6 +140,17 @@ def removed_whole(units: Sequence[UnitSize]) -> str:
         f"{part}layer{'s' if layers[1:] else ''} {' and '.join(map(str, layers))}"
         for part, layers in parts.items()
         if layers
+    )
+
+
+def describe_vocabulary(vocabulary: Mapping[str, Any]) -> str:
+    """Describe the size of a trimmed vocabulary and what it does to the test text; empty without one."""
+    if not vocabulary:
+        return ""
+    split, longer = (f"{100 * vocabulary[name]:.1f} %" for name in ("split", "longer"))
+    return (
+        f"{vocabulary['pruned']:,} of {vocabulary['dense']:,} tokens; {split} of the tokens of the test text are split "
+        f"into several, which makes it {longer} longer"
     )
 
 

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 
 from ..checkpoint.result import final, package_versions
-from ..checkpoint.view import removed_whole, view_experts
+from ..checkpoint.view import describe_vocabulary, removed_whole, view_experts
 from ..config.budgets import describe_limits
 from ..config.prune import GRADIENT_COST
 from ..config.texts import Text, TextMix
@@ -67,6 +67,7 @@ def prune_records(record: Record, folder: str, dense_id: str) -> list[Figures]:
     for limit in budget:
         pruned |= {f"{name}/{limit['option']}": limit[name] for name in ("asked", "reached", "dense")}
     notes = {"budget": describe_limits(budget), "search": record.search.note, "removed_whole": removed_whole(units)}
+    notes["vocabulary"] = describe_vocabulary(found.vocabulary)
     if experts := view_experts(units, found.experts):
         notes["experts"] = f"{experts['summary']}; {experts['routing']}"
     pruned |= {name: note for name, note in notes.items() if note}

@@ -14,7 +14,7 @@ HIGH_RATIO = 1.5
 # Maximum characters of a sample.
 WIDTH = 100
 # Entries of the record of a prune to print as they are.
-NOTES = ("experts", "removed_whole", "budget", "search")
+NOTES = ("vocabulary", "experts", "removed_whole", "budget", "search")
 
 
 def summarize(records: Sequence[Figures], next_step: str) -> str:
@@ -22,7 +22,8 @@ def summarize(records: Sequence[Figures], next_step: str) -> str:
     result = records[0]
     # The teacher of a recovery may be another model.
     dense = {name: result[name] / (1 - result["model_sparsity"]) for name in ("parameters", "weight_bytes")}
-    removed = f"sparsity {_percent(result['sparsity'])}, {_percent(result['model_sparsity'])} of the whole model"
+    sparsity = f"sparsity {_percent(result['sparsity'])}, " if result["sparsity"] else ""
+    removed = f"{sparsity}{_percent(result['model_sparsity'])} of the whole model"
     perplexities = [
         ", ".join(f"{record['role']} {_perplexity(record, text)}" for record in reversed(records)) + f" on {text}"
         for text in _texts(result)
@@ -64,14 +65,16 @@ def sweep_table(records: Sequence[Figures]) -> str:
     *pruned, dense = records
     texts = _texts(dense)
     # The other limits have a column already.
-    options = [name for name in ("memory", "kv_cache", "speedup") if f"reached/{name}" in pruned[0]]
+    options = [name for name in ("vocabulary", "memory", "kv_cache", "speedup") if f"reached/{name}" in pruned[0]]
     rows = [["", "blocks", "model", "parameters", "MiB", *options, *(f"perplexity, {text}" for text in texts)]]
     for record in (dense, *pruned):
-        removed = [f"-{_percent(record[name])}" for name in ("sparsity", "model_sparsity") if name in record]
+        removed = [f"-{_percent(record[name])}" for name in ("sparsity", "model_sparsity") if record.get(name)]
         sizes = [f"{record['parameters']:,}", _mib(record)]
         limited = [pruned[0][f"dense/{name}"] if record is dense else record[f"reached/{name}"] for name in options]
         sizes += map(format_value, options, limited)
-        rows.append([record["model"], *(removed or ["", ""]), *sizes, *(_perplexity(record, text) for text in texts)])
+        rows.append(
+            [record["model"], *["", "", *removed][-2:], *sizes, *(_perplexity(record, text) for text in texts)]
+        )
     return "\n" + align(rows)
 
 

@@ -18,14 +18,19 @@ QUANTITIES = {
     "params": (COUNTS, "600M, 6B or 80%"),
     "memory": (BYTES, "900MiB, 12GiB or 80%"),
     "context": (TOKENS, "4096 or 32k"),
-    "vocabulary": (TOKENS, "65536 or 64k"),
+    "vocabulary": (TOKENS, "65536, 64k or auto"),
     "max_tokens": (COUNTS, "400k or 2M"),
     "batch_tokens": (COUNTS, "8192 or 128k"),
 }
 
 
 def parse_quantity(option: str, value: Any) -> int | str:
-    """Return the number of `6B`, `12GiB` or `32k`, or a percentage such as `80%`. Raises `FFPError` if malformed."""
+    """Return the number of `6B`, `12GiB` or `32k`; a percentage such as `80%` and `auto` are returned as they are.
+
+    Raises `FFPError` if it is malformed.
+    """
+    if option == "vocabulary" and value == "auto":
+        return value
     names, example = QUANTITIES[option]
     units = {name.lower(): factor for name, factor in names.items()}
     # Separators of thousands: 6,500,000 and not 6,5.

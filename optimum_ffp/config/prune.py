@@ -87,8 +87,9 @@ class FFPConfig(TextConfig):
     )
     experts: int | None = limit_option("Maximum number of experts per layer of a mixture of experts.", low=1)
     vocabulary: int | str | None = limit_option(
-        "Maximum number of tokens in the vocabulary, such as 64k (65536). The others are written in several of these. "
-        "Alone, nothing else is pruned.",
+        "Maximum number of tokens in the vocabulary, such as 64k (65536); text with others takes several of these. "
+        "Alone, nothing else is pruned. auto compares vocabularies with more or less of the rest pruned, under params or "
+        "memory.",
         low=64,
     )
     workload: str | None = measured_option(
@@ -346,7 +347,7 @@ class FFPConfig(TextConfig):
         limits = {} if self.keeps_units else self.limits
         for limit, value in (limits | ({"vocabulary": self.vocabulary} if self.vocabulary else {})).items():
             if isinstance(value, str):
-                names.append(f"{limit}-{value[:-1]}")
+                names.append(f"{limit}-{value.rstrip('%')}")
                 continue
             text = f"{100 * value:g}" if limit in ("sparsity", "kv_cache") else format_value(limit, value)
             names.append(forms.get(limit, "{}").format(text))
@@ -391,6 +392,8 @@ class FFPConfig(TextConfig):
             if (value := getattr(self, name)) is not None and not 0 < value < 1:
                 hint = f"; for {value:g} % pass {value / 100:g}" if 1 < value < 100 else ""
                 raise FFPError(f"{name} must be a number between 0 and 1, found {value!r}{hint}")
+        if self.vocabulary == "auto" and not (self.params or self.memory):
+            raise FFPError("vocabulary auto needs a limit on the whole model; pass params or memory too")
         if self.workload:
             parse_workload(self.workload)
         if self.base_model and not (HUB_NAME.fullmatch(self.base_model) or os.path.exists(expand(self.base_model))):

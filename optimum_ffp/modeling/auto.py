@@ -106,7 +106,8 @@ def _with_layers(dense_config: PretrainedConfig, policy: PruningPolicy) -> Pretr
     """Return a copy of the config of a model with the layers that a policy keeps, which are renumbered."""
     config, layers = copy.deepcopy(dense_config), policy.kept_layers(dense_config.num_hidden_layers)
     config.num_hidden_layers = len(layers)
-    vars(config).pop("pruned_units", None)
+    for name in ("pruned_units", "trimmed_vocab_size"):
+        vars(config).pop(name, None)
     for name in PER_LAYER_LISTS:
         if entries := getattr(config, name, None):
             setattr(config, name, [entries[layer] for layer in layers])

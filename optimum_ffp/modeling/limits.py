@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from fractions import Fraction
 from typing import Any
 
@@ -19,13 +20,47 @@ from .families import find_family
 
 # Vocabularies are a multiple of this, for tensor cores.
 VOCABULARY_MULTIPLE = 64
+# Number of smaller vocabularies to compare, and the smallest one, relative to the dense model's.
+CANDIDATE_SIZES, LEAST_VOCABULARY = 4, 1 / 16
 
 
-def trimmed_size(config: PretrainedConfig, asked: int) -> int:
-    """Return how many tokens a vocabulary of at most `asked` keeps. Raises `FFPError` if that removes none."""
-    if asked >= config.vocab_size:
-        raise FFPError(f"vocabulary {asked} leaves nothing to remove: the model has {config.vocab_size} tokens")
-    return asked // VOCABULARY_MULTIPLE * VOCABULARY_MULTIPLE
+def kept_tokens(config: PretrainedConfig, asked: int | str | None) -> int:
+    """Return the size of the vocabulary of a pruned model, which has at most the tokens asked for.
+
+    Raises:
+        FFPError: If that removes no tokens.
+    """
+    # An earlier prune may have trimmed it.
+    left = getattr(config, "trimmed_vocab_size", config.vocab_size)
+    if asked is None:
+        return left
+    if int(asked) >= left:
+        raise FFPError(f"vocabulary {asked} leaves nothing to remove: the model has {left} tokens; allow fewer")
+    return int(asked) // VOCABULARY_MULTIPLE * VOCABULARY_MULTIPLE
+
+
+def dropped_parameters(model: PreTrainedModel, asked: int | str | None) -> int:
+    """Return the number of parameters of the tokens that a vocabulary of at most `asked` lacks, as `kept_tokens`."""
+    return (model.config.vocab_size - kept_tokens(model.config, asked)) * _parameters_per_token(model)
+
+
+def _parameters_per_token(model: PreTrainedModel) -> int:
+    return sum(one.numel() // len(one) for one in token_parameters(model).values())
+
+
+def candidate_sizes(model: PreTrainedModel, units: Sequence[Unit], config: FFPConfig) -> list[int | None]:
+    """Return the sizes of vocabularies to compare under the limits on parameters or memory of a config.
+
+    They are evenly spaced from the dense model's (`None`) to the one that meets the limits alone, or almost none.
+    """
+    whole, size, excess = replace(config, vocabulary=None), kept_tokens(model.config, None), 0.0
+    for limit in find_limits(model, units, whole, whole.limits, None):
+        cost = _parameters_per_token(model) * (model.dtype.itemsize if limit.option == "memory" else 1)
+        excess = max(excess, (limit.cost(unit.groups for unit in units) - limit.allowed) / cost)
+    least = max(size - excess, size * LEAST_VOCABULARY)
+    sizes = (size - share * (size - least) for share in np.linspace(0, 1, CANDIDATE_SIZES + 1)[1:])
+    # Rounded up, so that a little is left to remove from layers.
+    return [None, *(math.ceil(one / VOCABULARY_MULTIPLE) * VOCABULARY_MULTIPLE for one in sizes)]
 
 
 def find_limits(
@@ -54,19 +89,19 @@ def find_limits(
     if not given.keys() - {"sparsity", "experts"}:
         return limits
     parameters, outside = parameter_costs(units), model.num_parameters() - block_parameters(units)
-    if config.vocabulary:
-        rows = model.config.vocab_size - trimmed_size(model.config, int(config.vocabulary))
-        outside -= rows * sum(one.numel() // len(one) for one in token_parameters(model).values())
+    tokens = dropped_parameters(model, config.vocabulary)
+    outside -= tokens
     cache, fixed = _cache_bytes(model, units, config) if given.keys() & {"memory", "kv_cache"} else ([], 0)
     if "params" in given:
         asked = _asked(given["params"], model.num_parameters())
-        limits.append(Limit("params", asked, asked - outside, parameters, lambda cost: cost + outside))
+        limits.append(Limit("params", asked, asked - outside, parameters, lambda cost: cost + outside, tokens=tokens))
     if "memory" in given:
         itemsize = model.dtype.itemsize
         costs = [itemsize * weights + keys for weights, keys in zip(parameters, cache)]
         rest = itemsize * outside + fixed
-        asked = _asked(given["memory"], sum(cost[-1] for cost in costs) + rest)
-        limits.append(Limit("memory", asked, asked - rest, costs, lambda cost: cost + rest))
+        tokens *= itemsize
+        asked = _asked(given["memory"], sum(cost[-1] for cost in costs) + rest + tokens)
+        limits.append(Limit("memory", asked, asked - rest, costs, lambda cost: cost + rest, tokens=tokens))
     if "kv_cache" in given:
         limits.append(_kv_cache_limit(model.config, config.depth, cache, given["kv_cache"]))
     if "speedup" in given and times:

@@ -297,8 +297,11 @@ def shape_of(model_id: str, options: LoadOptions) -> PreTrainedModel:
     if any(row.unit == "experts" for row in rows):
         raise FFPError(f"{model_id} already had experts pruned; prune the original")
     if rows:
-        check_unquantized(model_id, read_any_config(model_id, options))
+        pruned = read_any_config(model_id, options)
+        check_unquantized(model_id, pruned)
         config.pruned_units = rows
+        if (left := pruned.vocab_size) < config.vocab_size:
+            config.trimmed_vocab_size = left
     return empty_model(config, options.torch_dtype)
 
 

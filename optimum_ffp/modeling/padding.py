@@ -11,11 +11,17 @@ from ..errors import convert_errors, one_line
 from .families import TransposedLinear, decoder_layers, find_family, find_units, outer_matrices
 
 
-def padded(dense: PreTrainedModel, pruned: PreTrainedModel, rows: Sequence[UnitSize]) -> PreTrainedModel:
+def padded(
+    dense: PreTrainedModel,
+    pruned: PreTrainedModel,
+    rows: Sequence[UnitSize],
+    kept_tokens: torch.Tensor | None = None,
+) -> PreTrainedModel:
     """Return a model of the dense model's sizes that computes what the pruned one does, with zeros for what it lacks.
 
-    The groups that are left come first. Its config has the rows of the policy, `pruned_units`. Raises `FFPError` if
-    the policy isn't one of this dense model.
+    If its vocabulary is trimmed to `kept_tokens`, the others have the rows of the dense model. The groups that are left
+    come first. Its config has the rows of the policy, `pruned_units`. Raises `FFPError` if the policy isn't one of
+    this dense model.
     """
     model = copy.deepcopy(dense)
     model.config.pruned_units = rows
@@ -35,7 +41,10 @@ def padded(dense: PreTrainedModel, pruned: PreTrainedModel, rows: Sequence[UnitS
         for name, weight in weights.items():
             model.get_parameter(name).data.copy_(weight)
         for matrix, weight in zip(outer_matrices(model), outer_matrices(pruned)):
-            matrix.data.copy_(weight)
+            rows_kept = slice(None) if len(matrix) == len(weight) else kept_tokens
+            matrix.data[rows_kept] = weight.to(matrix.device, matrix.dtype)
+    if kept_tokens is not None:
+        model.config.trimmed_vocab_size = len(kept_tokens)
     return model
 
 

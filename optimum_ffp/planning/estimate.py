@@ -27,6 +27,7 @@ from ..engine.layerwise_model import HEADROOM, hidden_state_bytes
 from ..errors import FFPError
 from ..evaluation.table import format_rows
 from ..modeling.families import ModelUnit, decoder_layers, find_family, outer_matrices
+from ..modeling.limits import dropped_parameters
 from ..modeling.loading import LoadOptions, load_tokenizer, resolve_device
 from ..plan import Plan
 from ..search.runner import search_windows
@@ -169,7 +170,8 @@ class PruneEstimator:
         self.layers = [sum(one.numel() for one in layer.parameters()) for layer in decoder_layers(model)]
         self.weights, self.in_layers = model.get_memory_footprint(), sum(self.layers) * self.stored
         removed = min(one.budget.removed_parameters for one in self.plans) * self.stored
-        self.pruned = self.weights - removed
+        dropped = min(dropped_parameters(model, one.vocabulary) for one in self.plans)
+        self.pruned = self.weights - removed - dropped * self.stored
         self.calibrated = self.in_layers - removed if plan.trains else 0
         self.widest = max(unit.width for unit in self.units)
         self.factors = self.fishers = self.experts = self.routed = self.trained = 0
@@ -188,6 +190,9 @@ class PruneEstimator:
                 self.fishers = 4 * len(self.units) * model.config.hidden_size**2
         if plan.calibration == "model":
             self.trained = end_to_end.trained_parameters(model, self.pruned // self.stored, plan.lora)
+            if dropped and not plan.lora:
+                # The rows of the kept tokens too.
+                self.trained = self.pruned // self.stored
         self.free = max(0, (self.machine.accelerator or 0) - self.resident()["device"])
 
     def in_memory(self, size: int) -> int:
@@ -283,7 +288,7 @@ class PruneEstimator:
             offload=plan.offload,
             calibration=plan.calibration,
             lora=plan.lora,
-            budget=[line for one in self.plans for line in one.budget.describe()],
+            budget=[line for one in self.plans for line in one.describe_budget()],
             quantized={
                 # Embeddings and the head stay in 8 bits; both have a scale per block of 32.
                 "q8_0": round(parameters * 8.5 / 8),

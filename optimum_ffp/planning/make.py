@@ -21,7 +21,7 @@ from ..errors import FFPError
 from ..evaluation.block_costs import read_costs
 from ..hub.record import read_policy
 from ..modeling.families import Mixture, ModelUnit, find_family
-from ..modeling.limits import trimmed_size
+from ..modeling.limits import candidate_sizes, kept_tokens
 from ..modeling.loading import LoadOptions, loading_errors
 from ..modeling.offloading import check_offload
 from ..plan import Plan
@@ -33,10 +33,9 @@ from .estimate import Estimate, Machine, PruneEstimator
 
 # What a prune of a mixture of experts does: all layers lose the same number, without a search.
 FOR_EXPERTS = {"method": "homogeneous", "candidates": 1, "min_retention": 0.0, "reward": "pruned"}
-# What a prune of the vocabulary alone does: nothing is compared or ranked, and the model keeps its class.
+# What a prune of the vocabulary alone does: nothing else is removed, compared or ranked with effort.
 FOR_VOCABULARY = {
-    "method": "homogeneous",
-    "candidates": 1,
+    "method": "uniform",
     "criterion": "wanda",
     "mapping": "water-filling",
     "reward": "pruned",
@@ -74,7 +73,7 @@ def make_plans(
         FFPError: If the model can't be pruned or offloaded, a chosen module can't be used, or a budget can't be met.
     """
     machine, local_processes = machine or Machine.of(options.device), local_processes or processes.local_count()
-    drafts, (units, *_) = zip(*(_decide(config, model, length) for config in configs))
+    drafts, (units, *_) = zip(*(_decide_vocabulary(config, model, length) for config in configs))
     for before, draft in pairwise(drafts):
         # Agents transfer between budgets, so that further searches need half as many candidates.
         if warm_start := warm_start or before["method"] == "ffp":
@@ -97,6 +96,25 @@ def make_plans(
     if plans[0].calibration == "model":
         check_launch(machine.device, plans[0].offload, saves_work, can_shard=False)
     return plans, estimate
+
+
+def _decide_vocabulary(
+    config: FFPConfig, model: PreTrainedModel, length: int | None
+) -> tuple[dict[str, Any], list[ModelUnit]]:
+    """Return what `_decide` does, with vocabulary `"auto"` that for the smallest one, and the drafts for all sizes."""
+    if config.vocabulary != "auto":
+        return _decide(config, model, length)
+    drafts, problem = [], None
+    units = find_unit_variants(model, find_family(model.config), config, config.attention or "auto")[0]
+    for size in candidate_sizes(model, [unit.unit for unit in units], config):
+        try:
+            draft, units = _decide(replace(config, vocabulary=size), model, length)
+            drafts.append(draft)
+        except FFPError as error:
+            problem = error
+    if not drafts:
+        raise problem or FFPError(f"{config.budget_name} leaves nothing to remove")
+    return drafts[-1] | {"alternatives": drafts}, units
 
 
 def _decide(config: FFPConfig, model: PreTrainedModel, length: int | None) -> tuple[dict[str, Any], list[ModelUnit]]:
@@ -126,7 +144,7 @@ def _decide(config: FFPConfig, model: PreTrainedModel, length: int | None) -> tu
         "sparsity": limits.get("sparsity"),
         "budget": budget,
         "skips_search": skips,
-        "vocabulary": config.vocabulary and trimmed_size(model.config, int(config.vocabulary)),
+        "vocabulary": config.vocabulary and kept_tokens(model.config, config.vocabulary),
     }
     return draft, variants[0]
 
@@ -204,6 +222,7 @@ def _plan(config: FFPConfig, draft: Mapping[str, Any], choice: Mapping[str, Any]
     options = {option: config.options_for(option, draft[option]) for option in used}
     options["calibration"] = _calibration_options(config, choice["calibration"], choice["lora"])
     chosen = {"calibration": choice["calibration"], "offload": choice["offload"]}
+    chosen["alternatives"] = tuple(_plan(config, one, choice) for one in draft.get("alternatives", ()))
     made = {option: value for option, value in options.items() if value}
     return Plan(**{**draft, **chosen}, asked=config, options=made)
 

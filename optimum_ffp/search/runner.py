@@ -240,6 +240,10 @@ class PolicySearch:
     def _reached(self, policy: PruningPolicy) -> list[dict[str, Any]]:
         """Return the record of the limits, with the measured speed, and warn if that is low for what is removed."""
         budget, measured = self.budget.record(policy), self.measured
+        if (kept := self.plan.vocabulary) is not None:
+            asked = kept if self.plan.asked.vocabulary == "auto" else self.plan.asked.vocabulary
+            row = {"option": "vocabulary", "asked": asked, "dense": measured.model.config.vocab_size, "reached": kept}
+            budget.append(row)
         if not self.times:
             return budget
         saved = _saved_time(self.times, policy)

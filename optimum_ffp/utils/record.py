@@ -122,6 +122,7 @@ class Provenance(Measured):
     samples: list[dict[str, str]]
     held_out: Row
     experts: Row = field(default_factory=dict)
+    vocabulary: Row = field(default_factory=dict)
     tokens: dict[str, int]
     processes: int
     seconds: dict[str, float]

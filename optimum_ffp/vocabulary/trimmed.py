@@ -1,7 +1,7 @@
 """The correspondence of a trimmed vocabulary with the dense model's."""
 
 from dataclasses import dataclass
-from typing import NamedTuple, cast
+from typing import Any, NamedTuple, cast
 
 import torch
 from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
@@ -84,6 +84,19 @@ class TrimmedVocabulary:
         rows = torch.arange(len(windows), device=pieces.device)[:, None, None].expand_as(pieces)
         tokens[rows[is_piece], positions[is_piece]] = pieces[is_piece]
         return Expanded(tokens, ends)
+
+    def describe(self, windows: torch.Tensor) -> dict[str, Any]:
+        """Return the JSON-ready number of tokens of the `dense` and the `pruned` model, and what it does to windows.
+
+        These are the fraction of their tokens that are `split`, and by which fraction they are `longer`.
+        """
+        counts = (self.pieces[windows] >= 0).sum(-1)
+        return {
+            "dense": len(self.pieces),
+            "pruned": len(self.kept),
+            "split": float((counts > 1).double().mean()),
+            "longer": float(counts.double().mean() - 1),
+        }
 
     def fold(self, probabilities: torch.Tensor) -> torch.Tensor:
         """Return the probability of every first piece, the sum over all tokens that begin with it.
