@@ -71,7 +71,7 @@ class FFPRecoverCommand(Command):
         check_dequantizable(teacher, teacher_config)
         dense = empty_model(teacher_config)
         plan = make_recovery_plan(config, args.model, options)
-        estimate = estimate_recovery(student, dense, plan, options, run.local_processes)
+        estimate = estimate_recovery(student, dense, plan, options, run.local_processes, timed=args.plan)
         # With the record of the pruned model, which may have been replaced since.
         request = processes.on_main(
             lambda: run.request_id(plan, teacher, require_record(args.model, **options.hub()).to_dict())

@@ -26,7 +26,7 @@ from ..engine.layer_runner import activation_bytes
 from ..engine.layerwise_model import HEADROOM, hidden_state_bytes
 from ..errors import FFPError
 from ..evaluation.table import format_rows
-from ..modeling.families import ModelUnit, decoder_layers, find_family, outer_matrices
+from ..modeling.families import Mixture, ModelUnit, decoder_layers, find_family, outer_matrices
 from ..modeling.loading import LoadOptions, load_tokenizer, resolve_device
 from ..plan import Plan
 from ..search.runner import search_windows
@@ -35,6 +35,7 @@ from ..utils.device_memory import free_device_memory
 from ..utils.host_memory import free_host_memory
 from ..utils.lm_head import logit_bytes
 from ..utils.precision import compute_dtype, computes_in_bfloat16, frozen_dtype
+from .probe import seconds_per_token
 
 
 # Memory of a process with all libraries loaded and their threads started.
@@ -45,6 +46,8 @@ CHECKPOINT_EXTRA_BYTES = 32 * 2**20
 Memory = Counter[str]
 # Overhead of pinned memory, which is allocated in powers of two.
 PINNED = 1.2
+# Time of a run relative to that of its tokens in forward passes, as measured.
+TIME_RANGE = 1, 2
 
 
 @dataclass(frozen=True)
@@ -78,6 +81,7 @@ class Estimate:
         host: Bytes of host memory, of all processes on this machine.
         disk: Bytes of the work folder and of the checkpoints.
         tokens: Upper bound of the tokens read in forward passes of the model, without the evaluation.
+        token_seconds: Time of a forward pass of the model per token on this machine, if it was measured.
         offload: Where the weights of idle layers are, as in `LoadOptions`.
         calibration: Calibration of a prune, which may be chosen by the free memory.
         lora: Rank of the adapters that a prune trains; 0 if it trains weights.
@@ -92,6 +96,7 @@ class Estimate:
     host: int
     disk: int
     tokens: int = 0
+    token_seconds: float | None = None
     offload: str = "none"
     calibration: str | None = None
     lora: int = 0
@@ -107,6 +112,11 @@ class Estimate:
         if self.machine.accelerator is None:
             return host
         return {f"memory of {self.machine.device}": (self.device, self.machine.accelerator)} | host
+
+    @property
+    def seconds(self) -> list[float]:
+        """Minimum and maximum time, without the evaluation; empty if the speed was not measured."""
+        return [factor * self.tokens * self.token_seconds for factor in TIME_RANGE] if self.token_seconds else []
 
     @property
     def warnings(self) -> list[str]:
@@ -130,6 +140,8 @@ class Estimate:
         if self.text:
             rows["text"] = self.text
         rows["tokens"] = f"at most {self.tokens:,}, plus those of the evaluation"
+        if self.seconds:
+            rows["time"] = f"{format_range(*self.seconds)} in one process on this machine, plus the evaluation"
         if self.quantized:
             sizes = " and ".join(f"{format_bytes(size)} in {name}" for name, size in self.quantized.items())
             rows["quantizing"] = f"the dense weights alone would take about {sizes}"
@@ -141,6 +153,13 @@ class Estimate:
 def format_bytes(size: int) -> str:
     """Format a number of bytes in GiB, or in MiB if it is less than 1 GiB."""
     return f"{size / 2**30:.2f} GiB" if size >= 2**30 else f"{size / 2**20:.1f} MiB"
+
+
+def format_range(low: float, high: float) -> str:
+    """Format a range of seconds in the largest unit of which it is at least two."""
+    units = ("hours", 3600), ("minutes", 60), ("seconds", 1)
+    unit, size = next((one for one in units if low >= 2 * one[1]), units[-1])
+    return f"{low / size:,.0f} to {high / size:,.0f} {unit}"
 
 
 @dataclass
@@ -309,11 +328,20 @@ def max_tokens(plans: Sequence[Plan]) -> int:
     return math.ceil((repeated * (measured + len(plans) * calibrated) + others) * plan.seq_len)
 
 
-def fit_to_text(
+def with_time(estimate: Estimate, model: PreTrainedModel, length: int, bf16: bool) -> Estimate:
+    """Return an estimate with a time, unless memory may not suffice or a token's experts depend on the weights."""
+    if estimate.warnings or isinstance(find_family(model.config), Mixture):
+        return estimate
+    return replace(estimate, token_seconds=seconds_per_token(model, estimate.machine.device, length, bf16))
+
+
+def refine(
     estimate: Estimate, plans: Sequence[Plan], model: PreTrainedModel, model_id: str, options: LoadOptions
 ) -> Estimate:
-    """Return an estimate for no more windows than the text of prunes fills, which is read if all of it is local."""
+    """Return an estimate with a time, for no more windows than the text of prunes fills if all of it is local."""
     plan, request = plans[0], replace(DataRequest.of_prune(plans[0]), reported=plans[0].texts, test=1)
+    bf16 = trains_in_bfloat16(estimate.machine.device, model.dtype, plan.search_dtype)
+    estimate = with_time(estimate, model, plan.seq_len, bf16)
     if not all(text.is_local for text in plan.texts):
         return estimate
     try:
@@ -342,11 +370,12 @@ def estimate_recovery(
     options: LoadOptions,
     local_processes: int = 1,
     machine: Machine | None = None,
+    timed: bool = False,
 ) -> Estimate:
     """Estimate a recovery: weights, gradients, moments and activations of the pruned model, and the dense model.
 
     Both models are loaded with `options`, or on the meta device. The windows are shared by `local_processes` of this
-    machine, which is measured if `machine` is `None`.
+    machine, which is measured if `machine` is `None`. The speed is only measured if `timed` is set.
     """
     machine, asked = machine or Machine.of(options.device), options.torch_dtype
     on_accelerator = machine.accelerator is not None
@@ -369,7 +398,7 @@ def estimate_recovery(
     # Weights pass through host memory on their way to an accelerator.
     staged = max(dense.itemsize * teacher.num_parameters(), 12 * trained)
     tokens = batch.steps * batch.tokens
-    return Estimate(
+    estimate = Estimate(
         machine=machine,
         device=used if on_accelerator else 0,
         host=local_processes * (PROCESS_BYTES + (staged if on_accelerator else used)),
@@ -377,3 +406,4 @@ def estimate_recovery(
         disk=8 * tokens + 3 * 12 * trained + student.get_memory_footprint() + CHECKPOINT_EXTRA_BYTES,
         tokens=(1 + GRADIENT_COST) * tokens,
     )
+    return with_time(estimate, student, batch.length, bf16) if timed else estimate
