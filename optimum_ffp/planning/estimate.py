@@ -328,11 +328,11 @@ def max_tokens(plans: Sequence[Plan]) -> int:
     return math.ceil((repeated * (measured + len(plans) * calibrated) + others) * plan.seq_len)
 
 
-def with_time(estimate: Estimate, model: PreTrainedModel, length: int, bf16: bool) -> Estimate:
+def with_time(estimate: Estimate, model: PreTrainedModel, length: int) -> Estimate:
     """Return an estimate with a time, unless memory may not suffice or a token's experts depend on the weights."""
     if estimate.warnings or isinstance(find_family(model.config), Mixture):
         return estimate
-    return replace(estimate, token_seconds=seconds_per_token(model, estimate.machine.device, length, bf16))
+    return replace(estimate, token_seconds=seconds_per_token(model, estimate.machine.device, length))
 
 
 def refine(
@@ -340,8 +340,7 @@ def refine(
 ) -> Estimate:
     """Return an estimate with a time, for no more windows than the text of prunes fills if all of it is local."""
     plan, request = plans[0], replace(DataRequest.of_prune(plans[0]), reported=plans[0].texts, test=1)
-    bf16 = trains_in_bfloat16(estimate.machine.device, model.dtype, plan.search_dtype)
-    estimate = with_time(estimate, model, plan.seq_len, bf16)
+    estimate = with_time(estimate, model, plan.seq_len)
     if not all(text.is_local for text in plan.texts):
         return estimate
     try:
@@ -370,12 +369,11 @@ def estimate_recovery(
     options: LoadOptions,
     local_processes: int = 1,
     machine: Machine | None = None,
-    timed: bool = False,
 ) -> Estimate:
     """Estimate a recovery: weights, gradients, moments and activations of the pruned model, and the dense model.
 
     Both models are loaded with `options`, or on the meta device. The windows are shared by `local_processes` of this
-    machine, which is measured if `machine` is `None`. The speed is only measured if `timed` is set.
+    machine, which is measured if `machine` is `None`.
     """
     machine, asked = machine or Machine.of(options.device), options.torch_dtype
     on_accelerator = machine.accelerator is not None
@@ -398,7 +396,7 @@ def estimate_recovery(
     # Weights pass through host memory on their way to an accelerator.
     staged = max(dense.itemsize * teacher.num_parameters(), 12 * trained)
     tokens = batch.steps * batch.tokens
-    estimate = Estimate(
+    return Estimate(
         machine=machine,
         device=used if on_accelerator else 0,
         host=local_processes * (PROCESS_BYTES + (staged if on_accelerator else used)),
@@ -406,4 +404,3 @@ def estimate_recovery(
         disk=8 * tokens + 3 * 12 * trained + student.get_memory_footprint() + CHECKPOINT_EXTRA_BYTES,
         tokens=(1 + GRADIENT_COST) * tokens,
     )
-    return with_time(estimate, student, batch.length, bf16) if timed else estimate

@@ -1,7 +1,7 @@
 """The speed of a model, from a probe of about a second."""
 
 import copy
-import time
+from timeit import repeat
 
 import torch
 from torch import nn
@@ -9,7 +9,7 @@ from transformers import PreTrainedModel
 
 from ..modeling.families import decoder_layers
 from ..utils.lm_head import decode, embedding_of
-from ..utils.precision import compute_dtype, convert
+from ..utils.precision import compute_dtype, convert, has_fast_matmul
 
 
 # Parameters times tokens that one core computes in less than a second.
@@ -17,27 +17,25 @@ CPU_PRODUCTS = 2**34
 
 
 @torch.no_grad()
-def seconds_per_token(model: PreTrainedModel, device: torch.device, length: int, bf16: bool) -> float:
+def seconds_per_token(model: PreTrainedModel, device: torch.device, length: int) -> float:
     """Measure the largest decoder layer on a window, and return the time of all layers per token of a forward pass.
 
-    The model may be on the meta device, since the speed does not depend on its weights. On the CPU, the window is
-    short enough to take less than a second.
+    The model may be on the meta device, since speed does not depend on the values of weights. A CPU reads as many
+    tokens of the window as take it less than a second.
     """
-    sizes = [sum(one.numel() for one in layer.parameters()) for layer in decoder_layers(model)]
-    largest, probe = sizes.index(max(sizes)), copy.deepcopy(model)
-    decoder_layers(probe)[0] = decoder_layers(probe)[largest]
-    del decoder_layers(probe)[1:]
-    with torch.device("meta"):
-        probe.base_model.set_input_embeddings(nn.Embedding(1, embedding_of(model).embedding_dim))
-    decoder = probe.base_model.to_empty(device=device)
-    convert(decoder, torch.bfloat16 if bf16 else compute_dtype(device, model.dtype))
+    probe = copy.deepcopy(model)
+    layers = decoder_layers(probe)
+    sizes = [sum(one.numel() for one in layer.parameters()) for layer in layers]
+    layers[0] = layers[sizes.index(max(sizes))]
+    del layers[1:]
+    probe.base_model.set_input_embeddings(nn.Embedding(1, embedding_of(model).embedding_dim, device="meta"))
+    dtype = torch.bfloat16 if has_fast_matmul(device, torch.bfloat16) else compute_dtype(device, model.dtype)
+    decoder = convert(probe.base_model.to_empty(device=device), dtype)
     for tensor in (*decoder.parameters(), *decoder.buffers()):
         tensor.fill_(0.01)
     if device.type == "cpu":
-        length = min(length, 1 + CPU_PRODUCTS // sizes[largest])
+        length = min(length, 1 + CPU_PRODUCTS // max(sizes))
     window = torch.zeros(1, length, dtype=torch.long)
-    for _ in range(2):
-        start = time.perf_counter()
-        # Accelerators execute asynchronously until a result is read.
-        decode(probe, window, device).last_hidden_state.sum().item()
-    return (time.perf_counter() - start) * sum(sizes) / sizes[largest] / length
+    # The first is a warmup. Accelerators execute asynchronously until a result is read.
+    seconds = repeat(lambda: decode(probe, window, device).last_hidden_state.sum().item(), number=1, repeat=2)
+    return min(seconds) * sum(sizes) / max(sizes) / length

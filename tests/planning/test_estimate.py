@@ -5,9 +5,9 @@ import pytest
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from optimum_ffp import FFPConfig, FFPError, RecoveryConfig
+from optimum_ffp import FFPConfig, FFPError, FFPPruner, RecoveryConfig
 from optimum_ffp.modeling.loading import LoadOptions, empty_model
-from optimum_ffp.planning.estimate import Machine, estimate_recovery
+from optimum_ffp.planning.estimate import Machine, estimate_recovery, format_range
 from optimum_ffp.planning.make import make_plans
 from optimum_ffp.recovery.plan import make_recovery_plan
 from tests.helpers import (
@@ -116,6 +116,24 @@ def test_estimated_tokens_bound_tokens_read(save_tiny_model, data_folder, option
     pruner = make_pruner(save_tiny_model(), data_folder, **options)
     _, estimate = make_plans([pruner.measured.plan.asked], pruner.model, AUTO)
     assert estimate.tokens / 3 < pruner.prune().tokens <= estimate.tokens
+
+
+def test_time_is_estimated_where_one_layer_tells_it(save_tiny_model, data_folder):
+    def time_of(name, **options):
+        config = FFPConfig(dataset=str(data_folder), **options)
+        return FFPPruner.plan(save_tiny_model(name), config, device="cpu").seconds
+
+    low, high = time_of("llama", sparsity=0.2)
+    assert 0 < low < high
+    # The experts that a token passes depend on the weights.
+    assert time_of("mixtral", experts=6) == []
+
+
+@pytest.mark.parametrize(
+    ("seconds", "text"), [(1.2, "1 to 2 seconds"), (90, "90 to 180 seconds"), (7000, "117 to 233 minutes")]
+)
+def test_range_of_time_is_readable(seconds, text):
+    assert format_range(seconds, 2 * seconds) == text
 
 
 MEASURE = """
