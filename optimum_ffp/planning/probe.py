@@ -8,7 +8,7 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from ..modeling.families import decoder_layers
-from ..utils.lm_head import decode, embedding_of
+from ..utils.lm_head import decode, decoder_of, embedding_of
 from ..utils.precision import compute_dtype, convert, has_fast_matmul
 
 
@@ -28,9 +28,9 @@ def seconds_per_token(model: PreTrainedModel, device: torch.device, length: int)
     sizes = [sum(one.numel() for one in layer.parameters()) for layer in layers]
     layers[0] = layers[sizes.index(max(sizes))]
     del layers[1:]
-    probe.base_model.set_input_embeddings(nn.Embedding(1, embedding_of(model).embedding_dim, device="meta"))
+    probe.set_input_embeddings(nn.Embedding(1, embedding_of(model).embedding_dim, device="meta"))
     dtype = torch.bfloat16 if has_fast_matmul(device, torch.bfloat16) else compute_dtype(device, model.dtype)
-    decoder = convert(probe.base_model.to_empty(device=device), dtype)
+    decoder = convert(decoder_of(probe).to_empty(device=device), dtype)
     for tensor in (*decoder.parameters(), *decoder.buffers()):
         tensor.fill_(0.01)
     if device.type == "cpu":
