@@ -7,7 +7,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 from optimum_ffp import FFPConfig, FFPError, FFPPruner, RecoveryConfig
 from optimum_ffp.modeling.loading import LoadOptions, empty_model
-from optimum_ffp.planning.estimate import Machine, estimate_recovery, format_range
+from optimum_ffp.planning.estimate import Machine, estimate_recovery, format_range, with_time
 from optimum_ffp.planning.make import make_plans
 from optimum_ffp.recovery.plan import make_recovery_plan
 from tests.helpers import (
@@ -180,6 +180,8 @@ def test_recovery_memory_covers_weights_gradients_and_adam_moments():
     for option in ({"lora": 8}, {"gradient_checkpointing": True}):
         assert recovery(**option).device < whole.device
     assert recovery(lora=8).warnings == [] and recovery(lora=8).disk < whole.disk
+    # Nothing as large is probed either.
+    assert with_time(whole, empty_model(LLAMA_2_7B), 2048).seconds == []
 
 
 MEASURE_RECOVERY = """
