@@ -36,6 +36,6 @@ def seconds_per_token(model: PreTrainedModel, device: torch.device, length: int)
     if device.type == "cpu":
         length = min(length, 1 + CPU_PRODUCTS // max(sizes))
     window = torch.zeros(1, length, dtype=torch.long)
-    # The first is a warmup. Accelerators execute asynchronously until a result is read.
-    seconds = repeat(lambda: decode(probe, window, device).last_hidden_state.sum().item(), number=1, repeat=2)
+    # The first is a warmup, and others may be interrupted. Accelerators execute asynchronously until a result is read.
+    seconds = repeat(lambda: decode(probe, window, device).last_hidden_state.sum().item(), number=1, repeat=3)
     return min(seconds) * sum(sizes) / max(sizes) / length
