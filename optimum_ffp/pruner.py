@@ -35,7 +35,7 @@ from .modeling.loading import (
 )
 from .modeling.padding import padded
 from .plan import Plan
-from .planning.estimate import Estimate, fit_to_text
+from .planning.estimate import Estimate, refine
 from .planning.make import make_plans, recalibrated, replace_options
 from .search.runner import PolicySearch
 from .search.task import check_agent
@@ -162,7 +162,7 @@ class FFPPruner:
         load_options = LoadOptions(**{"offload": "auto", "base_model": config.base_model} | options)
         model = shape_of(os.fspath(model_id), load_options)
         plans, estimate = make_plans([config], model, load_options)
-        return fit_to_text(estimate, plans, model, os.fspath(model_id), load_options)
+        return refine(estimate, plans, model, os.fspath(model_id), load_options)
 
     @classmethod
     @memory_errors()

@@ -18,8 +18,8 @@ SHARED: dict[str, dict[str, Any]] = {
     "--resume": {"action": "store_true", "help": "Resume this command after an interruption."},
     "--plan": {
         "action": "store_true",
-        "help": "Only print the required memory, disk and tokens, and any problems; exit with code 2 if there are "
-        "problems. Too little memory is only a warning, since it is an estimate.",
+        "help": "Only print the required memory, disk, tokens and time, and any problems; exit with code 2 if there "
+        "are problems. Too little memory is only a warning, since it is an estimate.",
     },
     "--json": {
         "metavar": "FILE",

@@ -80,7 +80,7 @@ class FFPPruneCommand(Command):
         from ..hub.naming import is_hub_id
         from ..hub.record import require_record
         from ..modeling.loading import LoadOptions, find_dense, shape_of
-        from ..planning.estimate import fit_to_text
+        from ..planning.estimate import refine
         from ..planning.make import make_plans
         from ..pruner import FFPPruner
         from ..utils import processes
@@ -103,7 +103,7 @@ class FFPPruneCommand(Command):
                 warm_start=agent is not None,
             )
             if args.plan:
-                estimate = fit_to_text(estimate, plans, shape, args.model, options)
+                estimate = refine(estimate, plans, shape, args.model, options)
             if not config.base_model and not is_hub_id(dense_id):
                 logger.warning("the model is local, so its card names no base model or license; pass --base-model ID")
             models = [one for one in (config.policy, args.warm_start) if one]

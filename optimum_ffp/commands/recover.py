@@ -52,10 +52,11 @@ class FFPRecoverCommand(Command):
         config = RecoveryConfig.from_args(args)
         folder = output_name(args) + ("" if args.output else "-recovered")
 
+        from ..data import window_length
         from ..hub.record import prune_record, require_record
         from ..modeling.checks import check_dequantizable
         from ..modeling.loading import LoadOptions, empty_model, read_any_config, read_pruned_config
-        from ..planning.estimate import estimate_recovery
+        from ..planning.estimate import estimate_recovery, with_time
         from ..recovery.plan import make_recovery_plan
         from ..recovery.recovery import FFPRecovery
         from ..recovery.teacher import find_teacher
@@ -72,6 +73,8 @@ class FFPRecoverCommand(Command):
         dense = empty_model(teacher_config)
         plan = make_recovery_plan(config, args.model, options)
         estimate = estimate_recovery(student, dense, plan, options, run.local_processes)
+        if args.plan:
+            estimate = with_time(estimate, student, window_length(plan.seq_len, student.config))
         # With the record of the pruned model, which may have been replaced since.
         request = processes.on_main(
             lambda: run.request_id(plan, teacher, require_record(args.model, **options.hub()).to_dict())

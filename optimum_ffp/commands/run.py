@@ -92,6 +92,7 @@ class Run:
         """Print required and available resources, also to `--json FILE`; exit with code 2 if there are problems."""
         found, folder = [*dict.fromkeys(map(str, [*problems, *estimate.problems]))], self.folders[0]
         record = {"command": self.command, "role": "plan", "model": folder, "tokens": estimate.tokens}
+        record |= dict(zip(("min_seconds", "max_seconds"), estimate.seconds))
         record |= {"warnings": "\n".join(estimate.warnings), "problems": "\n".join(found)}
         free = free_disk(folder)
         for name, (needed, available) in (estimate.memory | {"disk": (estimate.disk, free)}).items():

@@ -26,7 +26,7 @@ from ..engine.layer_runner import activation_bytes
 from ..engine.layerwise_model import HEADROOM, hidden_state_bytes
 from ..errors import FFPError
 from ..evaluation.table import format_rows
-from ..modeling.families import ModelUnit, decoder_layers, find_family, outer_matrices
+from ..modeling.families import Mixture, ModelUnit, decoder_layers, find_family, outer_matrices
 from ..modeling.limits import dropped_parameters
 from ..modeling.loading import LoadOptions, load_tokenizer, resolve_device
 from ..plan import Plan
@@ -36,6 +36,7 @@ from ..utils.device_memory import free_device_memory
 from ..utils.host_memory import free_host_memory
 from ..utils.lm_head import logit_bytes
 from ..utils.precision import compute_dtype, computes_in_bfloat16, frozen_dtype
+from .probe import seconds_per_token
 
 
 # Memory of a process with all libraries loaded and their threads started.
@@ -46,6 +47,8 @@ CHECKPOINT_EXTRA_BYTES = 32 * 2**20
 Memory = Counter[str]
 # Overhead of pinned memory, which is allocated in powers of two.
 PINNED = 1.2
+# Time of a run relative to that of its tokens in forward passes, as measured.
+TIME_RANGE = 1, 2
 
 
 @dataclass(frozen=True)
@@ -79,6 +82,7 @@ class Estimate:
         host: Bytes of host memory, of all processes on this machine.
         disk: Bytes of the work folder and of the checkpoints.
         tokens: Upper bound of the tokens read in forward passes of the model, without the evaluation.
+        token_seconds: Time of a forward pass of the model per token on this machine, if it was measured.
         offload: Where the weights of idle layers are, as in `LoadOptions`.
         calibration: Calibration of a prune, which may be chosen by the free memory.
         lora: Rank of the adapters that a prune trains; 0 if it trains weights.
@@ -93,6 +97,7 @@ class Estimate:
     host: int
     disk: int
     tokens: int = 0
+    token_seconds: float | None = None
     offload: str = "none"
     calibration: str | None = None
     lora: int = 0
@@ -108,6 +113,11 @@ class Estimate:
         if self.machine.accelerator is None:
             return host
         return {f"memory of {self.machine.device}": (self.device, self.machine.accelerator)} | host
+
+    @property
+    def seconds(self) -> list[float]:
+        """Minimum and maximum time, without the evaluation; empty if the speed was not measured."""
+        return [factor * self.tokens * self.token_seconds for factor in TIME_RANGE] if self.token_seconds else []
 
     @property
     def warnings(self) -> list[str]:
@@ -131,6 +141,8 @@ class Estimate:
         if self.text:
             rows["text"] = self.text
         rows["tokens"] = f"at most {self.tokens:,}, plus those of the evaluation"
+        if self.seconds:
+            rows["time"] = f"{format_range(*self.seconds)} in one process on this machine, plus the evaluation"
         if self.quantized:
             sizes = " and ".join(f"{format_bytes(size)} in {name}" for name, size in self.quantized.items())
             rows["quantizing"] = f"the dense weights alone would take about {sizes}"
@@ -142,6 +154,13 @@ class Estimate:
 def format_bytes(size: int) -> str:
     """Format a number of bytes in GiB, or in MiB if it is less than 1 GiB."""
     return f"{size / 2**30:.2f} GiB" if size >= 2**30 else f"{size / 2**20:.1f} MiB"
+
+
+def format_range(low: float, high: float) -> str:
+    """Format a range of seconds in the largest unit of which it is at least two."""
+    units = ("hours", 3600), ("minutes", 60), ("seconds", 1)
+    unit, size = next((one for one in units if low >= 2 * one[1]), units[-1])
+    return f"{low / size:,.0f} to {high / size:,.0f} {unit}"
 
 
 @dataclass
@@ -314,11 +333,19 @@ def max_tokens(plans: Sequence[Plan]) -> int:
     return math.ceil((repeated * (measured + len(plans) * calibrated) + others) * plan.seq_len)
 
 
-def fit_to_text(
+def with_time(estimate: Estimate, model: PreTrainedModel, length: int) -> Estimate:
+    """Return an estimate with a time, unless memory may not suffice or a token's experts depend on the weights."""
+    if estimate.warnings or isinstance(find_family(model.config), Mixture):
+        return estimate
+    return replace(estimate, token_seconds=seconds_per_token(model, estimate.machine.device, length))
+
+
+def refine(
     estimate: Estimate, plans: Sequence[Plan], model: PreTrainedModel, model_id: str, options: LoadOptions
 ) -> Estimate:
-    """Return an estimate for no more windows than the text of prunes fills, which is read if all of it is local."""
+    """Return an estimate with a time, for no more windows than the text of prunes fills if all of it is local."""
     plan, request = plans[0], replace(DataRequest.of_prune(plans[0]), reported=plans[0].texts, test=1)
+    estimate = with_time(estimate, model, plan.seq_len)
     if not all(text.is_local for text in plan.texts):
         return estimate
     try:

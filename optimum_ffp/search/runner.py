@@ -121,18 +121,15 @@ class PolicySearch:
     def _find_budget(self) -> Budget:
         return find_budget(self.measured.model, self.measured.units, self.plan, self.plan.limits, self.times)
 
-    def mapping(self, scores: np.ndarray, budget: Budget) -> PruningPolicy:
+    def mapping(self, scores: np.ndarray, budget: Budget, curves: CurveMapping | None = None) -> PruningPolicy:
         """Return the policy of raw scores, shape `[units]` or, with curves, `[units, parts]`, under a budget."""
-        return self._map(self.curves, scores, budget)
+        mapping = curves or self.curves or self.plan.function("mapping")
+        # The search runs in every process, and agents may round differently on other machines.
+        return processes.from_main(mapping(scores, budget))
 
     def no_search(self, budget: Budget) -> PruningPolicy:
         """Return the policy of method `no-search` under a budget."""
-        return self._map(self.tilted, np.zeros(len(budget.units)), budget)
-
-    def _map(self, curves: CurveMapping | None, scores: np.ndarray, budget: Budget) -> PruningPolicy:
-        mapping = curves or self.plan.function("mapping")
-        # The search runs in every process, and agents may round differently on other machines.
-        return processes.from_main(mapping(scores, budget))
+        return self.mapping(np.zeros(len(budget.units)), budget, self.tilted)
 
     def run(
         self, warm_start: AgentState | None = None, on_entry: Callable[[dict[str, Any]], Any] = lambda entry: None

@@ -128,6 +128,7 @@ def test_recovery_plan_is_printed_and_lists_problems(recover, tmp_path, pruned):
     assert code == 0, errors
     (plan,) = json.loads((tmp_path / "plan.json").read_text())
     assert plan["tokens"] == 2304 and plan["needed_bytes/disk"] < plan["available_bytes/disk"]
+    assert 0 < plan["min_seconds"] < plan["max_seconds"]
     assert "2,304" in output and not (tmp_path / "out").exists()
     (tmp_path / "out").mkdir()
     code, output, _ = recover("--plan", "--eval-dataset", tmp_path / "nothing.txt")

@@ -5,9 +5,9 @@ import pytest
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from optimum_ffp import FFPConfig, FFPError, RecoveryConfig
+from optimum_ffp import FFPConfig, FFPError, FFPPruner, RecoveryConfig
 from optimum_ffp.modeling.loading import LoadOptions, empty_model
-from optimum_ffp.planning.estimate import Machine, estimate_recovery
+from optimum_ffp.planning.estimate import Machine, estimate_recovery, format_range, with_time
 from optimum_ffp.planning.make import make_plans
 from optimum_ffp.recovery.plan import make_recovery_plan
 from tests.helpers import (
@@ -118,6 +118,24 @@ def test_estimated_tokens_bound_tokens_read(save_tiny_model, data_folder, option
     assert estimate.tokens / 3 < pruner.prune().tokens <= estimate.tokens
 
 
+def test_time_is_estimated_where_one_layer_tells_it(save_tiny_model, data_folder):
+    def time_of(name, **options):
+        config = FFPConfig(dataset=str(data_folder), **options)
+        return FFPPruner.plan(save_tiny_model(name), config, device="cpu").seconds
+
+    low, high = time_of("llama", sparsity=0.2)
+    assert 0 < low < high
+    # The experts that a token passes depend on the weights.
+    assert time_of("mixtral", experts=6) == []
+
+
+@pytest.mark.parametrize(
+    ("seconds", "text"), [(1.2, "1 to 2 seconds"), (90, "90 to 180 seconds"), (7000, "117 to 233 minutes")]
+)
+def test_range_of_time_is_readable(seconds, text):
+    assert format_range(seconds, 2 * seconds) == text
+
+
 MEASURE = """
 import json, sys
 from optimum_ffp import FFPConfig, FFPPruner
@@ -162,6 +180,8 @@ def test_recovery_memory_covers_weights_gradients_and_adam_moments():
     for option in ({"lora": 8}, {"gradient_checkpointing": True}):
         assert recovery(**option).device < whole.device
     assert recovery(lora=8).warnings == [] and recovery(lora=8).disk < whole.disk
+    # Nothing as large is probed either.
+    assert with_time(whole, empty_model(LLAMA_2_7B), 2048).seconds == []
 
 
 MEASURE_RECOVERY = """
