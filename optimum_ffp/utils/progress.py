@@ -2,6 +2,7 @@
 
 import logging
 import os
+import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -39,7 +40,6 @@ class _Bar(tqdm):
     """A bar that also counts if it is disabled, and reports the progress of a stage."""
 
     stage: str | None = None
-    last_line = 0.0
 
     def update(self, n: float | None = 1) -> bool | None:
         if self.disable:
@@ -47,10 +47,6 @@ class _Bar(tqdm):
         drawn = super().update(n)
         if self.stage and (callback := _CALLBACK.get()):
             callback(self.n / self.total if self.total else None, self.stage)
-        if self.stage and self.disable and time.perf_counter() - self.last_line >= INTERVAL:
-            self.last_line = time.perf_counter()
-            of = f" of {self.total}" if self.total else ""
-            logger.info("%s %s: %s %d%s", time.strftime("%H:%M:%S"), self.stage, self.unit, self.n, of)
         return drawn
 
 
@@ -62,12 +58,22 @@ def progress_bar(total: int | None, description: str | None, unit: str) -> Itera
     """
     shown = description is not None and is_main()
     enabled = shown and is_progress_bar_enabled() and not os.environ.get("TQDM_DISABLE")
+    start, ended = time.perf_counter(), threading.Event()
     # With `None`, tqdm finds out whether standard error is a terminal.
     disable = None if enabled else True
+
+    def report() -> None:
+        while not ended.wait(INTERVAL):
+            of = f" of {bar.total}" if bar.total else ""
+            logger.info("%s %s: %s %d%s", time.strftime("%H:%M:%S"), description, unit, bar.n, of)
+
     with _Bar(total=total, desc=description, unit=unit, disable=disable, dynamic_ncols=True) as bar:
-        # A disabled bar has no unit, and a closed one is disabled.
-        bar.stage, bar.unit, disabled = description if shown else None, unit, bar.disable
-        start = bar.last_line = time.perf_counter()
-        yield bar
+        bar.stage, disabled = description if shown else None, bar.disable
+        if shown and disabled:
+            threading.Thread(target=report, daemon=True).start()
+        try:
+            yield bar
+        finally:
+            ended.set()
     if shown and disabled:
         logger.info("%s %s: %.1f s", time.strftime("%H:%M:%S"), description, time.perf_counter() - start)
