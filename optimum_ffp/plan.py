@@ -96,7 +96,9 @@ class Plan(FFPConfig):
     def describe_budget(self) -> list[str]:
         """Return a line per limit, with its value for the dense model."""
         lines = [] if self.keeps_units else self.budget.describe()
-        if self.vocabulary is not None:
+        if self.alternatives:
+            lines.append("vocabulary " + " or ".join(f"{one.vocabulary or 'all':,}" for one in self.alternatives))
+        elif self.vocabulary is not None:
             lines.append(f"vocabulary {self.vocabulary:,} tokens")
         return lines
 

@@ -318,6 +318,7 @@ class FFPPruner:
         self._check(plan)
         # Text that can't be used is found before anything is saved.
         _ = self.measured.data
+        self.measured.trimmed(plan)
         if plan.asked.calibration is None:
             self.measured.journal.value(DECISION, lambda: {"calibration": plan.calibration, "lora": plan.lora})
         times = None

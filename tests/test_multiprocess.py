@@ -15,7 +15,7 @@ pytestmark = pytest.mark.slow
 ENVIRONMENT = {"OMP_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false"}
 COMMAND = [sys.executable, "-m", "optimum.commands.optimum_cli", "ffp"]
 # Numbers of windows that two processes can't share evenly.
-SIZES = ["--num-samples", "9", "--search-samples", "5", "--eval-samples", "3", "--fisher-samples", "5"]
+SIZES = ["--num-samples", "9", "--search-samples", "5", "--eval-samples", "3"]
 SIZES += ["--seq-len", "24"]
 SEARCH = ["--sparsity", "0.3", "--search-steps", "12", "--method", "ffp"]
 

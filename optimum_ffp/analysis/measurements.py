@@ -5,6 +5,7 @@ import logging
 import math
 from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
+from dataclasses import replace
 from functools import cached_property, partial
 from itertools import chain
 from typing import Any, NamedTuple
@@ -156,6 +157,7 @@ class Measurements:
             self.layerwise.dense.counter = self.layerwise.counter
         self.unit_variants = find_unit_variants(model, self.layerwise.family, plan, plan.attention)
         self.plan, self._trimmed_tokenizer = plan, trimmed_tokenizer or tokenizer
+        self._trimmed: dict[int | str | None, tuple[PreTrainedTokenizerBase, TrimmedVocabulary | None]] = {}
         self.meter = StageMeter(counter=self.layerwise.counter)
         self.journal = Journal()
 
@@ -311,21 +313,26 @@ class Measurements:
             FFPError: If the tokenizer can't be trimmed, or a text to count tokens in can't be read.
         """
         tokenizer, size = self._trimmed_tokenizer, plan.vocabulary
+        if size in self._trimmed:
+            return self._trimmed[size]
 
-        def choose() -> dict[str, torch.Tensor]:
+        def count() -> dict[str, torch.Tensor]:
             request = DataRequest.of_prune(plan, self._token)
+            if plan.vocabulary_dataset is not None:
+                request = replace(request, texts=TextMix.parse(plan.vocabulary_dataset))
             texts = calibration_text(self.tokenizer, self.layerwise.model, request)
-            if request.generated:
+            if request.texts.includes_self:
                 texts = chain(texts, self.tokenizer.batch_decode(self.data.calibration.tokens))
-            return {"kept": choose_tokens(tokenizer, count_tokens(tokenizer, texts), int(size or 0))}
+            return {"counts": count_tokens(tokenizer, texts)}
 
         with self.meter.stage("vocabulary"):
             if size is not None:
-                chosen = self.journal.part(size).tensors("vocabulary", partial(processes.tensors_on_main, choose))
-                tokenizer = trim_tokenizer(tokenizer, chosen["kept"])
-            return tokenizer, TrimmedVocabulary.between(
-                self.tokenizer, tokenizer, len(embedding_of(self.model).weight)
-            )
+                journal = self.journal.part(plan.dataset, plan.vocabulary_dataset)
+                counted = journal.tensors("vocabulary", partial(processes.tensors_on_main, count))
+                tokenizer = trim_tokenizer(tokenizer, choose_tokens(tokenizer, counted["counts"], int(size)))
+            rows = len(embedding_of(self.model).weight)
+            self._trimmed[size] = tokenizer, TrimmedVocabulary.between(self.tokenizer, tokenizer, rows)
+            return self._trimmed[size]
 
     def _trimmed_losses(
         self, model: PreTrainedModel, windows: torch.Tensor, vocabulary: TrimmedVocabulary | None

@@ -120,8 +120,8 @@ def _command(record: Record) -> Iterator[str]:
 
 def _local_texts(options: Mapping[str, Any]) -> Iterator[str]:
     """Yield the options for local texts, whose paths may differ."""
-    for option in ("dataset", "eval_dataset"):
-        if options[option] and any(text.is_local for text in TextMix.parse(options[option])):
+    for option in ("dataset", "eval_dataset", "vocabulary_dataset"):
+        if options.get(option) and any(text.is_local for text in TextMix.parse(options[option])):
             yield f"--{option.replace('_', '-')} {shlex.quote(options[option])}"
 
 

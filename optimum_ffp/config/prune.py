@@ -121,6 +121,12 @@ class FFPConfig(TextConfig):
         "reported separately.",
         default_text="each text of the dataset except self",
     )
+    vocabulary_dataset: str | None = option(
+        None,
+        "Text whose tokens are counted to choose those of a smaller vocabulary, in the same format as the dataset.",
+        "Data",
+        default_text="the dataset",
+    )
     base_model: str | None = option(
         None,
         "Hub id of the dense model, for the lineage and license in the model card, if the model is a local folder or "
@@ -241,7 +247,6 @@ class FFPConfig(TextConfig):
     fisher_samples: int = measured_option(
         32,
         "Number of calibration windows for the backward pass that estimates the Fisher matrix.",
-        "Pruning",
         low=1,
         fast=16,
     )

@@ -74,7 +74,7 @@ def test_pruning_with_two_gpus_matches_one(save, data_folder, tmp_path):
     folder, found = save("llama", torch.float32), []
     for count in (1, 2):
         command = ["ffp", "prune", "-m", folder, str(tmp_path / str(count)), "--dataset", str(data_folder)]
-        command += ["--seq-len", "24", "--num-samples", "9", "--fisher-samples", "4", "--search-samples", "4"]
+        command += ["--seq-len", "24", "--num-samples", "9", "--search-samples", "4"]
         command += ["--search-steps", "12", "--num-processes", str(count)]
         subprocess.run([sys.executable, "-m", "optimum.commands.optimum_cli", *command], check=True)
         record = json.loads((tmp_path / str(count) / "ffp_config.json").read_text())

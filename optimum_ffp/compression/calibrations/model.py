@@ -39,7 +39,6 @@ class Options(layers.Options):
     model_passes: int = option(
         1,
         "Number of passes over the calibration windows to train the whole model.",
-        "Calibration",
         low=1,
         best=2,
         stage="calibration",
