@@ -1,0 +1,1 @@
+"""Vocabularies with fewer tokens."""
