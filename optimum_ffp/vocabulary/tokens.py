@@ -17,7 +17,9 @@ from .tokenizer import read_backend
 # Vocabularies are a multiple of this, for tensor cores.
 MULTIPLE = 64
 # Unseen tokens are estimated per range of so many ids: those of BPE are sorted by frequency, roughly.
-RANGE = 1024
+RANGE = 4096
+# Names of the space in tokens of byte-level BPE and of SentencePiece.
+SPACES = "Ġ▁"
 CONVERSATION = [
     {"role": "system", "content": "Be brief."},
     {"role": "user", "content": "Hello"},
@@ -43,8 +45,8 @@ def choose_tokens(tokenizer: PreTrainedTokenizerBase, counts: torch.Tensor, size
     """Choose the tokens to keep: what no text can do without, then those that are expected most often.
 
     The bytes, added tokens and tokens of the chat template always stay. A token stays together with the tokens that its
-    merges make on the way. How often unseen tokens are expected is a Good-Turing estimate: in a range of ids, the number
-    of tokens seen once, divided by that of unseen tokens.
+    merges make on the way. How often unseen tokens are expected is a Good-Turing estimate: in a range of ids, and apart
+    for ASCII, the number of tokens seen once, divided by that of unseen tokens.
 
     Args:
         counts: How often a text has each token, by id, [tokens or rows of the embedding].
@@ -114,6 +116,7 @@ def _merge_closure(model: Mapping[str, Any], ids: Mapping[str, int]) -> Callable
 def _expect(tokens: Mapping[int, str], counts: torch.Tensor) -> dict[int, float]:
     """How often a text like the one counted is expected to have each token, relative to each other."""
     seen = {index: count for index, count in enumerate(counts.tolist()) if count}
-    once = Counter(index // RANGE for index, count in seen.items() if count == 1)
-    unseen = Counter(index // RANGE for index in tokens if index not in seen)
-    return {index: seen.get(index) or once[index // RANGE] / unseen[index // RANGE] for index in tokens}
+    kinds = {index: (index // RANGE, token.lstrip(SPACES).isascii()) for index, token in tokens.items()}
+    once = Counter(kinds[index] for index, count in seen.items() if count == 1)
+    unseen = Counter(kind for index, kind in kinds.items() if index not in seen)
+    return {index: seen.get(index) or once[kind] / unseen[kind] for index, kind in kinds.items()}
