@@ -44,11 +44,12 @@ def count_tokens(tokenizer: PreTrainedTokenizerBase, texts: Iterable[str]) -> to
 def choose_tokens(tokenizer: PreTrainedTokenizerBase, counts: torch.Tensor, size: int) -> torch.Tensor:
     """Choose the tokens to keep: what no text can do without, then those that are expected most often.
 
-    The bytes, added tokens and tokens of the chat template always stay. A token stays together with the tokens that its
-    merges make on the way. How often unseen tokens are expected is a Good-Turing estimate: in a range of ids, and apart
-    for ASCII, the number of tokens seen once, divided by that of unseen tokens.
+    The bytes, added tokens and tokens of the chat template always stay. A token stays together with the tokens that
+    its merges make on the way. How often unseen tokens are expected is a Good-Turing estimate: in a range of ids, and
+    apart for ASCII, the number of tokens seen once, divided by that of unseen tokens.
 
     Args:
+        tokenizer: The dense model's tokenizer.
         counts: How often a text has each token, by id, [tokens or rows of the embedding].
         size: The most tokens to keep.
 
