@@ -167,7 +167,7 @@ def test_saved_tokenizer_is_loaded_by_transformers(trimmed, tmp_path):
     save_tokenizer(tokenizer, tmp_path)
     loaded = AutoTokenizer.from_pretrained(tmp_path)
     assert loaded.get_vocab() == tokenizer.get_vocab() and type(tokenizer) is type(dense)
-    assert loaded.padding_side == dense.padding_side and loaded.chat_template == dense.chat_template
+    assert tokenizer.padding_side == dense.padding_side and loaded.chat_template == dense.chat_template
     assert {name: kept[index].item() for name, index in _special_ids(loaded).items()} == _special_ids(dense)
     for text in (SAMPLE, f"{RARE}the end 🦊", "<s></s><|begin|>"):
         assert loaded(text).input_ids == tokenizer(text).input_ids
