@@ -3,10 +3,9 @@
 import copy
 import json
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, cast
 
 import torch
-from tokenizers import Tokenizer
 from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
 from ..errors import FFPError
@@ -62,7 +61,8 @@ def trim_tokenizer(tokenizer: PreTrainedTokenizerBase, kept: torch.Tensor) -> Pr
         content["padding"]["pad_id"] = new_ids[content["padding"]["pad_id"]]
     content["post_processor"] = _remap_post_processor(content["post_processor"], new_ids)
     # What the copy has in place of the backend, and of the vocabulary that some classes also hold in Python.
-    replaced = {id(tokenizer.backend_tokenizer): Tokenizer.from_str(json.dumps(content))}
+    backend = cast(PreTrainedTokenizerFast, tokenizer).backend_tokenizer
+    replaced: dict[int, Any] = {id(backend): type(backend).from_str(json.dumps(content))}
     for name in {"_vocab", "_merges"} & vars(tokenizer).keys():
         replaced[id(vars(tokenizer)[name])] = model.get(name[1:])
     return copy.deepcopy(tokenizer, replaced)
