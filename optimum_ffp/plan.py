@@ -24,7 +24,7 @@ class Plan(FFPConfig):
         offload: Storage of the weights of layers that aren't running: `"none"`, `"host"` or `"disk"`.
         skips_search: Whether the method is `"no-search"` only because training makes up for what a search would gain.
         options: Options of the modules that are used, by option: `{"calibration": Options(lora=32)}`.
-        alternatives: With vocabulary `"auto"`, the plans for vocabularies of several sizes, of which the search chooses.
+        alternatives: With vocabulary `"auto"`, the plans for several sizes, among which the search chooses.
     """
 
     asked: FFPConfig
@@ -97,7 +97,8 @@ class Plan(FFPConfig):
         """Return a line per limit, with its value for the dense model."""
         lines = [] if self.keeps_units else self.budget.describe()
         if self.alternatives:
-            lines.append("vocabulary " + " or ".join(f"{one.vocabulary or 'all':,}" for one in self.alternatives))
+            sizes = (f"{one.vocabulary:,}" if one.vocabulary else "all" for one in self.alternatives)
+            lines.append(f"vocabulary {' or '.join(sizes)} tokens")
         elif self.vocabulary is not None:
             lines.append(f"vocabulary {self.vocabulary:,} tokens")
         return lines

@@ -202,7 +202,8 @@ class FFPPruner:
         if rows:
             again = {"dense": model, "pruned_from": f"{name}@{pinned.revision}" if pinned.revision else name}
             pruned, trimmed_tokenizer = load_pruned(name, pinned)
-            vocabulary = TrimmedVocabulary.between(tokenizer, trimmed_tokenizer, len(embedding_of(model).weight))
+            sizes = (len(embedding_of(one).weight) for one in (model, pruned))
+            vocabulary = TrimmedVocabulary.between(tokenizer, trimmed_tokenizer, *sizes)
             model = padded(model, pruned, rows, vocabulary.kept if vocabulary else None)
             again["trimmed_tokenizer"] = trimmed_tokenizer
         return cls(model, tokenizer, config, dense_id, work_folder, report_to, dense_options, **again)

@@ -35,6 +35,7 @@ from ..evaluation import to_perplexity, window_losses
 from ..evaluation.block_costs import measure_costs
 from ..modeling.auto import mark_untied
 from ..modeling.families import ModelUnit, find_family
+from ..modeling.limits import kept_tokens
 from ..plan import Plan
 from ..utils import processes
 from ..utils.lm_head import embedding_of
@@ -288,7 +289,7 @@ class Measurements:
     ) -> Evaluation:
         """Evaluate a policy by `policy_losses` on the test windows of each text, or the dense model for `None`.
 
-        With a trimmed vocabulary, the sliced `model` is evaluated. The journal saves the losses under the name, and the
+        With a trimmed vocabulary, the sliced `model` is evaluated. The journal saves the losses under the name. The
         time is added to `meter`, or else to that of the measurements.
         """
         sorted_model, policies = self.prepared.sorted_model, None if policy is None else [policy]
@@ -331,7 +332,8 @@ class Measurements:
                 counted = journal.tensors("vocabulary", partial(processes.tensors_on_main, count))
                 tokenizer = trim_tokenizer(tokenizer, choose_tokens(tokenizer, counted["counts"], int(size)))
             rows = len(embedding_of(self.model).weight)
-            self._trimmed[size] = tokenizer, TrimmedVocabulary.between(self.tokenizer, tokenizer, rows)
+            left = kept_tokens(self.model.config, size)
+            self._trimmed[size] = tokenizer, TrimmedVocabulary.between(self.tokenizer, tokenizer, rows, left)
             return self._trimmed[size]
 
     def _trimmed_losses(

@@ -149,8 +149,8 @@ def describe_vocabulary(vocabulary: Mapping[str, Any]) -> str:
         return ""
     split, longer = (f"{100 * vocabulary[name]:.1f} %" for name in ("split", "longer"))
     return (
-        f"{vocabulary['pruned']:,} of {vocabulary['dense']:,} tokens; {split} of the tokens of the test text are split "
-        f"into several, which makes it {longer} longer"
+        f"{vocabulary['pruned']:,} of {vocabulary['dense']:,} tokens; {split} of the tokens in the test text are "
+        f"split into several, which makes it {longer} longer"
     )
 
 

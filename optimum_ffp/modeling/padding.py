@@ -19,7 +19,7 @@ def padded(
 ) -> PreTrainedModel:
     """Return a model of the dense model's sizes that computes what the pruned one does, with zeros for what it lacks.
 
-    If its vocabulary is trimmed to `kept_tokens`, the others have the rows of the dense model. The groups that are left
+    If its vocabulary is trimmed to `kept_tokens`, the others have the rows of the dense model. The groups that remain
     come first. Its config has the rows of the policy, `pruned_units`. Raises `FFPError` if the policy isn't one of
     this dense model.
     """

@@ -91,7 +91,8 @@ class FFPRecovery:
         self.student, self.teacher, self.tokenizer = student, teacher, tokenizer
         self.source, self.teacher_id = os.fspath(source), os.fspath(teacher_id)
         self.options, self.teacher_tokenizer = options or LoadOptions(), teacher_tokenizer or tokenizer
-        self.vocabulary = TrimmedVocabulary.between(self.teacher_tokenizer, tokenizer, len(head_of(teacher).weight))
+        sizes = (len(head_of(model).weight) for model in (teacher, student))
+        self.vocabulary = TrimmedVocabulary.between(self.teacher_tokenizer, tokenizer, *sizes)
         is_planned = isinstance(config, RecoveryPlan)
         self.plan = config if is_planned else make_recovery_plan(config, self.source, self.options)
         check_launch(teacher.device, self.options.offload, work_folder is not None)

@@ -1,1 +1,5 @@
-"""Vocabularies with fewer tokens: which tokens stay, the tokenizer, and the rows of the model."""
+"""Vocabularies with fewer tokens."""
+
+from .tokenizer import remap_ids, trim_tokenizer
+from .tokens import choose_tokens, count_tokens
+from .trimmed import TrimmedVocabulary

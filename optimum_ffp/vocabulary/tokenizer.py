@@ -3,10 +3,9 @@
 import copy
 import json
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, cast
 
 import torch
-from tokenizers import Tokenizer
 from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
 from ..errors import FFPError
@@ -32,8 +31,8 @@ def read_backend(tokenizer: PreTrainedTokenizerBase) -> dict[str, Any]:
     if model["type"] == "Unigram" or (model["type"] == "BPE" and encodes_bytes and not affixes):
         return content
     raise FFPError(
-        f"the vocabulary of this {model['type']} tokenizer can't be trimmed; only that of byte-level BPE, BPE with byte "
-        "fallback, or Unigram can; leave out --vocabulary"
+        f"the vocabulary of this {model['type']} tokenizer can't be trimmed; only that of byte-level BPE, BPE with "
+        "byte fallback, or Unigram can; leave out --vocabulary"
     )
 
 
@@ -41,6 +40,7 @@ def trim_tokenizer(tokenizer: PreTrainedTokenizerBase, kept: torch.Tensor) -> Pr
     """Return a copy of a tokenizer that has only some of its tokens. It encodes text of these alone as before.
 
     Args:
+        tokenizer: The dense model's tokenizer.
         kept: Ids of the tokens to keep, ascending, as `choose_tokens` returns them, [size]. A token's position is its
             new id.
     """
@@ -60,11 +60,11 @@ def trim_tokenizer(tokenizer: PreTrainedTokenizerBase, kept: torch.Tensor) -> Pr
     if content["padding"]:
         content["padding"]["pad_id"] = new_ids[content["padding"]["pad_id"]]
     content["post_processor"] = _remap_post_processor(content["post_processor"], new_ids)
-    # What the copy refers to in place of the backend, and of the vocabulary that some classes also hold in Python.
-    replaced = {id(tokenizer.backend_tokenizer): Tokenizer.from_str(json.dumps(content))}
-    replaced |= {
-        id(vars(tokenizer)[name]): model.get(name[1:]) for name in ("_vocab", "_merges") if name in vars(tokenizer)
-    }
+    # What the copy has in place of the backend, and of the vocabulary that some classes also hold in Python.
+    backend = cast(PreTrainedTokenizerFast, tokenizer).backend_tokenizer
+    replaced: dict[int, Any] = {id(backend): type(backend).from_str(json.dumps(content))}
+    for name in {"_vocab", "_merges"} & vars(tokenizer).keys():
+        replaced[id(vars(tokenizer)[name])] = model.get(name[1:])
     return copy.deepcopy(tokenizer, replaced)
 
 

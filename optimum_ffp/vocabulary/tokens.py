@@ -1,5 +1,6 @@
 """Choice of the tokens that a trimmed vocabulary keeps."""
 
+import re
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import suppress
@@ -11,13 +12,16 @@ from transformers import PreTrainedTokenizerBase
 from ..data.rows import apply_template
 from ..errors import FFPError
 from ..export.tokenizer import BYTE_TOKENS
+from ..modeling.limits import VOCABULARY_MULTIPLE
 from .tokenizer import read_backend
 
 
-# Vocabularies are a multiple of this, for tensor cores.
-MULTIPLE = 64
 # Unseen tokens are estimated per range of so many ids: those of BPE are sorted by frequency, roughly.
-RANGE = 1024
+RANGE = 4096
+# Names of the space in tokens of byte-level BPE and of SentencePiece.
+SPACES = "Ġ▁"
+# Names of added tokens that no text has, such as `<unused42>` and `<|reserved_special_token_7|>`.
+RESERVED = re.compile(r"unused\d|reserved_special|^\[PAD\d")
 CONVERSATION = [
     {"role": "system", "content": "Be brief."},
     {"role": "user", "content": "Hello"},
@@ -42,11 +46,12 @@ def count_tokens(tokenizer: PreTrainedTokenizerBase, texts: Iterable[str]) -> to
 def choose_tokens(tokenizer: PreTrainedTokenizerBase, counts: torch.Tensor, size: int) -> torch.Tensor:
     """Choose the tokens to keep: what no text can do without, then those that are expected most often.
 
-    The bytes, added tokens and tokens of the chat template always stay. A token stays together with the tokens that its
-    merges make on the way. How often unseen tokens are expected is a Good-Turing estimate: in a range of ids, the number
-    of tokens seen once, divided by that of unseen tokens.
+    The bytes, added tokens that aren't reserved, and tokens of the chat template always stay. A token stays together
+    with the tokens that its merges make on the way. How often unseen tokens are expected is a Good-Turing estimate: in
+    a range of ids, and apart for ASCII, the number of tokens seen once, divided by that of unseen tokens.
 
     Args:
+        tokenizer: The dense model's tokenizer.
         counts: How often a text has each token, by id, [tokens or rows of the embedding].
         size: The most tokens to keep.
 
@@ -59,12 +64,12 @@ def choose_tokens(tokenizer: PreTrainedTokenizerBase, counts: torch.Tensor, size
         return torch.tensor(sorted(ids.values()))
     tokens = {index: token for token, index in ids.items()}
     made_with = _merge_closure(backend["model"], ids)
-    limit = size // MULTIPLE * MULTIPLE
+    limit = size // VOCABULARY_MULTIPLE * VOCABULARY_MULTIPLE
     kept = {part for index in _required(tokenizer, backend, ids) for part in made_with(tokens[index])}
     if len(kept) > limit:
         raise FFPError(
             f"--vocabulary {size} is too small: the bytes, added tokens and chat template need {len(kept)} tokens; "
-            f"allow at least {-(-len(kept) // MULTIPLE) * MULTIPLE} (vocabulary)"
+            f"allow at least {-(-len(kept) // VOCABULARY_MULTIPLE) * VOCABULARY_MULTIPLE} (vocabulary)"
         )
     expected = _expect(tokens, counts)
     for index in sorted(tokens.keys() - kept, key=lambda index: (-expected[index], index)):
@@ -79,7 +84,8 @@ def choose_tokens(tokenizer: PreTrainedTokenizerBase, counts: torch.Tensor, size
 def _required(tokenizer: PreTrainedTokenizerBase, backend: Mapping[str, Any], ids: Mapping[str, int]) -> set[int]:
     """Tokens that always stay."""
     falls_back = backend["model"].get("byte_fallback")
-    required = {*tokenizer.all_special_ids, *(token["id"] for token in backend["added_tokens"])}
+    added = (token["id"] for token in backend["added_tokens"] if not RESERVED.search(token["content"]))
+    required = {*tokenizer.all_special_ids, *added}
     for token, index in ids.items():
         # With byte fallback, any character but the space's replacement can be written in bytes.
         if token in BYTE_TOKENS or len(token) == 1 and (not falls_back or token.isascii() or token == "▁"):
@@ -114,6 +120,7 @@ def _merge_closure(model: Mapping[str, Any], ids: Mapping[str, int]) -> Callable
 def _expect(tokens: Mapping[int, str], counts: torch.Tensor) -> dict[int, float]:
     """How often a text like the one counted is expected to have each token, relative to each other."""
     seen = {index: count for index, count in enumerate(counts.tolist()) if count}
-    once = Counter(index // RANGE for index, count in seen.items() if count == 1)
-    unseen = Counter(index // RANGE for index in tokens if index not in seen)
-    return {index: seen.get(index) or once[index // RANGE] / unseen[index // RANGE] for index in tokens}
+    kinds = {index: (index // RANGE, token.lstrip(SPACES).isascii()) for index, token in tokens.items()}
+    once = Counter(kinds[index] for index, count in seen.items() if count == 1)
+    unseen = Counter(kind for index, kind in kinds.items() if index not in seen)
+    return {index: seen.get(index) or once[kind] / unseen[kind] for index, kind in kinds.items()}

@@ -1,6 +1,7 @@
-"""The correspondence of a trimmed vocabulary with the dense model's."""
+"""How the tokens of a dense model are made of those of a trimmed vocabulary."""
 
 from dataclasses import dataclass
+from itertools import chain
 from typing import Any, NamedTuple, cast
 
 import torch
@@ -23,12 +24,12 @@ class Expanded(NamedTuple):
 
 @dataclass(frozen=True)
 class TrimmedVocabulary:
-    """The tokens that a vocabulary keeps, and what it replaces the others by.
+    """A vocabulary that has some of the tokens of a dense model; the others are spelled in these.
 
     Attributes:
-        kept: Ids in the dense vocabulary of the kept tokens, ascending, shape `[size]`; their new ids are 0, 1, ...
-        pieces: New ids that every token of the dense model is replaced by, padded with -1, shape
-            `[dense size, most pieces]`.
+        kept: Dense ids of the kept tokens by their new id, shape `[size]`.
+        pieces: New ids of the tokens that each dense token is replaced by, padded with -1, shape
+            `[dense rows, longest]`.
     """
 
     kept: torch.Tensor
@@ -36,22 +37,27 @@ class TrimmedVocabulary:
 
     @classmethod
     def between(
-        cls, dense: PreTrainedTokenizerBase, trimmed: PreTrainedTokenizerBase, rows: int
+        cls, dense: PreTrainedTokenizerBase, trimmed: PreTrainedTokenizerBase, rows: int, size: int
     ) -> "TrimmedVocabulary | None":
-        """Compare the tokenizers of a dense model and a trimmed one; return `None` if their tokens are the same.
+        """Compare the tokenizers of a dense model and a trimmed one; return `None` if nothing was trimmed.
 
         Args:
+            dense: The dense model's tokenizer.
+            trimmed: The trimmed model's tokenizer.
             rows: Rows of the dense model's embedding. A row without a token is replaced by one piece, 0.
+            size: Rows of the trimmed model's embedding; those without a token are the first such ones of the dense
+                model.
 
-        Raises `FFPError` if the trimmed tokenizer has other tokens than the dense one.
+        Raises:
+            FFPError: If the trimmed tokenizer has tokens that the dense one lacks.
         """
         dense_ids, new_ids = dense.get_vocab(), trimmed.get_vocab()
-        if dense_ids == new_ids:
+        if dense_ids == new_ids and rows == size:
             return None
         if others := sorted(new_ids.keys() - dense_ids.keys()):
             raise FFPError(
-                f"the tokenizer has {len(others)} tokens that the dense model's hasn't, such as {others[0]!r}; choose the "
-                "dense model that its vocabulary was trimmed from"
+                f"the tokenizer has {len(others)} tokens that the dense model's hasn't, such as {others[0]!r}; choose "
+                "the dense model that its vocabulary was trimmed from"
             )
         kept = torch.tensor([dense_ids[token] for token in sorted(new_ids, key=new_ids.__getitem__)])
         # The model alone, since the normalizer and pre-tokenizer would change a token, as they do with text.
@@ -63,11 +69,10 @@ class TrimmedVocabulary:
                 pieces[index] = [piece.id for piece in model.tokenize(token)] or [0] if known is None else [known]
         lengths = torch.tensor([len(row) for row in pieces])
         padded = torch.full((rows, int(lengths.max())), -1)
-        padded[torch.arange(padded.shape[1]) < lengths[:, None]] = torch.tensor(
-            [piece for row in pieces for piece in row]
-        )
+        padded[torch.arange(padded.shape[1]) < lengths[:, None]] = torch.tensor([*chain(*pieces)])
         # Tokens may have been added to the tokenizer without resizing the model.
-        return cls(kept[kept < rows], padded)
+        kept, spare = kept[kept < rows], sorted({*range(rows)} - {*dense_ids.values()})
+        return cls(torch.cat([kept, torch.tensor(spare[: size - len(kept)], dtype=kept.dtype)]), padded)
 
     def to(self, device: torch.device) -> "TrimmedVocabulary":
         """Return the vocabulary with its tensors on a device."""
