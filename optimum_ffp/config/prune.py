@@ -87,9 +87,9 @@ class FFPConfig(TextConfig):
     )
     experts: int | None = limit_option("Maximum number of experts per layer of a mixture of experts.", low=1)
     vocabulary: int | str | None = limit_option(
-        "Maximum number of tokens in the vocabulary, such as 64k (65536); each other one is written in several of "
-        "these. Alone, nothing else is pruned. With params or memory, auto decides how many tokens are removed, and how "
-        "much of the layers.",
+        "Maximum number of tokens in the vocabulary, such as 64k (65536); others are written in several of these. "
+        "Alone, nothing else is pruned. With params or memory, auto decides how many tokens are removed, and how much "
+        "of the layers.",
         low=64,
     )
     workload: str | None = measured_option(
