@@ -60,7 +60,8 @@ def count_bytes(windows: torch.Tensor, tokenizer: PreTrainedTokenizerBase) -> in
 
     def decoded(tokens: torch.Tensor) -> int:
         texts = tokenizer.batch_decode(tokens, clean_up_tokenization_spaces=False)
-        return sum(len(text.encode()) for text in texts)
+        # A window may begin and end inside a character, whose bytes are decoded to U+FFFD.
+        return sum(len(text.replace("\ufffd", "?").encode()) for text in texts)
 
     # Not of the other tokens alone, since some tokenizers strip the space before what they decode.
     return decoded(windows) - decoded(windows[:, :1])
