@@ -152,7 +152,7 @@ class _Measurement:
 
     Attributes:
         tests: Test windows of every text, by model.
-        first: Tokenizer and number of tokens of the first model.
+        first: Tokenizer of the first model, and number of tokens that it has embeddings for.
         predictions: Those of the baseline for every text.
     """
 
@@ -181,11 +181,11 @@ class _Measurement:
         self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, role: str
     ) -> TrimmedVocabulary | None:
         """Set the windows of a model; return its vocabulary if they are in the tokens of the first one."""
-        self.first = self.first or (tokenizer, len(embedding_of(model).weight))
+        size, vocabulary = len(embedding_of(model).weight), None
+        self.first = self.first or (tokenizer, size)
         dense, rows = self.first
-        vocabulary = None
         # A trimmed vocabulary keeps all added tokens.
-        if tokenizer.get_added_vocab().keys() == dense.get_added_vocab().keys():
+        if size < rows and tokenizer.get_added_vocab().keys() == dense.get_added_vocab().keys():
             with suppress(FFPError):
                 vocabulary = TrimmedVocabulary.between(dense, tokenizer, rows)
         tests = next(iter(self.tests.values())) if vocabulary else load_windows(tokenizer, model, self.request).tests
