@@ -184,8 +184,8 @@ class _Measurement:
         size, vocabulary = len(embedding_of(model).weight), None
         self.first = self.first or (tokenizer, size)
         dense, rows = self.first
-        # A trimmed vocabulary keeps all added tokens.
-        if size < rows and tokenizer.get_added_vocab().keys() == dense.get_added_vocab().keys():
+        # A trimmed vocabulary keeps all special tokens.
+        if size < rows and {*tokenizer.all_special_tokens} == {*dense.all_special_tokens}:
             with suppress(FFPError):
                 vocabulary = TrimmedVocabulary.between(dense, tokenizer, rows)
         tests = next(iter(self.tests.values())) if vocabulary else load_windows(tokenizer, model, self.request).tests
