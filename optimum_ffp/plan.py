@@ -23,6 +23,7 @@ class Plan(FFPConfig):
         budget: The budget, for units of the first kind of attention group.
         offload: Storage of the weights of layers that aren't running: `"none"`, `"host"` or `"disk"`.
         skips_search: Whether the method is `"no-search"` only because training makes up for what a search would gain.
+        vocabulary_alone: Whether nothing but the vocabulary is pruned.
         options: Options of the modules that are used, by option: `{"calibration": Options(lora=32)}`.
         alternatives: With vocabulary `"auto"`, the plans for several sizes, among which the search chooses.
     """
@@ -31,6 +32,7 @@ class Plan(FFPConfig):
     budget: Budget
     offload: str
     skips_search: bool
+    vocabulary_alone: bool
     options: Mapping[str, Config]
     alternatives: "tuple[Plan, ...]" = ()
 
@@ -80,7 +82,7 @@ class Plan(FFPConfig):
     def needs_factors(self) -> bool:
         """Whether Gram matrices of all units are factored for ridge regression."""
         is_used = self.calibration != "none" or self.reward != "pruned" or self.mapping == "curves"
-        return is_used and not self.keeps_units
+        return is_used and not self.vocabulary_alone
 
     @property
     def compares_policies(self) -> bool:
@@ -91,11 +93,11 @@ class Plan(FFPConfig):
     @property
     def reports_searched(self) -> bool:
         """Whether to report perplexity before calibration; not if the search optimizes compensated candidates."""
-        return (self.reward == "pruned" or self.calibration == "none") and not self.keeps_units
+        return (self.reward == "pruned" or self.calibration == "none") and not self.vocabulary_alone
 
     def describe_budget(self) -> list[str]:
         """Return a line per limit, with its value for the dense model."""
-        lines = [] if self.keeps_units else self.budget.describe()
+        lines = [] if self.vocabulary_alone else self.budget.describe()
         if self.alternatives:
             sizes = (f"{one.vocabulary:,}" if one.vocabulary else "all" for one in self.alternatives)
             lines.append(f"vocabulary {' or '.join(sizes)} tokens")

@@ -378,7 +378,7 @@ class FFPPruner:
                 policy,
                 calibration.weights,
                 journal=journal,
-                homogeneous=plan.method == "homogeneous" or plan.keeps_units,
+                homogeneous=plan.method == "homogeneous" or plan.vocabulary_alone,
                 vocabulary=vocabulary,
             )
         if vocabulary is not None:

@@ -141,7 +141,7 @@ class Measurements:
         trimmed_tokenizer: PreTrainedTokenizerBase | None = None,
     ):
         mark_untied(model)
-        self.model, self.tokenizer, self._given_data, self._token = model, tokenizer, data, token
+        self.model, self.tokenizer, self._token = model, tokenizer, token
         digest = hashlib.sha256()
         for _, windows in data.roles() if data else ():
             # Its name is published.
@@ -150,6 +150,7 @@ class Measurements:
             tokens = windows.tokens.cpu().numpy()
             check_known(tokens.flatten(), tokenizer, model, windows.dataset)
             digest.update(str((windows.start_token, tokens.shape)).encode() + tokens.tobytes())
+        self._given_data = data and data.with_bytes(tokenizer)
         self.given_data = digest.hexdigest() if data else None
         compute = None if hasattr(model, "hf_device_map") else compute_dtype(device or model.device, model.dtype)
         self.layerwise = LayerwiseModel(model, find_family(model.config), device, compute)

@@ -12,6 +12,7 @@ from ..config.budgets import describe_limits
 from ..config.choices import KINDS
 from ..config.texts import TextMix
 from ..data.samples import NEW_TOKENS
+from ..evaluation import bits_per_byte
 from ..hub.naming import model_name
 from ..utils.record import Record, RecoveryRecord
 
@@ -69,10 +70,12 @@ def view_record(record: Record) -> dict[str, Any]:
 def _view_test(test: Mapping[str, Any]) -> dict[str, Any]:
     figures = {name: test[name] for name in FIGURES if name in test}
     dense, final = figures["dense"], [*figures.values()][-1]
+    bits = {name: bits_per_byte(value, test) for name, value in (figures | {"final": final}).items()}
     is_small = test["windows"] * test["window_length"] < SMALL_SAMPLE
     return dict(test) | {
         "figures": figures,
         "final": final,
+        "bits": bits if "bytes" in test else None,
         "ratio": final and dense and final / dense,
         "note": f" Small sample (fewer than {SMALL_SAMPLE:,} tokens), not a benchmark." if is_small else "",
     }

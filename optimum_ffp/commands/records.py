@@ -18,7 +18,7 @@ from ..config.budgets import describe_limits
 from ..config.prune import GRADIENT_COST
 from ..config.texts import Text, TextMix
 from ..errors import convert_errors, one_line
-from ..evaluation import Evaluation
+from ..evaluation import Evaluation, bits_per_byte
 from ..evaluation.record import text_records
 from ..evaluation.table import format_rows
 from ..utils.folders import check_file, expand
@@ -128,13 +128,15 @@ def _model(command: str, role: str, model: str, parameters: int, dtype: str) -> 
 
 
 def _perplexities(tests: Sequence[Mapping[str, Any]], model: str) -> Figures:
-    """Return what was measured on every text: perplexity, its ratio to that of the dense model, and more."""
+    """Return what was measured on every text: perplexity, its ratio to the dense model's, bits per byte, and more."""
     record, names = {}, TextMix(tuple(Text(test["dataset"]) for test in tests)).published_names
     for text, test in zip(names, tests):
         # JSON lacks NaN and infinity.
         record[f"perplexity/{text}"] = perplexity = test[model] or math.nan
         if "dense" in test:
             record[f"perplexity_ratio/{text}"] = perplexity / (test["dense"] or math.nan)
+        if (bits := bits_per_byte(perplexity, test)) is not None:
+            record[f"bits_per_byte/{text}"] = bits
         record |= {f"{key}/{text}": test[name] for key, name in MEASURED.items() if name in test}
     return record
 

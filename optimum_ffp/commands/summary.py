@@ -1,7 +1,7 @@
 """What `ffp prune` and `ffp recover` print at the end."""
 
 import logging
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 
 from ..config.budgets import format_value
 from ..evaluation.table import MIB, align, format_rows
@@ -24,21 +24,27 @@ def summarize(records: Sequence[Figures], next_step: str) -> str:
     dense = {name: result[name] / (1 - result["model_sparsity"]) for name in ("parameters", "weight_bytes")}
     sparsity = f"sparsity {_percent(result['sparsity'])}, " if result["sparsity"] else ""
     removed = f"{sparsity}{_percent(result['model_sparsity'])} of the whole model"
-    perplexities = [
-        ", ".join(f"{record['role']} {_perplexity(record, text)}" for record in reversed(records)) + f" on {text}"
-        for text in _texts(result)
-    ]
     rows = [
         ["size", f"{dense['parameters']:,.0f} -> {result['parameters']:,} parameters; {removed}"],
         ["weights", f"{_mib(dense)} -> {_mib(result)} MiB, {result['dtype']}"],
         *([name.replace("_", " "), result[name]] for name in NOTES if name in result),
-        ["perplexity", "; ".join(perplexities)],
+        ["perplexity", _by_text(records, _perplexity)],
+        # Records of earlier versions have none.
+        *([["bits per byte", _by_text(records, _bits)]] if f"bits_per_byte/{_texts(result)[0]}" in result else []),
         *_stages(result),
         *_sample(records),
         ["saved in", f"{result['model']}, with report.html"],
         ["next step", next_step],
     ]
     return "\n" + format_rows(rows)
+
+
+def _by_text(records: Sequence[Figures], show: Callable[[Figures, str], str]) -> str:
+    """Format what `show` returns for every model, from dense to final, and text."""
+    return "; ".join(
+        ", ".join(f"{record['role']} {show(record, text)}" for record in reversed(records)) + f" on {text}"
+        for text in _texts(records[0])
+    )
 
 
 def _stages(record: Figures) -> list[list[str]]:
@@ -102,6 +108,10 @@ def _texts(record: Figures) -> list[str]:
 def _perplexity(record: Figures, text: str) -> str:
     ratio = "" if record["role"] in ("dense", "teacher") else f" ({record[f'perplexity_ratio/{text}']:.2f}x)"
     return f"{record[f'perplexity/{text}']:,.2f}{ratio}"
+
+
+def _bits(record: Figures, text: str) -> str:
+    return f"{record[f'bits_per_byte/{text}']:.3f}"
 
 
 def _mib(record: Figures) -> str:

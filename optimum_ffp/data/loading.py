@@ -71,7 +71,7 @@ def load_windows(tokenizer: PreTrainedTokenizerBase, model: PreTrainedModel, req
         _mix([windows[role] for windows in loaded.values() if role in windows], str(texts), request)
         for role in ("calibration", "search", "held_out")
     ]
-    data = DataSplits(*mixes, tests=tuple(loaded[name]["test"] for name in reported.names))
+    data = DataSplits(*mixes, tests=tuple(loaded[name]["test"] for name in reported.names)).with_bytes(tokenizer)
     for role, windows in data.roles():
         if (requested := getattr(request, role)) and len(windows) < requested:
             logger.warning(

@@ -5,6 +5,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
+from transformers import PreTrainedTokenizerBase
 
 from ..config.texts import TextMix
 
@@ -19,6 +20,7 @@ class Windows:
         split: Split of the dataset, or a description of the part.
         start_token: Whether every window begins with the start token.
         sha256: What `Text.sha256` returns for each local text, by its name for records.
+        bytes: What `count_bytes` returns for the windows; 0 if it wasn't called.
     """
 
     tokens: torch.Tensor
@@ -26,6 +28,7 @@ class Windows:
     split: str
     start_token: bool = False
     sha256: Mapping[str, str] = field(default_factory=dict)
+    bytes: int = 0
 
     def __len__(self) -> int:
         return len(self.tokens)
@@ -39,7 +42,8 @@ class Windows:
             "window_length": self.length,
             "start_token": self.start_token,
         }
-        return record | ({"sha256": dict(self.sha256)} if self.sha256 else {})
+        record |= {"sha256": dict(self.sha256)} if self.sha256 else {}
+        return record | ({"bytes": self.bytes} if self.bytes else {})
 
     @property
     def length(self) -> int:
@@ -49,6 +53,18 @@ class Windows:
     def first(self, count: int) -> "Windows":
         """Return the first `count` windows, or all if there are fewer."""
         return replace(self, tokens=self.tokens[:count])
+
+
+def count_bytes(windows: torch.Tensor, tokenizer: PreTrainedTokenizerBase) -> int:
+    """Return the number of UTF-8 bytes of windows without their first token, which is not predicted."""
+
+    def decoded(tokens: torch.Tensor) -> int:
+        texts = tokenizer.batch_decode(tokens, clean_up_tokenization_spaces=False)
+        # A window may begin and end inside a character, whose bytes are decoded to U+FFFD.
+        return sum(len(text.replace("\ufffd", "?").encode()) for text in texts)
+
+    # Not of the other tokens alone, since some tokenizers strip the space before what they decode.
+    return decoded(windows) - decoded(windows[:, :1])
 
 
 def with_first_tokens(windows: torch.Tensor, every: int, start_token: bool) -> list[torch.Tensor]:
@@ -100,6 +116,11 @@ class DataSplits:
     def test(self) -> Windows:
         """Test windows of the first text."""
         return self.tests[0]
+
+    def with_bytes(self, tokenizer: PreTrainedTokenizerBase) -> "DataSplits":
+        """Return the windows with the bytes of those for the test."""
+        tests = (replace(test, bytes=count_bytes(test.tokens, tokenizer)) for test in self.tests)
+        return replace(self, tests=tuple(tests))
 
     def roles(self) -> list[tuple[str, Windows]]:
         """Return all windows with their role, in order."""

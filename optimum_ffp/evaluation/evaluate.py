@@ -2,7 +2,8 @@
 
 import os
 from collections.abc import Collection, Sequence
-from dataclasses import dataclass, fields, replace
+from contextlib import suppress
+from dataclasses import dataclass, field, fields, replace
 from functools import cached_property, partial
 from typing import Any
 
@@ -15,8 +16,10 @@ from ..hub.record import prune_record
 from ..modeling.loading import LoadOptions, load_any, load_tokenizer, read_any_config
 from ..utils.batch_size import memory_errors, with_halving_batches
 from ..utils.folders import expand
+from ..utils.lm_head import embedding_of
 from ..utils.precision import dtype_name, in_compute_dtype
 from ..utils.record import Record
+from ..vocabulary.trimmed import TrimmedVocabulary
 from .divergence import Predictions
 from .latency import measure_speed
 from .record import compare_records, perplexity_record, size_record
@@ -46,7 +49,8 @@ def evaluate(
     """Measure perplexity, tasks, size and speed of a model and a baseline, and the divergence from the baseline.
 
     Perplexity is measured on the test split, or on the part of a text without splits that a prune reports on. All
-    models are measured on the same windows, by default with the length recorded for the first pruned model.
+    models are measured on the same windows, by default with the length recorded for the first pruned model. One with a
+    trimmed vocabulary is measured on the windows of the dense model, and has no divergence from it.
 
     Args:
         model: Hub id, `id@revision`, folder or `.gguf` file of a causal LM, dense or pruned, or a model in memory,
@@ -82,14 +86,13 @@ def evaluate(
         for role, speed in measure_speed(loaded, config.prompt_tokens, config.new_tokens, config.batch_size).items():
             figures[role]["speed"] = speed
         del loaded
-    tests: dict[str, tuple[Windows, ...]] = {}
-    predictions: list[Predictions] = []
-    # The baseline first, since the predictions of the others are compared with its predictions.
-    for role in sorted(figures, key=lambda role: role != "baseline"):
+    measurement = _Measurement(config, request, suite)
+    # Others are read in the tokens of the largest vocabulary, and compared with the predictions of the baseline.
+    sizes = {role: candidate.config.get_text_config().vocab_size for role, candidate in candidates.items()}
+    for role in sorted(figures, key=lambda role: (-sizes[role], role != "baseline")):
         # Popped, so that the model is freed before the next one is loaded.
-        measured, tests[role] = _measure(candidates.pop(role), role, config, request, suite, predictions)
-        figures[role] |= measured
-    compare_records(figures, tests)
+        figures[role] |= measurement.measure(candidates.pop(role), role)
+    compare_records(figures, measurement.tests)
     return figures
 
 
@@ -113,6 +116,7 @@ class _Candidate:
         model_id, _, revision = (name, "", "") if expand(name).exists() else name.partition("@")
         return cls(name, model_id, replace(options, revision=revision) if revision else options)
 
+    @cached_property
     def config(self) -> PretrainedConfig:
         return self.loaded[0].config if self.loaded else read_any_config(self.source, self.options)
 
@@ -128,7 +132,7 @@ class _Candidate:
 
 def _request_texts(config: EvaluationConfig, candidates: Collection[_Candidate]) -> DataRequest:
     """Return the request for the windows of all models, with what the first pruned one has recorded."""
-    configs = [candidate.config() for candidate in candidates]
+    configs = [candidate.config for candidate in candidates]
     first = next((candidate.prune_record for candidate in candidates if candidate.prune_record), None)
     return DataRequest(
         texts=config.texts,
@@ -142,41 +146,73 @@ def _request_texts(config: EvaluationConfig, candidates: Collection[_Candidate])
     )
 
 
-def _measure(
-    candidate: _Candidate,
-    role: str,
-    config: EvaluationConfig,
-    request: DataRequest,
-    suite: TaskSuite | None,
-    predictions: list[Predictions],
-) -> tuple[dict[str, Any], tuple[Windows, ...]]:
-    """Return the size, perplexities and task scores of a model, and the windows of every text."""
-    model, tokenizer = candidate.load()
-    record = size_record(model, candidate.source, candidate.prune_record, **candidate.options.hub())
-    tests = load_windows(tokenizer, model, request).tests if request.texts.texts else ()
-    with in_compute_dtype(model):
-        record["compute_dtype"] = dtype_name(model.dtype)
-        if tests:
-            records = _perplexities(model, tests, role, predictions, config.batch_size)
-            record["perplexity"], *record["other_texts"] = records
-        if suite:
-            score = partial(suite.score, model, tokenizer, config.limit)
-            record["tasks"] = with_halving_batches(score, config.batch_size)
-    return record, tests
+@dataclass
+class _Measurement:
+    """Measures models one after another, that with the most tokens first.
 
+    Attributes:
+        tests: Test windows of every text, by model.
+        first: Tokenizer of the first model, and number of tokens that it has embeddings for.
+        predictions: Those of the baseline for every text.
+    """
 
-def _perplexities(
-    model: PreTrainedModel, texts: Sequence[Windows], role: str, predictions: list[Predictions], batch_size: int
-) -> list[dict[str, Any]]:
-    """Measure the perplexity on every text, adding predictions of the baseline, or comparing others with them."""
-    records = []
-    for number, text in enumerate(texts):
-        stored = baseline = None
-        if role == "baseline":
-            stored = Predictions(model, text.tokens, predictions[0].head if predictions else None)
-            predictions.append(stored)
-        elif predictions and predictions[number].comparable(model, text.tokens):
-            baseline = predictions[number]
-        measure = partial(perplexity_record, model, text, store=stored, baseline=baseline, label=f"Perplexity, {role}")
-        records.append(with_halving_batches(measure, batch_size))
-    return records
+    config: EvaluationConfig
+    request: DataRequest
+    suite: TaskSuite | None
+    tests: dict[str, tuple[Windows, ...]] = field(default_factory=dict)
+    first: tuple[PreTrainedTokenizerBase, int] | None = None
+    predictions: list[Predictions] = field(default_factory=list)
+
+    def measure(self, candidate: _Candidate, role: str) -> dict[str, Any]:
+        """Return the size, perplexities and task scores of a model."""
+        model, tokenizer = candidate.load()
+        record = size_record(model, candidate.source, candidate.prune_record, **candidate.options.hub())
+        vocabulary = self._load_tests(model, tokenizer, role) if self.request.texts.texts else None
+        with in_compute_dtype(model):
+            record["compute_dtype"] = dtype_name(model.dtype)
+            if role in self.tests:
+                record["perplexity"], *record["other_texts"] = self._perplexities(model, role, vocabulary)
+            if self.suite:
+                score = partial(self.suite.score, model, tokenizer, self.config.limit)
+                record["tasks"] = with_halving_batches(score, self.config.batch_size)
+        return record
+
+    def _load_tests(
+        self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, role: str
+    ) -> TrimmedVocabulary | None:
+        """Set the windows of a model; return its vocabulary if they are in the tokens of the first one."""
+        size, vocabulary = len(embedding_of(model).weight), None
+        self.first = self.first or (tokenizer, size)
+        dense, rows = self.first
+        # A trimmed vocabulary keeps all special tokens.
+        if size < rows and {*tokenizer.all_special_tokens} == {*dense.all_special_tokens}:
+            with suppress(FFPError):
+                vocabulary = TrimmedVocabulary.between(dense, tokenizer, rows)
+        tests = next(iter(self.tests.values())) if vocabulary else load_windows(tokenizer, model, self.request).tests
+        self.tests[role] = tests
+        return vocabulary
+
+    def _perplexities(
+        self, model: PreTrainedModel, role: str, vocabulary: TrimmedVocabulary | None
+    ) -> list[dict[str, Any]]:
+        """Measure the perplexity on every text, adding predictions of the baseline, or comparing others with them."""
+        records = []
+        for number, text in enumerate(self.tests[role]):
+            stored = baseline = None
+            # A token of the dense model is several predictions of one with a trimmed vocabulary.
+            if role == "baseline" and not vocabulary:
+                stored = Predictions(model, text.tokens, self.predictions[0].head if self.predictions else None)
+                self.predictions.append(stored)
+            elif self.predictions and not vocabulary and self.predictions[number].comparable(model, text.tokens):
+                baseline = self.predictions[number]
+            measure = partial(
+                perplexity_record,
+                model,
+                text,
+                store=stored,
+                baseline=baseline,
+                label=f"Perplexity, {role}",
+                vocabulary=vocabulary,
+            )
+            records.append(with_halving_batches(measure, self.config.batch_size))
+        return records

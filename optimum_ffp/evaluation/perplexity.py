@@ -1,7 +1,7 @@
 """Losses and perplexity over fixed windows."""
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
@@ -61,3 +61,17 @@ def to_perplexity(loss: float) -> float:
         return math.exp(loss)
     except OverflowError:
         return math.inf
+
+
+def bits_per_byte(perplexity: float | None, windows: Mapping[str, Any]) -> float | None:
+    """Return the mean loss in bits per UTF-8 byte of the text, which doesn't depend on the size of tokens.
+
+    Args:
+        perplexity: Perplexity of a model on the windows; `None` stands for NaN and infinity, as in JSON.
+        windows: The record of `Windows.describe`. Those of earlier versions lack the bytes; for these, the result is
+            `None`.
+    """
+    if "bytes" not in windows:
+        return None
+    tokens = windows["windows"] * (windows["window_length"] - 1)
+    return math.log2(perplexity or math.nan) * tokens / windows["bytes"]

@@ -14,6 +14,7 @@ from ..utils.precision import dtype_name, is_quantized
 from ..utils.progress import progress_bar
 from ..utils.record import Record
 from ..utils.standard_error import block_error
+from ..vocabulary.trimmed import TrimmedVocabulary
 from .divergence import Comparison, Predictions
 from .perplexity import describe_losses, window_losses
 from .size import kv_cache_bytes, projection_parameters, weight_bytes
@@ -53,10 +54,11 @@ def perplexity_record(
     store: Predictions | None = None,
     baseline: Predictions | None = None,
     label: str = "Perplexity",
+    vocabulary: TrimmedVocabulary | None = None,
 ) -> dict[str, Any]:
     """Measure the perplexity of a model, and its divergence from the predictions of a baseline.
 
-    A baseline itself stores its predictions in `store`.
+    A baseline itself stores its predictions in `store`. `vocabulary` is as for `window_losses`.
     """
     comparison, on_decoded = Comparison(baseline) if baseline else None, None
     if store:
@@ -65,7 +67,7 @@ def perplexity_record(
     elif comparison:
         on_decoded = comparison.begin_batch
     with progress_bar(len(windows), label, "window") as bar:
-        losses = window_losses(model, windows.tokens, batch_size, bar.update, on_decoded)
+        losses = window_losses(model, windows.tokens, batch_size, bar.update, on_decoded, vocabulary)
     divergence = comparison.record() if comparison else {}
     return windows.describe() | describe_losses(losses) | divergence | {"comparable": True}
 

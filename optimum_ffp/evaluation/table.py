@@ -5,6 +5,7 @@ from typing import Any
 
 from ..data import describe_windows
 from ..utils.standard_error import block_error
+from .perplexity import bits_per_byte
 from .record import text_records
 
 
@@ -70,6 +71,9 @@ def _figures(record: dict[str, Any]) -> Iterator[tuple[str, float | None, str, s
         value = measured["perplexity"] if measured["comparable"] else None
         note = describe_windows(measured) + ("" if measured["comparable"] else " (the tokenizers differ)")
         yield label, value, f"{measured['perplexity']:,.2f}", note
+        if (bits := bits_per_byte(measured["perplexity"], measured)) is not None:
+            value = bits if measured["comparable"] else None
+            yield label.replace("perplexity", "bits per byte"), value, f"{bits:.3f}", "mean loss per UTF-8 byte"
         if "divergence" in measured:
             note = "KL divergence of the next token from the baseline, nats"
             yield label.replace("perplexity", "divergence"), None, _divergence(measured), note

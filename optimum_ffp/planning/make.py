@@ -135,7 +135,7 @@ def _decide(config: FFPConfig, model: PreTrainedModel, length: int | None) -> tu
     budget = check_budget(model, variants, config, limits, times)
     skips = config.method is None and _training_suffices(config, budget)
     draft = vars(config) | {
-        "seq_len": length or window_length(config.seq_len, model.config),
+        "seq_len": length or window_length(config.seq_len, model.config, bool(config.vocabulary)),
         "method": config.method or ("no-search" if skips else "ffp"),
         "attention": attention,
         "agent": config.agent_name,
@@ -144,6 +144,7 @@ def _decide(config: FFPConfig, model: PreTrainedModel, length: int | None) -> tu
         "sparsity": limits.get("sparsity"),
         "budget": budget,
         "skips_search": skips,
+        "vocabulary_alone": config.keeps_units,
         "vocabulary": config.vocabulary and kept_tokens(model.config, config.vocabulary),
     }
     return draft, variants[0]

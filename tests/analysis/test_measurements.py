@@ -32,6 +32,9 @@ def test_given_windows_are_used_unchanged(caplog):
     assert plan.seq_len == 24 and plan.options["calibration"].parts(24) == 3
     assert measured.data.calibration.tokens.shape == (8, 24) and not caplog.records
     measured.check(plan_of(data=make_windows(24)))
+    # A word of text is its number, and the space and letter before it.
+    predicted = make_windows(24).test.tokens[:, 1:].flatten().tolist()
+    assert measured.data.test.bytes == sum(len(f" w{index}") for index in predicted)
 
 
 def test_given_windows_beyond_context_or_vocabulary_are_rejected():

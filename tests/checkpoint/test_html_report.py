@@ -46,6 +46,7 @@ def test_report_is_one_file_with_all_results(record, tmp_path):
         "31,456",
         "11,520",
         "not finite",
+        "1.005",
         "24 of 48 channels",
         "policy “uniform”",
         "layers: 22.50 and 0.1600",

@@ -38,6 +38,7 @@ def test_results_are_printed_and_written_as_json(run, save_tiny_model, data_fold
     figures = [record[f"perplexity/{text}"] for record in (model, baseline)]
     assert all(f"{figure:,.2f}" in output for figure in figures) and model[f"windows/{text}"] == 2
     assert model[f"perplexity_ratio/{text}"] == pytest.approx(figures[0] / figures[1])
+    assert all(f" {record[f'bits_per_byte/{text}']:.3f} " in output for record in (model, baseline))
     assert f"{model[f'divergence/{text}']:.4f}" in output and f"divergence/{text}" not in baseline
     # Its own file is replaced.
     assert run("--no-speed", "--no-perplexity", "--json", file)[0] == 0

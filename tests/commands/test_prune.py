@@ -21,7 +21,7 @@ from tests.helpers import SAMPLE, make_byte_level_tokenizer, make_text, make_tin
 
 FAST = ["--device", "cpu", "--seq-len", 24, "--num-samples", 8, "--search-samples", 2, "--eval-samples", 3]
 FAST += ["--search-steps", 10]
-SUMMARY = ["size", "weights", "perplexity", "calibration", "sample", "saved in", "next step"]
+SUMMARY = ["size", "weights", "perplexity", "bits per byte", "calibration", "sample", "saved in", "next step"]
 UNIFORM = ("--method", "uniform", "--calibration", "ridge")
 
 

@@ -31,6 +31,13 @@ def test_summary_of_recovered_model():
     assert "better" in place and step.endswith("ffp recover")
 
 
+def test_summary_of_model_has_bits_per_byte_if_measured():
+    records = [pruned("out", 1.25) | {"bits_per_byte/c4": 0.95, "bits_per_byte/wikitext2": 0.85}]
+    records.append(DENSE | {"bits_per_byte/c4": 0.9123, "bits_per_byte/wikitext2": 0.8})
+    (line,) = [line for line in summarize(records, "ffp recover").splitlines() if line.startswith("bits")]
+    assert "dense 0.912, pruned 0.950 on c4; dense 0.800, pruned 0.850 on wikitext2" in line
+
+
 def test_summary_compares_with_dense_size_not_teacher_size():
     teacher = DENSE | {"role": "teacher", "parameters": 7_000_000, "weight_bytes": 2**24}
     _, size, weights, *_ = summarize([pruned("better", 1.1, role="recovered"), teacher], "ffp push").splitlines()

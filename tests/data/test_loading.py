@@ -49,6 +49,9 @@ def test_folder_splits_are_used_for_their_roles(data_folder):
     for (_, windows), count, seed in zip(data.roles(), (8, 3, 2), (0, 1, 1)):
         assert windows_per_text(windows, make_text(1500, seed)) == [count]
     of_test = {"dataset": str(data_folder), "split": "test", "windows": 4, "window_length": 16, "start_token": False}
+    # Words and the spaces before them.
+    words = [word for first in range(0, 64, 16) for word in make_text(1500, 2).split()[first + 1 : first + 16]]
+    of_test["bytes"] = sum(len(word) + 1 for word in words)
     assert data.test.describe() == of_test | {"sha256": {"./data": Text(str(data_folder)).sha256()}}
     assert len(load(data_folder, replace(REQUEST, test=None)).test) == 1500 // 16
 

@@ -17,6 +17,7 @@ from optimum_ffp.errors import FFPError
 from optimum_ffp.evaluation.record import compare_records
 from optimum_ffp.modeling.loading import LoadOptions, load_any
 from optimum_ffp.utils.standard_error import block_error
+from optimum_ffp.vocabulary.tokenizer import trim_tokenizer
 from tests.helpers import (
     SAMPLE,
     make_byte_level_tokenizer,
@@ -187,6 +188,68 @@ def test_different_tokenizers_are_not_compared(folders, tmp_path):
     found = evaluate(folders[1], other, dataset=str(folders[2]), eval_samples=3, **QUICK)
     assert "ratio_error" not in found["model"]["perplexity"] and "divergence" not in found["model"]["perplexity"]
     assert "tokenizers differ" in str(found)
+    (line,) = [line for line in str(found).splitlines() if line.startswith("bits per byte  ")]
+    assert line.endswith(" -") and len(line.split()) == 6
+
+
+@pytest.fixture(scope="module")
+def trimmed(tmp_path_factory):
+    """Folders of a model, the same with bytes as its only tokens, and text; and the windows of this in both."""
+    folder, tokenizer = tmp_path_factory.mktemp("trimmed"), make_byte_level_tokenizer()
+    text = "The naïve fox, лиса or αλεπού, sleeps in its den. " * 30
+    (folder / "text").mkdir()
+    for split in ("train", "validation", "test"):
+        (folder / "text" / f"{split}.txt").write_text(text)
+    model = make_tiny_model(vocab_size=len(tokenizer))
+    save(folder / "dense", model, tokenizer)
+    vocab = tokenizer.get_vocab()
+    kept = torch.tensor(sorted(i for token, i in vocab.items() if len(token) == 1 or token.startswith("<|")))
+    small = make_tiny_model(vocab_size=len(kept))
+    small.load_state_dict(
+        {name: rows[kept] if len(rows) == len(tokenizer) else rows for name, rows in model.state_dict().items()}
+    )
+    bytes_alone = trim_tokenizer(tokenizer, kept)
+    save(folder / "trimmed", small, bytes_alone)
+    tokens = tokenizer.tokenize(text)
+    windows = [tokens[first : first + LENGTH] for first in range(0, len(tokens) - LENGTH + 1, LENGTH)]
+    in_bytes = [[bytes_alone.convert_tokens_to_ids([*token]) for token in window] for window in windows]
+    in_tokens = [[[vocab[token]] for token in window] for window in windows]
+    return folder, {"dense": (model, in_tokens), "trimmed": (small, in_bytes)}
+
+
+def bits_of(model, window):
+    """Bits of all tokens of a window but the first; a token is a list of ids."""
+    ids = torch.tensor(sum(window, []))
+    losses = -model(ids[None]).logits[0, :-1].double().log_softmax(-1).gather(1, ids[1:, None]).sum(1)
+    return float(losses[len(window[0]) - 1 :].sum()) / math.log(2)
+
+
+@pytest.mark.parametrize("names", [("trimmed", "dense", "trimmed"), ("dense", "trimmed", "trimmed")])
+def test_trimmed_vocabulary_is_measured_on_same_text(trimmed, names):
+    folder, models = trimmed
+    model, *baselines = (folder / name for name in names)
+    found = evaluate(model, baselines, dataset=str(folder / "text"), batch_size=3, **QUICK)
+    measured = [record["perplexity"] for record in found.values()]
+    # A token of the trimmed vocabulary is a byte.
+    count = sum(len(ids) for window in models["trimmed"][1] for ids in window[1:])
+    lines = {re.split("  +", line)[0]: line for line in str(found).splitlines()}
+    for name, record in zip(names, measured):
+        plain, windows = models[name]
+        bits = [bits_of(plain, window) for window in windows]
+        assert record["bytes"] == count
+        nats = [value * math.log(2) / (LENGTH - 1) for value in bits]
+        assert record["losses"] == pytest.approx(nats, rel=1e-4)
+        assert f" {sum(bits) / count:.3f}" in lines["bits per byte"]
+        assert record["comparable"] and "divergence" not in record
+    differences = np.array(measured[0]["losses"]) - np.array(measured[1]["losses"])
+    expected = np.exp(differences.mean()) * block_error(differences)
+    assert measured[0]["ratio_error"] == pytest.approx(expected)
+
+
+def test_models_with_same_trimmed_vocabulary_have_divergence(trimmed):
+    folder, _ = trimmed
+    found = evaluate(folder / "trimmed", folder / "trimmed", dataset=str(folder / "text"), **QUICK)
+    assert found["model"]["perplexity"]["agreement"] == 1
 
 
 def test_evaluate_without_speed_keeps_one_model_in_memory(folders, monkeypatch):

@@ -16,7 +16,7 @@ def calibrate(task: CalibrationTask) -> Calibration:
     """
     if isinstance(task.sorted_model.family, Mixture):
         return task.conclude("ridge", Calibration({}), compensated_experts(task))
-    if task.plan.keeps_units:
+    if task.plan.vocabulary_alone:
         return Calibration()
     weights: dict[str, torch.Tensor] = {}
     for layer, _ in task.sorted_model.layerwise.iter_layers():
