@@ -94,8 +94,8 @@ def check_calibration_tokens(tokens: int, channels: int) -> None:
 def window_length(seq_len: int | None, config: PretrainedConfig, trims_vocabulary: bool = False) -> int:
     """Return the tokens per window for a model: `seq_len`, or the model's number of positions, up to 2048.
 
-    If its vocabulary is trimmed, a window takes half of the positions, since it has more tokens then. Raises `FFPError`
-    if `seq_len` is larger than the number of positions.
+    If its vocabulary is trimmed, windows take half of the positions, since they have more tokens then. Raises
+    `FFPError` if `seq_len` is larger than the number of positions.
     """
     positions = getattr(config, "max_position_embeddings", None)
     if positions and trims_vocabulary:

@@ -187,7 +187,7 @@ class _Measurement:
         # A trimmed vocabulary keeps all special tokens.
         if size < rows and {*tokenizer.all_special_tokens} == {*dense.all_special_tokens}:
             with suppress(FFPError):
-                vocabulary = TrimmedVocabulary.between(dense, tokenizer, rows)
+                vocabulary = TrimmedVocabulary.between(dense, tokenizer, rows, size)
         tests = next(iter(self.tests.values())) if vocabulary else load_windows(tokenizer, model, self.request).tests
         self.tests[role] = tests
         return vocabulary
