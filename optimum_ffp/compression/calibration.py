@@ -100,6 +100,7 @@ class CalibrationTask:
         with dense.loaded(), computing_in(dense.device, autocast_dtype(dense.model, self.plan.search_dtype)):
             loss = DistillationLoss(model, dense.model, vocabulary=self.vocabulary)
             rows = [loss(window[None].to(dense.device))["measured"] for window in windows]
+        self.sorted_model.layerwise.counter.add(2 * windows.numel())
         return torch.cat(rows)[:, [2, 1]]
 
 

@@ -267,6 +267,7 @@ def search_windows(plan: Plan) -> int:
     search, windows = plan.search_samples, 0
     if plan.depth != "none":
         windows += min(WINDOWS, search) * max_evaluations(len(parts_of(plan.budget.units, plan.depth)))
+    windows += min(WINDOWS, search) * len(plan.alternatives)
     if plan.compares_policies:
         finalists = finalist_count(plan.search_steps) + plan.candidates + 2
         windows += plan.search_steps * min(plan.update_samples, search) + finalists * search

@@ -35,6 +35,7 @@ def choose_vocabulary(measured: Measurements, plans: Sequence[Plan]) -> Plan:
             task = CalibrationTask(measured.prepared.sorted_model, policy, measured.data, plan, journal, vocabulary)
             model = task.slice(ridge.calibrate(task).weights)
             losses.append(float(window_losses(model, windows, vocabulary=vocabulary).mean()))
+            measured.layerwise.counter.add(windows.numel())
         return losses
 
     sizes = [plan.vocabulary for plan in plans]

@@ -14,10 +14,10 @@ def calibrate(task: CalibrationTask) -> Calibration:
 
     Those of a mixture's experts (`compensated_experts`) are kept if they lower the held-out divergence.
     """
-    if isinstance(task.sorted_model.family, Mixture):
-        return task.conclude("ridge", Calibration({}), compensated_experts(task))
     if task.plan.vocabulary_alone:
         return Calibration()
+    if isinstance(task.sorted_model.family, Mixture):
+        return task.conclude("ridge", Calibration({}), compensated_experts(task))
     weights: dict[str, torch.Tensor] = {}
     for layer, _ in task.sorted_model.layerwise.iter_layers():
         weights |= task.journal.mapped(f"calibration-ridge-{layer}", partial(_compensated, task, layer))
