@@ -39,7 +39,7 @@ def main() -> None:
     options = {"calibration": "none", "num_samples": 4, "search_samples": 4} | read_options(args.options)
     configs = [FFPConfig(**options | data, vocabulary=size) for size in args.sizes]
     pruner, records, rows = FFPPruner.from_pretrained(args.model, configs[0], args.work), [], []
-    for config, result in zip(configs, pruner.sweep(configs, resume=args.work is not None)):
+    for result in pruner.sweep(configs, resume=args.work is not None):
         vocabulary = len(result.tokenizer)
         records.append({"vocabulary": vocabulary, "tokenized": result.vocabulary} | describe(result))
         rows.append(
