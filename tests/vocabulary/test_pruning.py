@@ -29,7 +29,7 @@ def save_dense(folder, name="llama", **options):
     fast = PreTrainedTokenizerFast(tokenizer_object=tokenizer, bos_token="<s>", eos_token="</s>", pad_token="</s>")
     fast.save_pretrained(folder)
     ids = {"bos_token_id": 0, "eos_token_id": 1, "pad_token_id": 1}
-    make_tiny_model(name, vocab_size=ROWS, **ids, **options).save_pretrained(folder)
+    make_tiny_model(name, vocab_size=ROWS, max_position_embeddings=256, **ids, **options).save_pretrained(folder)
     return folder
 
 
