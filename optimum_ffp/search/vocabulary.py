@@ -10,6 +10,7 @@ from ..compression.calibration import CalibrationTask
 from ..compression.calibrations import ridge
 from ..evaluation import to_perplexity, window_losses
 from ..plan import Plan
+from ..utils.precision import in_compute_dtype
 from .depth import WINDOWS
 from .runner import PolicySearch
 
@@ -34,7 +35,8 @@ def choose_vocabulary(measured: Measurements, plans: Sequence[Plan]) -> Plan:
             journal = measured.journal.part(policy.sizes)
             task = CalibrationTask(measured.prepared.sorted_model, policy, measured.data, plan, journal, vocabulary)
             model = task.slice(ridge.calibrate(task).weights)
-            losses.append(float(window_losses(model, windows, vocabulary=vocabulary).mean()))
+            with in_compute_dtype(model):
+                losses.append(float(window_losses(model, windows, vocabulary=vocabulary).mean()))
             measured.layerwise.counter.add(windows.numel())
         return losses
 
