@@ -23,7 +23,7 @@ import re
 import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from itertools import count
-from math import exp, expm1
+from math import exp, expm1, log
 from pathlib import Path
 from statistics import mean, quantiles
 from typing import Any
@@ -184,12 +184,12 @@ def against(pool: Pool, row: Wanted, first: int, last: int, text: int = 0) -> st
     return in_bold(difference(pairs), [mean(window) for window in zip(*pairs)]) if len(pairs) == len(rows) else ""
 
 
-def change(pool: Pool, row: Wanted, first: int, last: int) -> str:
+def change(pool: Pool, row: Wanted, first: int, last: int, text: int = 0) -> str:
     """Difference of the figure `of` from that of the model that differs by `than`, in percent of the latter."""
-    pair = paired(pool, row, first, last)
+    pair = paired(pool, row, first, last, text)
     if not pair:
         return ""
-    percent = [100 * one / mean(pool.losses(row | row["than"], first, last)) for one in pair]
+    percent = [100 * one / mean(pool.losses(row | row["than"], first, last, text)) for one in pair]
     return in_bold("{:+.1f} ± {:.1f} %".format(*mean_and_error(percent)), percent)
 
 
@@ -197,6 +197,15 @@ def average(pool: Pool, row: Wanted, first: int, last: int, figure: str, form: s
     """Mean of a figure of `divergence.py` over test windows, counted from 1."""
     found = pool.losses(row | {"of": figure}, first, last)
     return form.format(times * mean(found)) if found else ""
+
+
+def bits(pool: Pool, row: Wanted, text: int = 0) -> str:
+    """Bits per byte of the model `of` on all test windows of a text."""
+    losses, record = pool.losses(row, 1, 0, text), pool.find(row)
+    if not losses:
+        return ""
+    windows = [record["test"], *record["other_texts"]][text]
+    return f"{mean(losses) / log(2) * len(losses) * (windows['window_length'] - 1) / windows['bytes']:.4f}"
 
 
 def way_to_dense(pool: Pool, row: Wanted, text: int, start: str = "pruned", end: str = "recovered") -> str:
@@ -255,7 +264,7 @@ def times_as_fast(pool: Pool, row: Wanted, model: str = "") -> str:
     return f"{middle:.2f} ({low:.2f}-{high:.2f})"
 
 
-FUNCTIONS = against, average, change, held_out, perplexity, times_as_fast, tokens, tokens_of_text, value, way_to_dense
+FUNCTIONS = against, average, bits, change, held_out, perplexity, times_as_fast, tokens, tokens_of_text, value, way_to_dense
 CELLS: dict[str, Callable[..., str]] = {function.__name__: function for function in FUNCTIONS}
 
 
