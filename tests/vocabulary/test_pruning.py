@@ -114,7 +114,7 @@ def test_training_moves_predictions_toward_dense_model(dense, text, tmp_path):
     pruner.save_pretrained(tmp_path / "out")
     trimmed, trained = result.calibration["stages"]
     assert (trimmed["stage"], trained["stage"]) == ("vocabulary", "model") and trained["kl"] < trimmed["kl"]
-    config = RecoveryConfig(dataset=str(text), max_tokens=4096, batch_tokens=256, seq_len=64, eval_samples=2)
+    config = RecoveryConfig(dataset=str(text), max_tokens=1024, batch_tokens=256, seq_len=64, eval_samples=2)
     recovery = FFPRecovery.from_pretrained(tmp_path / "out", config, dense, device="cpu")
     record = recovery.recover()
     recovery.save_pretrained(tmp_path / "recovered")
