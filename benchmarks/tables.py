@@ -264,7 +264,19 @@ def times_as_fast(pool: Pool, row: Wanted, model: str = "") -> str:
     return f"{middle:.2f} ({low:.2f}-{high:.2f})"
 
 
-FUNCTIONS = against, average, bits, change, held_out, perplexity, times_as_fast, tokens, tokens_of_text, value, way_to_dense
+FUNCTIONS = (
+    against,
+    average,
+    bits,
+    change,
+    held_out,
+    perplexity,
+    times_as_fast,
+    tokens,
+    tokens_of_text,
+    value,
+    way_to_dense,
+)
 CELLS: dict[str, Callable[..., str]] = {function.__name__: function for function in FUNCTIONS}
 
 

@@ -159,7 +159,9 @@ class Measurements:
             self.layerwise.dense.counter = self.layerwise.counter
         self.unit_variants = find_unit_variants(model, self.layerwise.family, plan, plan.attention)
         self.plan, self._trimmed_tokenizer = plan, trimmed_tokenizer or tokenizer
-        self._trimmed: dict[int | str | None, tuple[PreTrainedTokenizerBase, TrimmedVocabulary | None]] = {}
+        self._trimmed: dict[
+            tuple[int | str | None, ...], tuple[PreTrainedTokenizerBase, TrimmedVocabulary | None]
+        ] = {}
         self.meter = StageMeter(counter=self.layerwise.counter)
         self.journal = Journal()
 
@@ -315,8 +317,9 @@ class Measurements:
             FFPError: If the tokenizer can't be trimmed, or a text to count tokens in can't be read.
         """
         tokenizer, size = self._trimmed_tokenizer, plan.vocabulary
-        if size in self._trimmed:
-            return self._trimmed[size]
+        key = size, plan.vocabulary_dataset
+        if key in self._trimmed:
+            return self._trimmed[key]
 
         def count() -> dict[str, torch.Tensor]:
             request = DataRequest.of_prune(plan, self._token)
@@ -334,8 +337,8 @@ class Measurements:
                 tokenizer = trim_tokenizer(tokenizer, choose_tokens(tokenizer, counted["counts"], int(size)))
             rows = len(embedding_of(self.model).weight)
             left = kept_tokens(self.model.config, size)
-            self._trimmed[size] = tokenizer, TrimmedVocabulary.between(self.tokenizer, tokenizer, rows, left)
-            return self._trimmed[size]
+            self._trimmed[key] = tokenizer, TrimmedVocabulary.between(self.tokenizer, tokenizer, rows, left)
+            return self._trimmed[key]
 
     def _trimmed_losses(
         self, model: PreTrainedModel, windows: torch.Tensor, vocabulary: TrimmedVocabulary | None
@@ -343,7 +346,7 @@ class Measurements:
         share = windows[processes.share(len(windows))]
         with in_compute_dtype(model), progress_bar(len(share), "Perplexity, calibrated", "window") as bar:
             losses = window_losses(model, share, on_batch=bar.update, vocabulary=vocabulary)
-        return processes.gather(losses[:, None])[:, 0].tolist()
+        return processes.gather(losses).tolist()
 
     def describe_experts(self, policy: PruningPolicy, pruned: Evaluation) -> dict[str, Any]:
         """Return the `experts` of a `PruningResult`, with the evaluation of the pruned model."""

@@ -34,16 +34,15 @@ def window_losses(
     """
     losses = [torch.empty(0, dtype=torch.float64)]
     for batch in windows.split(batch_size) if len(windows) else ():
-        tokens, ends = vocabulary.expand(batch) if vocabulary else (batch, None)
+        expanded = vocabulary.expand(batch) if vocabulary else None
+        tokens = batch if expanded is None else expanded.tokens
         decoded = decode(model, tokens)
         on_logits = on_decoded(decoded) if on_decoded else None
         rows = token_losses(model, decoded, tokens, on_logits)
-        if ends is None:
+        if expanded is None:
             losses.append(rows.mean(1))
         else:
-            places = torch.arange(rows.shape[1])
-            is_predicted = (places >= ends[:, :1]) & (places < ends[:, -1:])
-            losses.append((rows * is_predicted).sum(1) / (batch.shape[1] - 1))
+            losses.append((rows * expanded.predicts[:, :-1].cpu()).sum(1) / (batch.shape[1] - 1))
         if on_batch:
             on_batch(len(batch))
     return torch.cat(losses)

@@ -21,6 +21,12 @@ class Expanded(NamedTuple):
     tokens: torch.Tensor
     ends: torch.Tensor
 
+    @property
+    def predicts(self) -> torch.Tensor:
+        """Whether a position predicts a piece of any token but the first of the window, shape of `tokens`."""
+        places = torch.arange(self.tokens.shape[1], device=self.tokens.device)
+        return (places >= self.ends[:, :1]) & (places < self.ends[:, -1:])
+
 
 @dataclass(frozen=True)
 class TrimmedVocabulary:

@@ -13,7 +13,7 @@ from torch.nn.functional import one_hot
 from transformers import PreTrainedModel
 
 from ...utils.lm_head import POSITIONS, DecoderOutput, decode, head_logits, head_of, replaced_forward
-from ...vocabulary.trimmed import TrimmedVocabulary
+from ...vocabulary.trimmed import Expanded, TrimmedVocabulary
 
 
 # Number of positions whose log-probabilities are computed at once: they should fit into the cache of a CPU.
@@ -46,11 +46,10 @@ class Predicted:
 
         The first token of a window is not predicted, whatever its pieces are.
         """
-        inputs, ends = windows, torch.arange(windows.shape[1], device=windows.device).expand_as(windows)
-        if vocabulary:
-            inputs, ends = vocabulary.expand(windows)
+        own = Expanded(windows, torch.arange(windows.shape[1], device=windows.device).expand_as(windows))
+        expanded = vocabulary.expand(windows) if vocabulary else own
+        (inputs, ends), is_predicted = expanded, expanded.predicts
         places = torch.arange(inputs.shape[1], device=inputs.device).expand_as(inputs)
-        is_predicted = (places >= ends[:, :1]) & (places < ends[:, -1:])
         # The token of the dense model that ends at a position, or before it.
         tokens = torch.searchsorted(ends.contiguous(), places.contiguous(), right=True) - 1
         is_end = torch.zeros_like(is_predicted).scatter_(1, ends, torch.ones_like(ends, dtype=torch.bool))
