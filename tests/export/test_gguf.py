@@ -1,5 +1,6 @@
 import json
 from functools import partial
+from pydoc_data.topics import topics
 
 import pytest
 import torch
@@ -8,9 +9,11 @@ from transformers import AutoModelForCausalLM, PreTrainedTokenizerFast
 
 from optimum_ffp.errors import FFPError
 from optimum_ffp.export import export_gguf
+from optimum_ffp.vocabulary import choose_tokens, count_tokens, trim_tokenizer
 from tests.helpers import (
     CONFIGS,
     GROUPINGS,
+    SAMPLE,
     SCALED_ROPE,
     make_byte_fallback_tokenizer,
     make_byte_level_tokenizer,
@@ -169,6 +172,19 @@ def test_gemma3_requires_uniform_padding(pruned, sizes, run_llama_cpp, tmp_path)
 @pytest.mark.slow
 def test_tokenizer_with_byte_fallback_matches_in_llama_cpp(run_llama_cpp, tmp_path):
     model, tokenizer, path = make_model(), make_byte_fallback_tokenizer(), tmp_path / "model.gguf"
+    export_gguf(model, tokenizer, path, "f32")
+    check(model, tokenizer, path, run_llama_cpp)
+
+
+@pytest.mark.network
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", ["byte-level", "byte fallback"])
+def test_trimmed_tokenizer_matches_in_llama_cpp(kind, run_llama_cpp, tmp_path):
+    model, path, dense = make_model(), tmp_path / "model.gguf", make_byte_fallback_tokenizer()
+    if kind == "byte-level":
+        dense = make_byte_level_tokenizer().train_new_from_iterator([SAMPLE, *topics.values()], VOCABULARY)
+    tokenizer = trim_tokenizer(dense, choose_tokens(dense, count_tokens(dense, [topics["class"]]), 320))
+    assert any(len(tokenizer(text).input_ids) > len(dense(text).input_ids) for text in TEXTS)
     export_gguf(model, tokenizer, path, "f32")
     check(model, tokenizer, path, run_llama_cpp)
 

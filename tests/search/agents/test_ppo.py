@@ -97,10 +97,9 @@ def test_ppo_improves_on_curves_within_few_updates():
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("seed", [0, 1, 2])
-def test_ppo_with_paper_preset_beats_random_search(seed):
-    landscape, generator = WideLandscape(), np.random.default_rng(100 + seed)
-    learned = landscape.loss_of_scores(learned_scores(landscape, preset="paper", search_steps=1000, seed=seed))
+def test_ppo_with_paper_preset_beats_random_search():
+    landscape, generator = WideLandscape(), np.random.default_rng(100)
+    learned = landscape.loss_of_scores(learned_scores(landscape, preset="paper", search_steps=1000, seed=0))
     drawn = min(landscape.loss_of_scores(generator.standard_normal(30)) for _ in range(1000))
     least = landscape.least_loss(landscape.budget)
     assert learned - least < 0.7 * (drawn - least)
