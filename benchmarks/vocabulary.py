@@ -26,7 +26,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("model")
     parser.add_argument("dataset", help="Text whose tokens are counted, and to calibrate on.")
-    parser.add_argument("--sizes", nargs="+", required=True, help="Numbers of tokens.")
+    parser.add_argument("--sizes", nargs="+", required=True, help="Numbers of tokens; 'all' keeps them, 'auto' chooses.")
     parser.add_argument("--eval-dataset", help="Texts to measure, separated by commas. Default: DATASET.")
     parser.add_argument("--seq-len", type=int, default=1024)
     parser.add_argument("--eval-samples", type=int, default=16)
@@ -37,14 +37,14 @@ def main() -> None:
     args = parser.parse_args()
     data = {name: getattr(args, name) for name in ("dataset", "eval_dataset", "seq_len", "eval_samples")}
     options = {"calibration": "none", "num_samples": 4, "search_samples": 4} | read_options(args.options)
-    configs = [FFPConfig(**options | data, vocabulary=size) for size in args.sizes]
+    sizes = (None if size == "all" else size for size in args.sizes)
+    configs = [FFPConfig(**options | data, vocabulary=size) for size in sizes]
     pruner, records, rows = FFPPruner.from_pretrained(args.model, configs[0], args.work), [], []
     for result in pruner.sweep(configs, resume=args.work is not None):
         vocabulary = len(result.tokenizer)
         records.append({"vocabulary": vocabulary, "tokenized": result.vocabulary} | describe(result))
-        rows.append(
-            [f"{vocabulary:,}", f"-{100 * result.model_sparsity:.1f} %", f"{100 * result.vocabulary['split']:.1f} %"]
-        )
+        split = 100 * result.vocabulary.get("split", 0)
+        rows.append([f"{vocabulary:,}", f"-{100 * result.model_sparsity:.1f} %", f"{split:.1f} %"])
         for windows, figures, dense, pruned in zip(
             result.test_windows, result.perplexities.values(), result.losses["dense"], result.losses["calibrated"]
         ):

@@ -158,7 +158,7 @@ print(json.dumps([max(peaks.values()) - peaks["data"], estimate.host - PROCESS_B
 @pytest.mark.parametrize("calibration", ["layers", "model"])
 def test_estimated_prune_memory_matches_measured_peak(calibration, tmp_path):
     """On a model whose weights, matrices and logits are large beside what Python and torch take."""
-    sizes = {"hidden_size": 512, "intermediate_size": 3072, "num_hidden_layers": 3, "num_attention_heads": 8}
+    sizes = {"hidden_size": 512, "intermediate_size": 3072, "num_hidden_layers": 2, "num_attention_heads": 8}
     config = LlamaConfig(**sizes, num_key_value_heads=4, vocab_size=8192, max_position_embeddings=1024)
     save_with_tokenizer(LlamaForCausalLM(config), tmp_path / "model")
     (tmp_path / "text.txt").write_text(make_text(14_000))
