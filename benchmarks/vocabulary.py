@@ -26,7 +26,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("model")
     parser.add_argument("dataset", help="Text whose tokens are counted, and to calibrate on.")
-    parser.add_argument("--sizes", nargs="+", required=True, help="Numbers of tokens; 'all' keeps them, 'auto' chooses.")
+    parser.add_argument("--sizes", nargs="+", required=True, help="Numbers of tokens, 'all', or 'auto'.")
     parser.add_argument("--eval-dataset", help="Texts to measure, separated by commas. Default: DATASET.")
     parser.add_argument("--seq-len", type=int, default=1024)
     parser.add_argument("--eval-samples", type=int, default=16)
