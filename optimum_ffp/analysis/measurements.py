@@ -7,7 +7,6 @@ from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import replace
 from functools import cached_property, partial
-from itertools import chain
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -325,10 +324,15 @@ class Measurements:
             request = DataRequest.of_prune(plan, self._token)
             if plan.vocabulary_dataset is not None:
                 request = replace(request, texts=TextMix.parse(plan.vocabulary_dataset))
+            windows = self.tokenizer.batch_decode(self.data.calibration.tokens, skip_special_tokens=True)
             texts = calibration_text(self.tokenizer, self.layerwise.model, request)
+            counts, seen = (count_tokens(tokenizer, one) for one in (texts, windows))
             if request.texts.includes_self:
-                texts = chain(texts, self.tokenizer.batch_decode(self.data.calibration.tokens))
-            return {"counts": count_tokens(tokenizer, texts)}
+                counts += seen
+            elif plan.vocabulary_dataset is None and counts.sum() >= 2 * seen.sum():
+                # Training learns to spell dropped tokens, and text whose tokens are all kept has none.
+                counts = (counts - seen).clamp_min(0)
+            return {"counts": counts}
 
         with self.meter.stage("vocabulary"):
             if size is not None:
