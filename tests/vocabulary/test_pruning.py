@@ -108,6 +108,17 @@ def test_sweep_measures_every_vocabulary(dense, text, tmp_path):
     assert larger.losses["calibrated"] != smaller.losses["calibrated"]
 
 
+def test_calibration_text_has_more_dropped_tokens_if_not_counted(dense, text):
+    tokenizer, dropped = AutoTokenizer.from_pretrained(dense), []
+    for counted in (None, str(text)):
+        options = {**QUICK, "method": None, "calibration": "none"}
+        pruner = make_pruner(dense, text, vocabulary=512, vocabulary_dataset=counted, **options)
+        kept = pruner.prune().tokenizer.get_vocab()
+        tokens = tokenizer.convert_ids_to_tokens(pruner.measured.data.calibration.tokens.flatten().tolist())
+        dropped.append(sum(token not in kept for token in tokens))
+    assert dropped[0] > dropped[1] > 0
+
+
 def test_training_moves_predictions_toward_dense_model(dense, text, tmp_path):
     pruner = make_pruner(dense, text, vocabulary=SIZE, **QUICK, method=None, calibration="model")
     result = pruner.prune()
