@@ -35,7 +35,7 @@ def pruner(tmp_path_factory) -> FFPPruner:
     # Real English, and much of it, which comes with Python.
     text = tmp_path_factory.mktemp("text") / "topics.txt"
     text.write_text("\n\n".join(topics.values())[:80_000])
-    sizes = {"seq_len": 128, "num_samples": 20, "fisher_samples": 2, "search_samples": 2, "eval_samples": 4}
+    sizes = {"seq_len": 128, "num_samples": 40, "fisher_samples": 2, "search_samples": 2, "eval_samples": 4}
     # Wanda needs no elimination, ridge regression no training.
     quick = {"search_steps": 4, "criterion": "wanda", "calibration": "ridge"}
     config = FFPConfig(sparsity=0.2, dataset=str(text), **sizes, **quick)

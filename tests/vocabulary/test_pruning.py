@@ -110,9 +110,9 @@ def test_sweep_measures_every_vocabulary(dense, text, tmp_path):
 
 def test_calibration_text_has_more_dropped_tokens_if_not_counted(dense, text):
     tokenizer, dropped = AutoTokenizer.from_pretrained(dense), []
+    options = {**QUICK, "vocabulary": 512, "method": None, "calibration": "none"}
     for counted in (None, str(text)):
-        options = {**QUICK, "method": None, "calibration": "none"}
-        pruner = make_pruner(dense, text, vocabulary=512, vocabulary_dataset=counted, **options)
+        pruner = make_pruner(dense, text, vocabulary_dataset=counted, **options)
         kept = pruner.prune().tokenizer.get_vocab()
         tokens = tokenizer.convert_ids_to_tokens(pruner.measured.data.calibration.tokens.flatten().tolist())
         dropped.append(sum(token not in kept for token in tokens))
