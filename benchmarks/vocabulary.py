@@ -36,7 +36,7 @@ def main() -> None:
     parser.add_argument("--output", type=Path, default=Path("vocabulary.json"))
     args = parser.parse_args()
     data = {name: getattr(args, name) for name in ("dataset", "eval_dataset", "seq_len", "eval_samples")}
-    options = {"calibration": "none", "num_samples": 4, "search_samples": 4} | read_options(args.options)
+    options = {"calibration": "none", "num_samples": 128, "search_samples": 4} | read_options(args.options)
     sizes = (None if size == "all" else size for size in args.sizes)
     configs = [FFPConfig(**options | data, vocabulary=size) for size in sizes]
     pruner, records, rows = FFPPruner.from_pretrained(args.model, configs[0], args.work), [], []

@@ -309,6 +309,36 @@ class Measurements:
         with (meter or self.meter).stage("evaluation"):
             return Evaluation(*journal.value(f"evaluation-{name}", measure))
 
+    @cached_property
+    def predicted_tokens(self) -> torch.Tensor:
+        """How often the dense model expects each token in the calibration windows, float32, shape `[tokens]`.
+
+        This is the sum of the probabilities that it predicts at all positions. Unlike counts, it tells tokens that a
+        text lacks apart.
+        """
+        dense, windows = self.layerwise.dense, self.data.calibration.tokens
+
+        def measure() -> dict[str, torch.Tensor]:
+            predicted = torch.zeros(len(embedding_of(dense.model).weight), device=dense.device)
+
+            def add(logits: torch.Tensor) -> None:
+                predicted.add_(logits.float().softmax(-1).sum((0, 1)))
+
+            share = windows[processes.share(len(windows))]
+            layers = len(dense.layers) * math.ceil(len(share) / dense.chunk_size(windows))
+            with progress_bar(layers, "Predicted tokens", "layer") as bar:
+                if len(share):
+                    dense.losses(
+                        share,
+                        dtype=autocast_dtype(self.model, self.plan.search_dtype),
+                        batch_size=self.plan.batch_size,
+                        on_layer=bar.update,
+                        on_decoded=lambda _: add,
+                    )
+            return {"predicted": processes.sum_(predicted).cpu()}
+
+        return self.journal.tensors("predicted-tokens", measure)["predicted"]
+
     def trimmed(self, plan: Plan) -> tuple[PreTrainedTokenizerBase, TrimmedVocabulary | None]:
         """Return the tokenizer of a plan's pruned model, and its vocabulary unless that is the dense model's.
 
@@ -324,22 +354,26 @@ class Measurements:
             request = DataRequest.of_prune(plan, self._token)
             if plan.vocabulary_dataset is not None:
                 request = replace(request, texts=TextMix.parse(plan.vocabulary_dataset))
-            windows = self.tokenizer.batch_decode(self.data.calibration.tokens, skip_special_tokens=True)
-            texts = calibration_text(self.tokenizer, self.layerwise.model, request)
-            counts, seen = (count_tokens(tokenizer, one) for one in (texts, windows))
-            if request.texts.includes_self:
-                counts += seen
-            elif plan.vocabulary_dataset is None and counts.sum() >= 2 * seen.sum():
-                # Training learns to spell dropped tokens, and text whose tokens are all kept has none.
-                counts = (counts - seen).clamp_min(0)
+            counts = count_tokens(tokenizer, calibration_text(self.tokenizer, self.layerwise.model, request))
+            if plan.vocabulary_dataset is None:
+                windows = self.tokenizer.batch_decode(self.data.calibration.tokens, skip_special_tokens=True)
+                seen = count_tokens(tokenizer, windows)
+                if counts.sum() >= 2 * seen.sum():
+                    # Training learns to spell dropped tokens, and text whose tokens are all kept has none.
+                    counts = (counts - seen).clamp_min(0)
             return {"counts": counts}
 
+        rows = len(embedding_of(self.model).weight)
         with self.meter.stage("vocabulary"):
             if size is not None:
+                _, earlier = self.trimmed(replace(plan, vocabulary=None, alternatives=()))
                 journal = self.journal.part(plan.dataset, plan.vocabulary_dataset)
-                counted = journal.tensors("vocabulary", partial(processes.tensors_on_main, count))
-                tokenizer = trim_tokenizer(tokenizer, choose_tokens(tokenizer, counted["counts"], int(size)))
-            rows = len(embedding_of(self.model).weight)
+                counted = journal.tensors("vocabulary", partial(processes.tensors_on_main, count))["counts"].float()
+                predicted = self.predicted_tokens if earlier is None else self.predicted_tokens[earlier.kept]
+                # Tokens may have been added to the tokenizer without resizing the model.
+                known = min(len(counted), len(predicted))
+                counted[:known] += predicted[:known]
+                tokenizer = trim_tokenizer(tokenizer, choose_tokens(tokenizer, counted, int(size)))
             left = kept_tokens(self.model.config, size)
             self._trimmed[key] = tokenizer, TrimmedVocabulary.between(self.tokenizer, tokenizer, rows, left)
             return self._trimmed[key]

@@ -79,14 +79,17 @@ class Preparation:
 
     def run(self) -> Prepared:
         """Measure, sort and factor; call it once, since it frees the Fisher matrices."""
-        channels, tokens = max(unit.width for unit in self.variants[0]), self.windows.tokens.numel()
+        units = self.variants[0]
+        if self.plan.vocabulary_alone:
+            orders = [torch.arange(unit.unit.groups) for unit in units]
+            return Prepared(SortedModel(self.layerwise, units, orders), curves=None)
+        channels, tokens = max(unit.width for unit in units), self.windows.tokens.numel()
         if channels > tokens:
             logger.warning(
                 f"units have more channels (up to {channels:,}) than there are calibration tokens ({tokens:,}), too "
                 "few to tell them apart; use more text, or raise num_samples or seq_len"
             )
         if isinstance(self.layerwise.family, Mixture):
-            units = self.variants[0]
             with self.meter.stage("statistics"):
                 orders, rare = order_experts(self.layerwise, units, self.plan, self.windows.tokens, self.journal)
             return Prepared(SortedModel(self.layerwise, units, orders), curves=None, rare_experts=rare)

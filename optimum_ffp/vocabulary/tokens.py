@@ -1,7 +1,6 @@
 """Choice of the tokens that a trimmed vocabulary keeps."""
 
 import re
-from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import suppress
 from typing import Any
@@ -16,10 +15,6 @@ from ..modeling.limits import VOCABULARY_MULTIPLE
 from .tokenizer import read_backend
 
 
-# Unseen tokens are estimated per range of so many ids: those of BPE are sorted by frequency, roughly.
-RANGE = 4096
-# Names of the space in tokens of byte-level BPE and of SentencePiece.
-SPACES = "Ġ▁"
 # Names of added tokens that no text has, such as `<unused42>` and `<|reserved_special_token_7|>`.
 RESERVED = re.compile(r"unused\d|reserved_special|^\[PAD\d")
 CONVERSATION = [
@@ -43,16 +38,15 @@ def count_tokens(tokenizer: PreTrainedTokenizerBase, texts: Iterable[str]) -> to
     return counts
 
 
-def choose_tokens(tokenizer: PreTrainedTokenizerBase, counts: torch.Tensor, size: int) -> torch.Tensor:
+def choose_tokens(tokenizer: PreTrainedTokenizerBase, expected: torch.Tensor, size: int) -> torch.Tensor:
     """Choose the tokens to keep: what no text can do without, then those that are expected most often.
 
     The bytes, added tokens that aren't reserved, and tokens of the chat template always stay. A token stays together
-    with the tokens that its merges make on the way. How often unseen tokens are expected is a Good-Turing estimate: in
-    a range of ids, and apart for ASCII, the number of tokens seen once, divided by that of unseen tokens.
+    with the tokens that its merges make on the way.
 
     Args:
         tokenizer: The dense model's tokenizer.
-        counts: How often a text has each token, by id, [tokens or rows of the embedding].
+        expected: How often each token is expected, by id, relative to the others, [tokens or rows of the embedding].
         size: The most tokens to keep.
 
     Returns:
@@ -71,8 +65,8 @@ def choose_tokens(tokenizer: PreTrainedTokenizerBase, counts: torch.Tensor, size
             f"--vocabulary {size} is too small: the bytes, added tokens and chat template need {len(kept)} tokens; "
             f"allow at least {-(-len(kept) // VOCABULARY_MULTIPLE) * VOCABULARY_MULTIPLE} (vocabulary)"
         )
-    expected = _expect(tokens, counts)
-    for index in sorted(tokens.keys() - kept, key=lambda index: (-expected[index], index)):
+    by_id = expected.tolist()
+    for index in sorted(tokens.keys() - kept, key=lambda index: (-by_id[index], index)):
         added = made_with(tokens[index]) - kept
         if len(kept) + len(added) <= limit:
             kept |= added
@@ -116,11 +110,3 @@ def _merge_closure(model: Mapping[str, Any], ids: Mapping[str, int]) -> Callable
 
     return made_with
 
-
-def _expect(tokens: Mapping[int, str], counts: torch.Tensor) -> dict[int, float]:
-    """How often a text like the one counted is expected to have each token, relative to each other."""
-    seen = {index: count for index, count in enumerate(counts.tolist()) if count}
-    kinds = {index: (index // RANGE, token.lstrip(SPACES).isascii()) for index, token in tokens.items()}
-    once = Counter(kinds[index] for index, count in seen.items() if count == 1)
-    unseen = Counter(kind for index, kind in kinds.items() if index not in seen)
-    return {index: seen.get(index) or once[kind] / unseen[kind] for index, kind in kinds.items()}

@@ -119,6 +119,22 @@ def test_calibration_text_has_more_dropped_tokens_if_not_counted(dense, text):
     assert dropped[0] > dropped[1] > 0
 
 
+def test_tokens_that_text_lacks_are_kept_if_dense_model_predicts_them(dense, text, tmp_path):
+    (tmp_path / "word.txt").write_text("class " * 4000)
+    tokenizer = AutoTokenizer.from_pretrained(dense)
+    pruner = make_pruner(dense, tmp_path / "word.txt", vocabulary=512, **QUICK, method=None, calibration="none")
+    kept = {*tokenizer.convert_tokens_to_ids([*pruner.prune().tokenizer.get_vocab()])}
+    model, windows = AutoModelForCausalLM.from_pretrained(dense), pruner.measured.data.calibration.tokens
+    with torch.no_grad():
+        predicted = model(windows).logits.softmax(-1).sum((0, 1))
+    assert torch.allclose(pruner.measured.predicted_tokens, predicted, rtol=1e-3)
+    # Kept tokens may have been needed to merge others, so the least expected may be among them.
+    words = [index for index in range(TOKENS) if len(tokenizer.convert_ids_to_tokens(index)) > 1]
+    ranks = predicted[words].argsort().argsort().double()
+    stays = torch.tensor([index in kept for index in words])
+    assert ranks[stays].mean() > 1.5 * ranks[~stays].mean()
+
+
 def test_training_moves_predictions_toward_dense_model(dense, text, tmp_path):
     pruner = make_pruner(dense, text, vocabulary=SIZE, **QUICK, method=None, calibration="model")
     result = pruner.prune()

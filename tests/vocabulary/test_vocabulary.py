@@ -187,15 +187,6 @@ def test_chat_template_has_same_ids(kind):
     assert kept[own].tolist() == ids
 
 
-def test_unseen_tokens_of_kind_that_text_has_stay():
-    dense = byte_level().train_new_from_iterator(["сьешь ещё этих мягких булок " * 50, topics["class"]], 700)
-    counts = count_tokens(dense, [SAMPLE])
-    kept = choose_tokens(dense, counts, 384).tolist()
-    made = {token.replace("Ġ", "") for token in dense.convert_ids_to_tokens([i for i in kept if not counts[i]])}
-    made = {token for token in made if len(token) > 1 and token not in dense.get_added_vocab()}
-    assert len(made) > 9 and all(map(str.isascii, made))
-
-
 def test_vocabulary_that_is_small_enough_keeps_all_tokens(trimmed):
     dense, _, _ = trimmed
     assert choose_tokens(dense, torch.zeros(len(dense)), len(dense)).tolist() == list(range(len(dense)))
