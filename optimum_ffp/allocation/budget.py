@@ -35,7 +35,7 @@ class Limit:
     costs: Sequence[np.ndarray]
     value: Callable[[float], float] = float
     rises: bool = True
-    tokens: int = 0
+    tokens: float = 0
     pending: str | None = None
 
     def cost(self, sizes: Iterable[int]) -> float:

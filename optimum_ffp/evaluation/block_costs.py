@@ -1,4 +1,4 @@
-"""Seconds that an attention or an FFN of every size takes, measured in whole models on this device."""
+"""Seconds that a token of the vocabulary, an attention or an FFN of every size takes, measured in whole models."""
 
 import math
 from collections import defaultdict
@@ -21,6 +21,7 @@ from ..modeling.families import find_family, find_units
 from ..modeling.loading import empty_model
 from ..utils.device_memory import device_name
 from ..utils.folders import expand
+from ..utils.lm_head import embedding_of
 from ..utils.precision import dtype_name
 from ..utils.record import Record
 from .latency import time_models
@@ -63,17 +64,19 @@ def _are_times(table: Any) -> bool:
 
 
 def measure_costs(model: PreTrainedModel, workload: str) -> dict[str, Any]:
-    """Measure the seconds of every kind of unit by its size.
+    """Measure the seconds of every kind of unit by its size, and those of a token of the vocabulary.
 
-    All units of a kind get a size at a time, and the time that this saves is divided by their number.
+    All units of a kind get a size at a time, and the time that this saves is divided by their number. That of a token
+    is measured with half of them.
 
     Args:
         model: The dense model, with all weights on its device.
         workload: Prompt tokens, new tokens and sequences, such as `1024+200x8`.
 
     Returns:
-        The `workload`, `device` and `dtype`, the seconds of the `dense` model, and a row for each kind of `units`:
-        their `layers`, and `seconds` by `sizes`, not decreasing, relative to those of the smallest size.
+        The `workload`, `device` and `dtype`, the seconds of the `dense` model and of a `token`, and a row for each
+        kind of `units`: their `layers`, and `seconds` by `sizes`, not decreasing, relative to those of the smallest
+        size.
 
     Raises:
         FFPError: If the workload has more tokens than the model has positions.
@@ -91,15 +94,18 @@ def measure_costs(model: PreTrainedModel, workload: str) -> dict[str, Any]:
             kinds[unit.kind, unit.group, window].append(unit)
         for kind, members in kinds.items():
             tried[kind] = members, _narrowed(units, members)
-    dense, seconds = _time_policies(model, [policy for _, one in tried.values() for policy in one.values()], workload)
-    measured, rows = iter(seconds), []
+    tokens = len(embedding_of(model).weight)
+    models = [_sized(model, policy) for _, one in tried.values() for policy in one.values()]
+    whole = PruningPolicy.dense(units)
+    dense, (*seconds, half) = _time(_sized(model, whole), [*models, _sized(model, whole, tokens // 2)], workload)
+    token, measured, rows = max(0, dense - half) / (tokens - tokens // 2), iter(seconds), []
     for (kind, group, _), (members, policies) in tried.items():
         saved = [(dense - next(measured)) / sum(size >= unit.required for unit in members) for size in policies]
         taken = np.maximum.accumulate([saved[0] - value for value in (*saved, 0)]).tolist()
         layers, sizes = [unit.layer for unit in members], [*policies, members[0].groups]
         rows.append({"unit": kind, "group": group, "layers": layers, "sizes": sizes, "seconds": taken})
     hardware = {"device": device_name(model.device), "dtype": dtype_name(model.dtype)}
-    return {"workload": workload, **hardware, "dense": dense, "units": rows}
+    return {"workload": workload, **hardware, "dense": dense, "token": token, "units": rows}
 
 
 def _narrowed(units: tuple[Unit, ...], members: Sequence[Unit]) -> dict[int, PruningPolicy]:
@@ -112,31 +118,36 @@ def _narrowed(units: tuple[Unit, ...], members: Sequence[Unit]) -> dict[int, Pru
     return {size: policy for size, policy in policies.items() if policy != PruningPolicy.dense(units)}
 
 
-def measure_speedup(model: PreTrainedModel, policy: PruningPolicy, workload: str) -> float:
-    """Measure the speed of a policy relative to that of the dense model. Arguments are as for `measure_costs`."""
-    dense, (pruned,) = _time_policies(model, [policy], workload, repeats=9)
+def measure_speedup(model: PreTrainedModel, policy: PruningPolicy, workload: str, tokens: int | None = None) -> float:
+    """Measure the speed of a policy relative to that of the dense model.
+
+    With a number of `tokens`, the vocabulary has as many. Other arguments are as for `measure_costs`.
+    """
+    reference = _sized(model, PruningPolicy.dense([replace(unit, removed=0) for unit in policy.units]))
+    dense, (pruned,) = _time(reference, [_sized(model, policy, tokens)], workload, repeats=9)
     return dense / pruned
 
 
-def _time_policies(
-    model: PreTrainedModel, policies: Sequence[PruningPolicy], workload: str, repeats: int = 5
+def _time(
+    reference: PreTrainedModel, sized: Sequence[PreTrainedModel], workload: str, repeats: int = 5
 ) -> tuple[float, list[float]]:
-    """Return the median seconds of a workload with the dense model and those of policies, measured in turns."""
-    dense = PruningPolicy.dense([replace(unit, removed=0) for unit in policies[0].units])
-    reference, models = _sized(model, dense), {}
-    for index, policy in enumerate(policies):
+    """Return the median seconds of a workload with the dense model and those of others, measured in turns."""
+    models: dict[Any, PreTrainedModel] = {}
+    for index, one in enumerate(sized):
         if index % 4 == 0:
             # More often than the others, since its error is in all that is saved.
             models["dense", index] = reference
-        models[index] = _sized(model, policy)
+        models[index] = one
     seconds = time_models(models, *parse_workload(workload), repeats)
     of_dense = [sum(one) for name in models if models[name] is reference for one in seconds[name]]
-    return median(of_dense), [median(map(sum, seconds[index])) for index in range(len(policies))]
+    return median(of_dense), [median(map(sum, seconds[index])) for index in range(len(sized))]
 
 
-def _sized(model: PreTrainedModel, policy: PruningPolicy) -> PreTrainedModel:
-    """Return a model of the sizes of a policy in the memory of the dense one, as speed doesn't depend on weights."""
-    sized = empty_model(pruned_config(model.config, policy), model.dtype)
+def _sized(model: PreTrainedModel, policy: PruningPolicy, tokens: int | None = None) -> PreTrainedModel:
+    """Return a model of other sizes in the memory of the dense one, as speed doesn't depend on weights."""
+    config = pruned_config(model.config, policy)
+    config.vocab_size = tokens or config.vocab_size
+    sized = empty_model(config, model.dtype)
     memory = dict(model.named_parameters()) | dict(model.named_buffers())
     for name, tensor in [*sized.named_parameters(), *sized.named_buffers()]:
         view = memory[name].data.flatten()[: tensor.numel()].view(tensor.shape)

@@ -105,7 +105,8 @@ def find_limits(
     if "kv_cache" in given:
         limits.append(_kv_cache_limit(model.config, config.depth, cache, given["kv_cache"]))
     if "speedup" in given and times:
-        limits.append(speedup_limit(units, times, given["speedup"]))
+        dropped = model.config.vocab_size - kept_tokens(model.config, config.vocabulary)
+        limits.append(speedup_limit(units, times, given["speedup"], dropped))
     elif "speedup" in given:
         costs, pending = [np.zeros(unit.groups + 1) for unit in units], f"times of {config.workload or WORKLOAD}"
         limits.append(Limit("speedup", given["speedup"], math.inf, costs, pending=pending))
@@ -135,11 +136,11 @@ def _experts_limit(config: PretrainedConfig, units: Sequence[Unit], kept: int) -
     return Limit("experts", kept, total * kept // count, parameter_costs(units), lambda cost: count * cost / total)
 
 
-def speedup_limit(units: Sequence[Unit], table: dict[str, Any], speedup: float) -> Limit:
-    """Return the limit for a minimum speed, as a multiple of the dense model's.
+def speedup_limit(units: Sequence[Unit], table: dict[str, Any], speedup: float, dropped: int = 0) -> Limit:
+    """Return the limit for a minimum speed, as a multiple of the dense model's, with a number of tokens `dropped`.
 
-    `table` has measured times, as returned by `measure_costs`, with a `scale` that corrects them. Raises `FFPError` if
-    they aren't those of a model with these units.
+    `table` has measured times, as returned by `measure_costs`, with a `scale` that corrects those of units. Raises
+    `FFPError` if they aren't those of a model with these units.
     """
     try:
         rows = {
@@ -151,10 +152,18 @@ def speedup_limit(units: Sequence[Unit], table: dict[str, Any], speedup: float) 
         scale = table.get("scale", 1)
         costs = [scale * np.interp(range(unit.groups + 1), *rows[key]) for unit, key in zip(units, keys)]
         dense, total = float(table["dense"]), float(sum(seconds[-1] for seconds in costs))
+        saved = dropped * float(table.get("token", 0))
     except (KeyError, TypeError, ValueError):
         raise FFPError("the costs were measured on another model; pass a new file to measure again") from None
-    allowed = total - dense * (1 - 1 / speedup)
-    return Limit("speedup", speedup, allowed, costs, lambda cost: dense / (dense - total + cost), rises=False)
+    return Limit(
+        "speedup",
+        speedup,
+        allowed=total + saved - dense * (1 - 1 / speedup),
+        costs=costs,
+        value=lambda cost: dense / (dense - saved - total + cost),
+        rises=False,
+        tokens=1 - dense / (dense - saved),
+    )
 
 
 def _cache_bytes(model: PreTrainedModel, units: Sequence[Unit], config: FFPConfig) -> tuple[list[np.ndarray], int]:

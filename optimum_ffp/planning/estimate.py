@@ -319,7 +319,9 @@ class PruneEstimator:
 def max_tokens(plans: Sequence[Plan]) -> int:
     """Return an upper bound of the tokens of prunes, with those of the windows that the model writes."""
     plan, options = plans[0], plans[0].options.get("calibration")
-    measured, calibrated, has_gradients = plan.num_samples, 0, plan.needs_fishers
+    # Predictions of the dense model choose the tokens to keep; if nothing else is pruned, layers aren't measured.
+    passes = 2 if plan.vocabulary and not plan.vocabulary_alone else 1
+    measured, calibrated, has_gradients = passes * plan.num_samples, 0, plan.needs_fishers
     if isinstance(options, layers.Options):
         calibrated = options.windows(plan.num_samples, plan.held_out_samples)
     if plan.budget.units[0].kind == "experts":

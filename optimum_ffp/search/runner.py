@@ -229,9 +229,9 @@ class PolicySearch:
         self.times = times | {"scale": scale}
         self.budget = self._find_budget().without(np.flatnonzero(self.budget.largest == 0))
 
-    def _measured_speed(self, policy: PruningPolicy) -> float:
-        measure = partial(measure_speedup, self.measured.model, policy, self.plan.workload)
-        journal = self.measured.journal.part(policy.sizes)
+    def _measured_speed(self, policy: PruningPolicy, tokens: int | None = None) -> float:
+        measure = partial(measure_speedup, self.measured.model, policy, self.plan.workload, tokens)
+        journal = self.measured.journal.part(policy.sizes, tokens)
         return journal.value("search-speedup", partial(processes.on_main, measure))
 
     def _reached(self, policy: PruningPolicy) -> list[dict[str, Any]]:
@@ -252,7 +252,7 @@ class PolicySearch:
             )
         for row in budget:
             if row["option"] == "speedup" and not measured.layerwise.weights.offloaded:
-                row["measured"] = self._measured_speed(policy)
+                row["measured"] = self._measured_speed(policy, self.plan.vocabulary)
         return budget
 
 

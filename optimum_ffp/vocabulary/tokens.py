@@ -109,4 +109,3 @@ def _merge_closure(model: Mapping[str, Any], ids: Mapping[str, int]) -> Callable
         return {ids[part] for part in made if part in ids}
 
     return made_with
-

@@ -19,7 +19,7 @@ def seconds_of(model, prompt, new_tokens):
     """Seconds that rise with the sizes of each layer, by steps: those of the first tokens, and of the others."""
     blocks = [layer.named_parameters() for layer in decoder_layers(model)]
     blocks = [math.ceil(weight.numel() / 97) for block in blocks for _, weight in block if weight.ndim == 2]
-    return prompt.numel() / 10 + sum(blocks), new_tokens * sum(blocks)
+    return prompt.numel() / 10 + sum(blocks), new_tokens * (sum(blocks) + model.config.vocab_size / 3)
 
 
 @pytest.fixture
@@ -45,6 +45,10 @@ def test_predicted_speedup_equals_measured_speedup_at_measured_sizes(synthetic_t
         policy, dense = PruningPolicy(units, tuple(sizes)), PruningPolicy.dense(units)
         limit = speedup_limit(units, table, 1.5)
         assert limit.value(limit.cost(policy.sizes)) == pytest.approx(measure_speedup(model, policy, "10+3x2"))
+        trimmed = speedup_limit(units, table, 1.5, dropped=model.config.vocab_size - 24)
+        assert trimmed.value(trimmed.cost(policy.sizes)) == pytest.approx(measure_speedup(model, policy, "10+3x2", 24))
+        assert trimmed.value(trimmed.allowed) == pytest.approx(1.5)
+        assert trimmed.value(trimmed.cost(dense.sizes)) + trimmed.tokens == pytest.approx(1)
         assert limit.value(limit.cost(dense.sizes)) == 1 and limit.value(limit.allowed) == pytest.approx(1.5)
 
 
