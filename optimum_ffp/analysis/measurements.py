@@ -323,16 +323,15 @@ class Measurements:
 
             def add(logits: torch.Tensor) -> None:
                 predicted.add_(logits.float().softmax(-1).sum((0, 1)))
+                bar.update(len(logits) * logits.shape[1])
 
             share = windows[processes.share(len(windows))]
-            layers = len(dense.layers) * math.ceil(len(share) / dense.chunk_size(windows))
-            with progress_bar(layers, "Predicted tokens", "layer") as bar:
+            with progress_bar(share.numel(), "Predicted tokens", "token") as bar:
                 if len(share):
                     dense.losses(
                         share,
                         dtype=autocast_dtype(self.model, self.plan.search_dtype),
                         batch_size=self.plan.batch_size,
-                        on_layer=bar.update,
                         on_decoded=lambda _: add,
                     )
             return {"predicted": processes.sum_(predicted).cpu()}
