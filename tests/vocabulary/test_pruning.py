@@ -52,14 +52,15 @@ def text_of_kept_tokens(result, dense) -> tuple[torch.Tensor, torch.Tensor]:
     return ids, torch.tensor(kept)
 
 
-@pytest.mark.parametrize("tied", [True, False])
-def test_vocabulary_alone_leaves_plain_model_with_rows_of_kept_tokens(tied, text, tmp_path):
-    folder = save_dense(tmp_path / "dense", tie_word_embeddings=tied)
-    pruner = make_pruner(folder, text, vocabulary=SIZE + 5, **QUICK, method=None, calibration="none")
+@pytest.mark.parametrize(("name", "tied"), [("llama", True), ("llama", False), ("mixtral", False)])
+def test_vocabulary_alone_leaves_plain_model_with_rows_of_kept_tokens(name, tied, text, tmp_path):
+    folder = save_dense(tmp_path / "dense", name, tie_word_embeddings=tied)
+    options = {**QUICK, "method": None, "search_steps": None, "calibration": "none"}
+    pruner = make_pruner(folder, text, vocabulary=SIZE + 5, **options)
     result = pruner.prune()
     pruner.save_pretrained(tmp_path / "out")
     loaded, before = (AutoModelForCausalLM.from_pretrained(one) for one in (tmp_path / "out", folder))
-    assert type(loaded) is LlamaForCausalLM and loaded.config.vocab_size == SIZE == len(result.tokenizer)
+    assert type(loaded) is type(before) and loaded.config.vocab_size == SIZE == len(result.tokenizer)
     ids, kept = text_of_kept_tokens(result, AutoTokenizer.from_pretrained(folder))
     for get in ("get_input_embeddings", "get_output_embeddings"):
         assert torch.equal(getattr(loaded, get)().weight, getattr(before, get)().weight[kept])
@@ -141,7 +142,11 @@ def test_training_moves_predictions_toward_dense_model(dense, text, tmp_path):
     pruner.save_pretrained(tmp_path / "out")
     trimmed, trained = result.calibration["stages"]
     assert (trimmed["stage"], trained["stage"]) == ("vocabulary", "model") and trained["kl"] < trimmed["kl"]
-    config = RecoveryConfig(dataset=str(text), max_tokens=1024, batch_tokens=256, seq_len=64, eval_samples=2)
+    options = {"dataset": str(text), "max_tokens": 1024, "batch_tokens": 256, "seq_len": 64, "eval_samples": 2}
+    config = RecoveryConfig(**options, lora=4, learning_rate=1e-2)
+    adapters = FFPRecovery.from_pretrained(tmp_path / "out", config, dense, device="cpu").recover()
+    assert adapters.dense_teacher and adapters.kept["kl"] < adapters.curve[0]["kl"]
+    config = RecoveryConfig(**options)
     recovery = FFPRecovery.from_pretrained(tmp_path / "out", config, dense, device="cpu")
     record = recovery.recover()
     recovery.save_pretrained(tmp_path / "recovered")
