@@ -54,7 +54,7 @@ def main() -> None:
     print(f"| model | {' | '.join(columns)} |\n|---|{'---:|' * len(columns)}")
     for name in args.models:
         model, tokenizer = load_any(name, LoadOptions(device=args.device, dtype=args.dtype))
-        scores = suite.score(model, tokenizer, args.limit, args.batch_size, with_samples=True)
+        scores = suite.score(model, tokenizer, args.limit, args.batch_size)
         first = first or scores
         means = {kind: summarize(scores, first, kind) for kind in ("acc", "acc_norm")}
         means["balanced"] = summarize(scores, first, "acc_norm", args.balanced)

@@ -48,6 +48,12 @@ class EvaluationConfig(Config):
     )
     limit: float | None = option(None, "Samples per task, or a fraction if below 1.", TASKS, default_text="all")
     num_fewshot: int | None = option(None, "Examples before each question.", TASKS, default_text="the task's setting")
+    confirm_run_unsafe_code: bool = option(
+        False,
+        "Allow tasks that run programs the model writes: as the current user, without network where optimum-ffp runs "
+        "them.",
+        TASKS,
+    )
     speed: bool = option(True, "Whether to measure speed. Without it, only one model is in memory at a time.", "Speed")
     prompt_tokens: int = option(512, "Number of tokens in the prompt.", "Speed", low=1)
     new_tokens: int = option(32, "Number of tokens to generate.", "Speed", low=1)

@@ -4,4 +4,4 @@ from .evaluate import Evaluation, evaluate
 from .latency import measure_speed
 from .perplexity import bits_per_byte, to_perplexity, window_losses
 from .size import projection_parameters
-from .zero_shot import TaskSuite
+from .tasks import TaskSuite

@@ -24,7 +24,7 @@ from .divergence import Predictions
 from .latency import measure_speed
 from .record import compare_records, perplexity_record, size_record
 from .table import comparison_table
-from .zero_shot import TaskSuite
+from .tasks import TaskSuite
 
 
 REMEDIES = "speed=False (--no-speed), a smaller seq_len, dtype bfloat16, or another device"
@@ -77,7 +77,7 @@ def evaluate(
     # Fail on unreadable inputs before anything is measured.
     suite = None
     if config.tasks or config.tasks_path:
-        suite = TaskSuite(config.tasks, config.tasks_path, config.num_fewshot)
+        suite = TaskSuite(config.tasks, config.tasks_path, config.num_fewshot, config.confirm_run_unsafe_code)
     request = _request_texts(config, candidates.values())
 
     figures = Evaluation({role: {"name": candidate.name} for role, candidate in candidates.items()})

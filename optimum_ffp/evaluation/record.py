@@ -1,8 +1,9 @@
 """JSON-ready records of the measurements of a model."""
 
 from collections.abc import Mapping, Sequence
-from math import exp
-from statistics import fmean
+from itertools import chain
+from math import exp, sqrt
+from statistics import fmean, stdev
 from typing import Any
 
 import torch
@@ -78,9 +79,13 @@ def text_records(record: Mapping[str, Any]) -> list[dict[str, Any]]:
 
 
 def compare_records(records: dict[str, dict[str, Any]], texts: Mapping[str, Sequence[Windows]]) -> None:
-    """Add the comparison of `model` with `baseline` to the records, in place, given the test windows by model."""
+    """Add the comparison with `baseline` to the records, in place, given the test windows by model."""
     if "baseline" not in records:
         return
+    for role, record in records.items():
+        if role != "baseline":
+            for task, reference in zip(record.get("tasks", ()), records["baseline"].get("tasks", ())):
+                _compare_samples(task, reference)
     model, baseline = records["model"], records["baseline"]
     remaining, dense = model["projection_parameters"], baseline["projection_parameters"]
     # The model was not pruned from a smaller baseline.
@@ -99,3 +104,19 @@ def compare_records(records: dict[str, dict[str, Any]], texts: Mapping[str, Sequ
             # By the delta method.
             error = block_error(differences)
             measured["ratio_error"] = error and exp(fmean(differences)) * error
+
+
+def _compare_samples(task: dict[str, Any], reference: Mapping[str, Any]) -> None:
+    """Add the errors of ratios, and the fraction of the samples solved by the baseline that are solved too."""
+    for name, scores in task.get("per_sample", {}).items():
+        pairs = [*zip(scores, reference["per_sample"][name])]
+        mean = fmean(score for _, score in pairs)
+        if mean and len(pairs) > 1:
+            ratio = fmean(scores) / mean
+            # By the delta method.
+            error = stdev(own - ratio * score for own, score in pairs) / sqrt(len(pairs)) / mean
+            task.setdefault("ratio_error", {})[name] = error
+        if {*chain(*pairs)} <= {0, 1} and (solved := [own for own, score in pairs if score]):
+            kept = fmean(solved)
+            error = sqrt(kept * (1 - kept) / len(solved))
+            task.setdefault("kept", {})[name] = {"fraction": kept, "error": error, "of": len(solved)}

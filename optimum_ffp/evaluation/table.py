@@ -39,7 +39,10 @@ def format_rows(rows: Iterable[tuple[str, Any]]) -> str:
 
 def _rows(records: Mapping[str, dict[str, Any]]) -> Iterator[list[str]]:
     figures = [{label: cells for label, *cells in _figures(record)} for record in records.values()]
-    errors = {label: text.get("ratio_error") for label, text in _perplexities(next(iter(records.values()))).items()}
+    first = next(iter(records.values()))
+    errors = {label: text.get("ratio_error") for label, text in _perplexities(first).items()}
+    for task in first.get("tasks", ()):
+        errors |= {f"{task['task']}, {name}": error for name, error in task.get("ratio_error", {}).items()}
     for label in dict.fromkeys(label for by_label in figures for label in by_label):
         values, texts, notes = zip(*(by_label.get(label, (None, "-", "")) for by_label in figures))
         ratio = []
@@ -87,7 +90,11 @@ def _figures(record: dict[str, Any]) -> Iterator[tuple[str, float | None, str, s
     for task in record.get("tasks", ()):
         note = f"{task['samples']} samples, {task['fewshot']} shots" if task["samples"] else ""
         for name, value in task["metrics"].items():
-            yield f"{task['task']}, {name}", value, _number(value, task["stderr"].get(name)), note
+            label = f"{task['task']}, {name}"
+            yield label, value, _number(value, task["stderr"].get(name)), note
+            if kept := task.get("kept", {}).get(name):
+                text = f"{100 * kept['fraction']:.1f} ± {100 * kept['error']:.1f} %"
+                yield f"{label} kept", None, text, f"of the {kept['of']} samples that the baseline solves"
 
 
 def _perplexities(record: dict[str, Any]) -> dict[str, dict[str, Any]]:

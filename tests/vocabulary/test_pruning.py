@@ -6,7 +6,7 @@ from pydoc_data.topics import topics
 import pytest
 import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
-from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaForCausalLM, PreTrainedTokenizerFast
+from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerFast
 
 from optimum_ffp import FFPConfig, FFPError, FFPRecovery, RecoveryConfig
 from tests.helpers import make_pruner, make_tiny_model

@@ -45,7 +45,7 @@ def test_zero_shot_accuracy_equals_reference_and_lm_eval(lm_eval, tmp_path):
         assert record["metrics"] == accuracy_by_hand(model, rows, [tokenizer.bos_token_id])
         assert {"task": "tiny", "samples": 9, "fewshot": 0, "version": 7.0}.items() <= record.items()
     assert "tiny, acc" in str(figures) and "9 samples" in str(figures)
-    (record,) = TaskSuite(["tiny"], folder).score(models["baseline"], tokenizer, with_samples=True)
+    (record,) = TaskSuite(["tiny"], folder).score(models["baseline"], tokenizer)
     means = {name: sum(scores) / len(scores) for name, scores in record["per_sample"].items()}
     assert means == record["metrics"] == figures["baseline"]["tasks"][0]["metrics"]
 

@@ -1,6 +1,7 @@
-"""Accuracy on tasks of lm-eval (extra `eval`)."""
+"""Scores on tasks of lm-eval (extra `eval`)."""
 
 import logging
+from collections import defaultdict
 from collections.abc import Sequence
 from contextlib import AbstractContextManager
 from importlib.metadata import version
@@ -22,12 +23,19 @@ class TaskSuite:
         names: Names of tasks, groups or tags, with `*` as a wildcard, or `.yaml` files; by default all of `folder`.
         folder: Folder with `.yaml` tasks, instead of the tasks that come with lm-eval.
         num_fewshot: Number of examples before each question; the task's setting if `None`.
+        confirm_run_unsafe_code: Whether to allow tasks that run what the model writes.
 
     Raises:
-        FFPError: If lm-eval is not installed, or a task is unknown or can't be read.
+        FFPError: If lm-eval is not installed, or a task is unknown, can't be read or isn't allowed.
     """
 
-    def __init__(self, names: Sequence[str], folder: str | None = None, num_fewshot: int | None = None):
+    def __init__(
+        self,
+        names: Sequence[str],
+        folder: str | None = None,
+        num_fewshot: int | None = None,
+        confirm_run_unsafe_code: bool = False,
+    ):
         try:
             from lm_eval.tasks import TaskManager
         except ImportError:
@@ -41,7 +49,13 @@ class TaskSuite:
         if not self.names:
             raise FFPError(f"there are no tasks in {folder}; a task is a .yaml file of lm-eval")
         with self._converted_errors():
-            self.manager.load(self.names)
+            tasks = self.manager.load(self.names)["tasks"]
+        for name, task in tasks.items():
+            if task.config.unsafe_code and not confirm_run_unsafe_code:
+                raise FFPError(
+                    f"{name} runs programs that the model writes; allow it with confirm_run_unsafe_code, on a machine "
+                    "whose files they may read"
+                )
 
     def _converted_errors(self) -> AbstractContextManager[None]:
         return convert_errors(
@@ -64,12 +78,11 @@ class TaskSuite:
         tokenizer: PreTrainedTokenizerBase,
         limit: float | None = None,
         batch_size: int = 1,
-        with_samples: bool = False,
     ) -> list[dict[str, Any]]:
         """Score a model, as `lm_eval --model hf` does, and return a record per task and group.
 
-        `limit` is the number of samples per task, or the fraction of them if below 1. With samples, records of tasks
-        also have `per_sample`, lists of scores by metric, and the correct `answers`, as formatted by lm-eval.
+        `limit` is the number of samples per task, or the fraction of them if below 1. Records of tasks have
+        `per_sample`, lists of scores by metric, and the correct `answers`, as formatted by lm-eval.
 
         Raises:
             FFPError: If a task can't be run.
@@ -85,7 +98,7 @@ class TaskSuite:
                 task_manager=self.manager,
                 num_fewshot=self.num_fewshot,
                 limit=limit,
-                log_samples=with_samples,
+                confirm_run_unsafe_code=True,
             )
         results = cast(dict[str, Any], evaluated)
         return [
@@ -105,18 +118,27 @@ class TaskSuite:
 def _metrics(scores: dict[str, Any]) -> dict[str, dict[str, float]]:
     record: dict[str, dict[str, float]] = {"metrics": {}, "stderr": {}}
     for key, value in scores.items():
-        # Scores have keys `metric,filter`, where the filter is mostly `none`; other entries are names.
+        # Scores have keys `metric,filter`; other entries are names.
         metric, comma, kind = key.partition(",")
         if comma and isinstance(value, (int, float)):
-            name = metric.removesuffix("_stderr") + ("" if kind == "none" else f" ({kind})")
-            record["stderr" if metric.endswith("_stderr") else "metrics"][name] = float(value)
+            values = record["stderr" if metric.endswith("_stderr") else "metrics"]
+            values[_with_filter(metric.removesuffix("_stderr"), kind)] = float(value)
     return record
+
+
+def _with_filter(metric: str, kind: str) -> str:
+    return metric if kind == "none" else f"{metric} ({kind})"
 
 
 def _per_sample(samples: list[dict[str, Any]]) -> dict[str, Any]:
     if not samples:
         return {}
-    # Some metrics, such as perplexity, are not a number per sample.
-    names = [name for name in samples[0]["metrics"] if isinstance(samples[0][name], Real)]
-    scores = {name: [float(sample[name]) for sample in samples] for name in names}
-    return {"per_sample": scores, "answers": [str(sample["target"]) for sample in samples]}
+    scores = defaultdict(list)
+    for sample in samples:
+        for metric in sample["metrics"]:
+            # Some metrics, such as perplexity, are not a number per sample.
+            if isinstance(sample[metric], Real):
+                scores[_with_filter(metric, sample["filter"])].append(float(sample[metric]))
+    first = samples[0]["filter"]
+    answers = [str(sample["target"]) for sample in samples if sample["filter"] == first]
+    return {"per_sample": dict(scores), "answers": answers}
