@@ -45,6 +45,8 @@ class Plan(FFPConfig):
         search_steps: int = 0
         workload: str = ""
         calibration: str = ""
+        # A size, since `"auto"` has been decided.
+        vocabulary: int | None = None
 
     def __post_init__(self) -> None:
         """Skip the checks of the options, which `asked` has passed."""

@@ -372,7 +372,7 @@ class Measurements:
                 # Tokens may have been added to the tokenizer without resizing the model.
                 known = min(len(counted), len(predicted))
                 counted[:known] += predicted[:known]
-                tokenizer = trim_tokenizer(tokenizer, choose_tokens(tokenizer, counted, int(size)))
+                tokenizer = trim_tokenizer(tokenizer, choose_tokens(tokenizer, counted, size))
             left = kept_tokens(self.model.config, size)
             self._trimmed[key] = tokenizer, TrimmedVocabulary.between(self.tokenizer, tokenizer, rows, left)
             return self._trimmed[key]

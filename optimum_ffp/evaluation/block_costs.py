@@ -85,8 +85,11 @@ def measure_costs(model: PreTrainedModel, workload: str) -> dict[str, Any]:
     if positions and sum(parse_workload(workload)[:2]) > positions:
         raise FFPError(f"workload {workload} has more tokens than the {positions} positions of the model; shorten it")
     family, types, tried = find_family(model.config), getattr(model.config, "layer_types", None), {}
-    for group in family.attention_groups(model.config):
-        units = tuple(replace(one.unit, removed=0) for one in find_units(model, family, None, group))
+    by_group = [
+        tuple(replace(one.unit, removed=0) for one in find_units(model, family, None, group))
+        for group in family.attention_groups(model.config)
+    ]
+    for units in by_group:
         kinds = defaultdict(list)
         for unit in units:
             # Windows make a difference to attention alone.
@@ -96,7 +99,7 @@ def measure_costs(model: PreTrainedModel, workload: str) -> dict[str, Any]:
             tried[kind] = members, _narrowed(units, members)
     tokens = len(embedding_of(model).weight)
     models = [_sized(model, policy) for _, one in tried.values() for policy in one.values()]
-    whole = PruningPolicy.dense(units)
+    whole = PruningPolicy.dense(by_group[0])
     dense, (*seconds, half) = _time(_sized(model, whole), [*models, _sized(model, whole, tokens // 2)], workload)
     token, measured, rows = max(0, dense - half) / (tokens - tokens // 2), iter(seconds), []
     for (kind, group, _), (members, policies) in tried.items():
