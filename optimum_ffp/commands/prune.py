@@ -147,7 +147,7 @@ def max_tokens_option(config: FFPConfig, record: Record, folder: str) -> str:
     from ..modeling.loading import LoadOptions, empty_model, load_tokenizer, read_pruned_config
     from ..recovery.plan import make_recovery_plan
 
-    if not all(text.is_local for text in config.texts):
+    if not config.texts.is_local:
         return ""
     options, length = LoadOptions(), record.options["seq_len"]
     plan = make_recovery_plan(RecoveryConfig(dataset=config.dataset, text_column=config.text_column), folder, options)

@@ -99,10 +99,9 @@ class FFPRecoverCommand(Command):
 
 def evaluation_command(plan: RecoveryPlan, folder: str, teacher: str, pruned: str) -> str:
     """Return the command that compares a recovered model with the dense and the pruned one, on the same texts."""
-    tests = ",".join(plan.reported.names)
     words = ["optimum-cli", "ffp", "evaluate", "-m", folder, "--baseline", teacher, pruned]
     # Text that the model writes can't be evaluated on.
-    words += ["--dataset", tests] if tests != "self" else []
+    words += [] if plan.reported.includes_self else ["--dataset", ",".join(plan.reported.names)]
     if plan.text_column:
         words += ["--text-column", plan.text_column]
     return shlex.join(words)

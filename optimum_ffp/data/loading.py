@@ -3,7 +3,7 @@
 import logging
 import math
 import re
-from collections.abc import Collection, Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from itertools import islice
 
@@ -11,13 +11,14 @@ import torch
 from tqdm.auto import tqdm
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from ..config.texts import SPLITS, Text
+from ..config.texts import SPLITS, Rows, Text
 from ..errors import FFPError
 from ..utils.progress import progress_bar
 from ..utils.seeds import seed_of
+from .answers import answered_pieces
 from .cutting import cut_blocks, cut_windows, find_start_token
 from .request import DataRequest
-from .rows import read_pieces
+from .rows import read_pieces, read_prompts
 from .self_generated import sample_from_model
 from .windows import DataSplits, Windows
 
@@ -99,7 +100,10 @@ class TextReader:
         with progress_bar(total, f"Reading {text.name}", "window") as bar:
             for role, count in counts.items():
                 (pieces, source), one_per_block = parts[role], False
-                if role == "test" or count is None:
+                if text.is_answers:
+                    count = count or self.request.generated_tests
+                    blocks = self.blocks(pieces, 1)
+                elif role == "test" or count is None:
                     count = count or (None if source == "test" else TEST_WINDOWS)
                     blocks = self.blocks(pieces, count)
                 else:
@@ -122,9 +126,12 @@ class TextReader:
         Raises:
             FFPError: If the text can't be opened. Iteration raises it if the text can't be read or is empty.
         """
+        opened = text.open(self.request.token)
+        if text.is_answers:
+            return self._divide_prompts(text, opened), iter(())
         pieces = {
             split: read_pieces(rows, text, self.tokenizer, self.request.text_column, self.request.token)
-            for split, rows in text.open(self.request.token).items()
+            for split, rows in opened.items()
         }
         if len(pieces) == len(SPLITS):
             return {role: (pieces[split], split) for role, split in zip(ROLES, SPLITS)}, iter(())
@@ -138,6 +145,20 @@ class TextReader:
             parts[role] = [characters[begin:end]], f"{role} part of {first}"
             begin = end
         return parts, pieces[first]
+
+    def _divide_prompts(self, text: Text, opened: Mapping[str, Rows]) -> dict[str, tuple[Iterable[str], str]]:
+        """Return answers to prompts by role: of three splits, or of the first, three, one and one of every five."""
+
+        def answers(rows: Rows, numbers: Collection[int]) -> Iterator[str]:
+            prompts = read_prompts(rows, text, self.request.text_column, self.request.token)
+            chosen = (prompt for number, prompt in enumerate(prompts) if number % 5 in numbers)
+            return answered_pieces(chosen, text, self.model, self.tokenizer, self.request.seed)
+
+        if len(opened) == len(SPLITS):
+            return {role: (answers(opened[split], range(5)), split) for role, split in zip(ROLES, SPLITS)}
+        split = next(iter(opened))
+        numbers = zip(ROLES, (range(3), (3,), (4,)))
+        return {role: (answers(opened[split], chosen), f"{role} part of {split}") for role, chosen in numbers}
 
     def blocks(self, pieces: Iterable[str], windows: int | None) -> Iterator[str]:
         """Split text into blocks that are no larger than this many windows, or all of the text, need."""
@@ -177,7 +198,7 @@ def calibration_text(
     """Yield the calibration part of all texts but generated ones, as `load_windows` divides them, in long pieces."""
     reader = TextReader(tokenizer, model, request)
     for text in request.texts:
-        if not text.is_self:
+        if not text.is_generated:
             pieces, _ = reader.divide(text, ROLES[:1])[0][ROLES[0]]
             yield from cut_blocks([_take(pieces, text)[:MAX_COUNTED_CHARACTERS]], MAX_BLOCK_CHARACTERS)
 

@@ -69,8 +69,12 @@ class DataRequest:
     @property
     def generated(self) -> int:
         """Number of windows that the model generates."""
-        counts = [self.texts.divide(count).get("self", 0) for count in (self.calibration, self.search, self.held_out)]
-        return sum(counts) + self.generated_tests * self.reported.includes_self
+        divided = [self.texts.divide(count) for count in (self.calibration, self.search, self.held_out)]
+        generated = [text.name for text in self.texts if text.is_generated]
+        return (
+            sum(counts.get(name, 0) for counts in divided for name in generated)
+            + self.generated_tests * self.reported.includes_self
+        )
 
     @property
     def generated_tests(self) -> int:

@@ -15,6 +15,7 @@ from ..errors import FFPError, named_line
 # Columns to read by default: the first that contain texts or conversations. A prompt and its completion, named as in
 # TRL, are read together.
 KNOWN_COLUMNS = (("text",), ("messages",), ("conversations",), ("content",), ("document",), ("prompt", "completion"))
+PROMPT_COLUMNS = (("prompt",), ("messages",), ("conversations",), ("question",), ("instruction",), ("text",))
 # Roles of ShareGPT's format.
 ROLES = {"human": "user", "gpt": "assistant"}
 # Number of rows to choose the column by.
@@ -57,15 +58,42 @@ def read_pieces(
             for row in rows:
                 yield row[LINES] if is_plain else (row[LINES] if row[LINES].strip() else "") + ROW_SEPARATOR
             return
-        columns = choose_columns(head, text, text_column)
-        for number, row in enumerate(rows, 1):
-            values = [row.get(name) for name in columns]
-            if None in values or [] in values:
-                continue
-            if (joined := _join(values)) is None:
-                wrong = f"column {_quoted(columns)} of {text.name} contains neither a text nor a conversation"
-                raise FFPError(f"{wrong} in row {number}")
-            yield render(joined, tokenizer, text.name) + ROW_SEPARATOR
+        for row in _joined(head, rows, text, text_column):
+            yield render(row, tokenizer, text.name) + ROW_SEPARATOR
+
+
+def read_prompts(
+    rows: Iterable[Mapping[str, Any]], text: Text, text_column: str | None = None, token: str | None = None
+) -> Iterator[Row]:
+    """Yield the prompts of a text: its texts, the lines of a .txt file, or conversations up to the last user turn.
+
+    Arguments and errors are those of `read_pieces`.
+    """
+    with text.reading(token):
+        rows = iter(rows)
+        head = [*islice(rows, HEAD)]
+        rows = chain(head, rows)
+        is_lines = bool(head) and LINES in head[0]
+        for row in (row[LINES].strip() for row in rows) if is_lines else _joined(head, rows, text, text_column):
+            if not isinstance(row, str):
+                users = [number for number, message in enumerate(row, 1) if message["role"] == "user"]
+                row = row[: users[-1] if users else 0]
+            if row:
+                yield row
+
+
+def _joined(
+    head: Sequence[Mapping[str, Any]], rows: Iterable[Mapping[str, Any]], text: Text, text_column: str | None
+) -> Iterator[Row]:
+    columns = choose_columns(head, text, text_column)
+    for number, row in enumerate(rows, 1):
+        values = [row.get(name) for name in columns]
+        if None in values or [] in values:
+            continue
+        if (joined := _join(values)) is None:
+            wrong = f"column {_quoted(columns)} of {text.name} contains neither a text nor a conversation"
+            raise FFPError(f"{wrong} in row {number}")
+        yield joined
 
 
 def check_text(text: Text, text_column: str | None = None) -> None:
@@ -87,7 +115,8 @@ def choose_columns(head: Sequence[Mapping[str, Any]], text: Text, text_column: s
         raise FFPError(f"{text.name} contains no text: it has no rows")
     names = list(dict.fromkeys(name for row in head for name in row))
     # Texts with a short name have a known column.
-    candidates = [(text_column,)] if text_column and text.name.partition(":")[0] not in NAMED else KNOWN_COLUMNS
+    known = PROMPT_COLUMNS if text.is_answers else KNOWN_COLUMNS
+    candidates = [(text_column,)] if text_column and text.source.partition(":")[0] not in NAMED else known
     for columns in candidates:
         if any(_join([row.get(name) for name in columns]) for row in head):
             return columns
@@ -99,15 +128,18 @@ def choose_columns(head: Sequence[Mapping[str, Any]], text: Text, text_column: s
                 "or conversations; convert its values to text, or choose another column with --text-column NAME "
                 "(text_column)"
             )
-    known = f"known to contain text ({', '.join(map(' with '.join, KNOWN_COLUMNS))})"
+    usual = f"known to contain text ({', '.join(map(' with '.join, known))})"
     raise FFPError(
         f"{text.name} has the columns {', '.join(names)}, none of which is "
-        f"{repr(text_column) if text_column else known}; choose the column with --text-column NAME (text_column)"
+        f"{repr(text_column) if text_column else usual}; choose the column with --text-column NAME (text_column)"
     )
 
 
-def render(row: Row, tokenizer: PreTrainedTokenizerBase, label: str) -> str:
-    """Render a conversation with the chat template, or raise `FFPError` if that fails; return a text unchanged."""
+def render(row: Row, tokenizer: PreTrainedTokenizerBase, label: str, **options: Any) -> str:
+    """Render a conversation with the chat template and its options; return a text unchanged.
+
+    Raises `FFPError` if the template rejects the conversation, or there is none.
+    """
     if isinstance(row, str):
         return row
     if not tokenizer.chat_template:
@@ -116,7 +148,7 @@ def render(row: Row, tokenizer: PreTrainedTokenizerBase, label: str) -> str:
             "--text-column NAME (text_column), or other data"
         )
     try:
-        return apply_template(tokenizer, row)
+        return apply_template(tokenizer, row, **options)
     except Exception as error:  # Templates are programs and may raise any exception.
         begin = str(row[0].get("content"))[:40]
         raise FFPError(f"{label}: the chat template rejects the conversation {begin!r}: {named_line(error)}") from None

@@ -37,7 +37,7 @@ def training_windows(
             windows_by_text.append(sampled.int())
         else:
             parts, remaining = reader.divide(text)
-            blocks = reader.blocks(chain(parts["calibration"][0], remaining), share)
+            blocks = reader.blocks(chain(parts["calibration"][0], remaining), 1 if text.is_answers else share)
             with progress_bar(share, f"Reading {name}, to train on", "window") as bar:
                 distinct = reader.cut(blocks, share, f"{name} (to train on)", bar, dtype=torch.int32)
             windows_by_text.append(distinct[torch.arange(share) % len(distinct)])

@@ -348,7 +348,7 @@ def refine(
     """Return an estimate with a time, for no more windows than the text of prunes fills if all of it is local."""
     plan, request = plans[0], replace(DataRequest.of_prune(plans[0]), reported=plans[0].texts, test=1)
     estimate = with_time(estimate, model, plan.seq_len)
-    if not all(text.is_local for text in plan.texts):
+    if not plan.texts.is_local:
         return estimate
     try:
         tokenizer = load_tokenizer(model_id, options)
