@@ -23,7 +23,7 @@ import re
 import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from itertools import count
-from math import exp, expm1, log
+from math import exp, expm1
 from pathlib import Path
 from statistics import mean, quantiles
 from typing import Any
@@ -199,15 +199,6 @@ def average(pool: Pool, row: Wanted, first: int, last: int, figure: str, form: s
     return form.format(times * mean(found)) if found else ""
 
 
-def bits(pool: Pool, row: Wanted, text: int = 0) -> str:
-    """Bits per byte of the model `of` on all test windows of a text."""
-    losses, record = pool.losses(row, 1, 0, text), pool.find(row)
-    if not losses:
-        return ""
-    windows = [record["test"], *record["other_texts"]][text]
-    return f"{mean(losses) / log(2) * len(losses) * (windows['window_length'] - 1) / windows['bytes']:.4f}"
-
-
 def way_to_dense(pool: Pool, row: Wanted, text: int, start: str = "pruned", end: str = "recovered") -> str:
     """Share of the loss between pruned and dense model that a training gained, with its standard error."""
     dense, pruned, recovered = (pool.losses(row | {"of": model}, 1, 10, text) for model in ("dense", start, end))
@@ -267,7 +258,6 @@ def times_as_fast(pool: Pool, row: Wanted, model: str = "") -> str:
 FUNCTIONS = (
     against,
     average,
-    bits,
     change,
     held_out,
     perplexity,
