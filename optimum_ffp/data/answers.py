@@ -1,7 +1,6 @@
 """Answers of the model itself to the prompts of a text."""
 
 import json
-import logging
 from collections.abc import Iterable, Iterator
 from hashlib import sha256
 from itertools import islice
@@ -14,13 +13,13 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from ..config.texts import Text
 from ..utils.batch_size import with_halving_batches
 from ..utils.generation import generate
+from ..utils.progress import progress_bar
 from ..utils.resume import fingerprint
 from ..utils.seeds import seed_of
 from .rows import ROW_SEPARATOR, Row, render
 from .self_generated import TOKENS_AT_ONCE
 
 
-logger = logging.getLogger(__name__)
 # Maximum tokens of an answer.
 MAX_ANSWER = 512
 # Number of prompts whose answers are saved together.
@@ -50,7 +49,6 @@ def answered_pieces(
     file.touch()
     with file.open(encoding="utf-8") as stream:
         answers = {json.dumps(row["prompt"]): row["completion"] for row in map(json.loads, stream)}
-    logger.info("%s are saved in %s", text.name, file)
     prompts = (
         [{"role": "user", "content": prompt}] if isinstance(prompt, str) and tokenizer.chat_template else prompt
         for prompt in prompts
@@ -85,9 +83,11 @@ def _answer(prompts: list[Row], text: Text, model: PreTrainedModel, tokenizer: P
 
     def run(batch_size: int) -> list[str]:
         written = []
-        for rows in zip(inputs.split(batch_size), mask.split(batch_size)):
-            output = generate(model, *rows, max_new_tokens=MAX_ANSWER, eos_token_id=ends, pad_token_id=0)
-            written += tokenizer.batch_decode(output[:, longest:], skip_special_tokens=True)
+        with progress_bar(len(prompts), f"Answering {text.source}", "prompt") as bar:
+            for rows in zip(inputs.split(batch_size), mask.split(batch_size)):
+                output = generate(model, *rows, max_new_tokens=MAX_ANSWER, eos_token_id=ends, pad_token_id=0)
+                written += tokenizer.batch_decode(output[:, longest:], skip_special_tokens=True)
+                bar.update(len(output))
         return written
 
     written = with_halving_batches(run, max(1, TOKENS_AT_ONCE // (longest + MAX_ANSWER)))

@@ -15,7 +15,7 @@ from ..config.texts import SPLITS, Rows, Text
 from ..errors import FFPError
 from ..utils.progress import progress_bar
 from ..utils.seeds import seed_of
-from .answers import answered_pieces
+from .answers import answered_pieces, answers_file
 from .cutting import cut_blocks, cut_windows, find_start_token
 from .request import DataRequest
 from .rows import read_pieces, read_prompts
@@ -148,6 +148,8 @@ class TextReader:
 
     def _divide_prompts(self, text: Text, opened: Mapping[str, Rows]) -> dict[str, tuple[Iterable[str], str]]:
         """Return answers to prompts by role: of three splits, or of the first, three, one and one of every five."""
+        file = answers_file(text, self.model, self.request.seed)
+        logger.info("Answers to the prompts of %s are saved in %s", text.source, file)
 
         def answers(rows: Rows, numbers: Collection[int]) -> Iterator[str]:
             prompts = read_prompts(rows, text, self.request.text_column, self.request.token)
