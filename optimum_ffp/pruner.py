@@ -47,7 +47,7 @@ from .utils.folders import expand
 from .utils.json import write_json
 from .utils.lm_head import embedding_of
 from .utils.profiling import StageMeter
-from .utils.resume import DECISION, EXPERTS, Journal, fingerprint, saved_decision
+from .utils.resume import DECISION, WEIGHTS, Journal, fingerprint, saved_decision
 from .utils.tracking import Tracker, check_trackers
 from .vocabulary.trimmed import TrimmedVocabulary
 
@@ -197,7 +197,7 @@ class FFPPruner:
             (config,), _ = make_plans([config], model, pinned, saves_work=saves_work, decided=decided)
         pinned = replace(pinned, offload=config.offload)
         dense_id, dense_options, rows = find_dense(name, pinned)
-        model, tokenizer = load_dense(dense_id, dense_options, expand(work_folder) / EXPERTS if work_folder else None)
+        model, tokenizer = load_dense(dense_id, dense_options, expand(work_folder) / WEIGHTS if work_folder else None)
         again = {}
         if rows:
             again = {"dense": model, "pruned_from": f"{name}@{pinned.revision}" if pinned.revision else name}
@@ -283,7 +283,9 @@ class FFPPruner:
             "groups": [unit.unit.group for unit in self.measured.unit_variants[0]] if plan.policy else None,
             **({} if self.measured.given_data else processes.on_main(plan.hash_files)),
         }
-        journal = Journal.open(self.work_folder, identity, resume, on_disk=self.options.offload == "disk")
+        # An accelerator would copy from pages of the file, which aren't pinned.
+        on_disk = self.options.offload == "disk" or self.model.device.type == "cpu"
+        journal = Journal.open(self.work_folder, identity, resume, on_disk)
         self.measured.journal = replace(journal, counter=self.measured.layerwise.counter)
 
     def _check(self, plan: Plan) -> None:

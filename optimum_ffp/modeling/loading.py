@@ -27,6 +27,7 @@ from ..allocation.policy import UnitSize
 from ..errors import FFPError, convert_errors, one_line
 from ..hub.record import prune_record
 from ..hub.validate_checkpoint import LENIENT, check_checkpoint, check_reachable
+from ..utils import processes
 from ..utils.folders import expand
 from ..utils.precision import is_quantized, move
 from .auto import FFPModelForCausalLM, attention_of, is_pruned, load_strictly, pruned_model_class
@@ -48,8 +49,8 @@ class LoadOptions:
         device: Device of the model (`"cpu"`, `"cuda"`, `"cuda:0"`, `"mps"`); the accelerator, if available, if `None`.
         dtype: `"auto"` for the checkpoint's dtype, a torch dtype or its name.
         offload: Where to store the weights of layers that aren't running: `"none"` (on the device), `"host"` (in host
-            memory) or `"disk"` (in the files of the checkpoint). `FFPPruner` also accepts `"auto"`, the first of them
-            with enough memory.
+            memory) or `"disk"` (in the files of the checkpoint, or of the work folder if they are converted).
+            `FFPPruner` also accepts `"auto"`, the first of them with enough memory.
         trust_remote_code: Whether code of the tokenizer's repository may run.
         revision: Revision on the Hub.
         token: Access token of the Hub.
@@ -118,6 +119,18 @@ class _Source:
         """The config of the language model."""
         return language_config(self.full_config)
 
+    @property
+    def converts(self) -> bool:
+        """Whether weights are loaded in another form than that of the files."""
+        stored = self.config.dtype or torch.float32
+        return bool(self.file) or is_quantized(self.config) or self.options.torch_dtype not in ("auto", stored)
+
+    def converted(self, folder: Path) -> "_Source":
+        """Write the model as it is loaded to a folder, and return that folder's source."""
+        for part in self.load(dequantize=True):
+            part.save_pretrained(folder)
+        return _Source(str(folder), replace(self.options, dtype="auto", revision=None))
+
     def tokenizer(self) -> PreTrainedTokenizerBase:
         # Prefer tokenizer.json to tekken.json of mistral-common.
         options = {"trust_remote_code": self.options.trust_remote_code, "mistral_format": False}
@@ -174,24 +187,29 @@ def _read_gguf_config(model_id: str, folder: str, file: str) -> PretrainedConfig
 
 
 def load_dense(
-    model_id: str, options: LoadOptions, experts_folder: Path | None = None
+    model_id: str, options: LoadOptions, folder: Path | None = None
 ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     """Load a dense causal LM of a supported family, dequantized. The caller must run `check_model` before pruning.
 
-    The experts of a mixture are in `experts_folder` with offload `"disk"`. Raises `FFPError` if there is no such
-    model, its weights don't match its config, or it can't be pruned.
+    With offload `"disk"`, weights that can't be mapped from the checkpoint are written to `folder`. Raises `FFPError`
+    if there is no such model, its weights don't match its config, or it can't be pruned.
     """
     source = _Source(model_id, options)
     config, device = source.config, use_device(options.device)
     check_prunable(model_id, config, source.hub)
-    check_offload(options.offload, device, options.torch_dtype, config, bool(source.file) or is_quantized(config))
+    check_offload(options.offload, device)
     placement = {}
-    if experts_folder and options.offload == "disk" and isinstance(find_family(config), Mixture):
-        placement = experts_on_disk(empty_model(config), experts_folder)
+    if folder and options.offload == "disk":
+        own = folder / str(processes.rank())
+        source = source.converted(own) if source.converts else source
+        if isinstance(find_family(config), Mixture):
+            placement = experts_on_disk(empty_model(config), own / "experts")
     model, tokenizer = source.load(dequantize=True, **placement)
     model = offload_layers(model, device, options.offload)
     # Replace the name in a GGUF file's metadata, from which the model can't be loaded.
     model.config._name_or_path = model_id
+    # GGUF files lack it, and a run may resume from another place of the weights.
+    model.config.architectures = [type(model).__name__]
     return model.eval().requires_grad_(False), tokenizer
 
 

@@ -6,13 +6,13 @@ from typing import Any
 
 import torch
 from accelerate.hooks import remove_hook_from_submodules
-from transformers import PretrainedConfig, PreTrainedModel
+from transformers import PreTrainedModel
 from transformers.integrations.accelerate import load_offloaded_parameter
 
 from ..config.prune import OFFLOADS
 from ..errors import FFPError
 from ..utils import processes
-from ..utils.precision import dtype_name, move
+from ..utils.precision import move
 from ..utils.tensors import pin, replace_value
 from .families import decoder_layers, find_family, find_units
 
@@ -21,28 +21,13 @@ from .families import decoder_layers, find_family, find_units
 logging.getLogger("accelerate.big_modeling").setLevel(logging.ERROR)
 
 
-def check_offload(
-    offload: str, device: torch.device, dtype: torch.dtype | str, config: PretrainedConfig, dequantized: bool
-) -> None:
-    """Raise `FFPError` if `offload` has no effect, or is `"disk"` and the weights have to be converted."""
+def check_offload(offload: str, device: torch.device) -> None:
+    """Raise `FFPError` if `offload` is not known, or has no effect on a device."""
     if offload not in OFFLOADS:
         raise FFPError(f"offload {offload!r} is not known; choose from {', '.join(OFFLOADS)}")
     if offload == "host" and device.type == "cpu":
         raise FFPError(
             "offload 'host' is for accelerators: on the CPU, weights are in host memory; choose 'none' or 'disk'"
-        )
-    if offload != "disk":
-        return
-    if dequantized:
-        raise FFPError(
-            "weights of GGUF files and quantized checkpoints are dequantized into memory, so offload 'disk' can't be "
-            "used; save the model in full precision as safetensors first, or choose offload 'host' or 'none'"
-        )
-    stored = config.dtype if isinstance(config.dtype, torch.dtype) else torch.float32
-    if dtype not in ("auto", stored):
-        raise FFPError(
-            f"offload 'disk' uses the weights in the dtype of the files, {dtype_name(stored)}; leave "
-            "out dtype, or save the model in the other dtype first"
         )
 
 
@@ -70,7 +55,7 @@ def offload_layers(model: PreTrainedModel, device: torch.device, offload: str) -
 
 
 def experts_on_disk(model: PreTrainedModel, folder: Path) -> dict[str, Any]:
-    """Return arguments of `from_pretrained` that keep the experts of a mixture on disk, in a folder of this process.
+    """Return arguments of `from_pretrained` that keep the experts of a mixture on disk, in a folder.
 
     Checkpoints have several tensors per expert, which transformers merges, so that they can't be mapped from there.
     The given model has no weights.
@@ -79,7 +64,7 @@ def experts_on_disk(model: PreTrainedModel, folder: Path) -> dict[str, Any]:
     # Of every module that has tensors of its own.
     owners = dict.fromkeys(name.rpartition(".")[0] for name, _ in (*model.named_parameters(), *model.named_buffers()))
     places = {name: "disk" if model.get_submodule(name) in experts else "cpu" for name in owners}
-    return {"device_map": places, "offload_folder": folder / str(processes.rank())}
+    return {"device_map": places, "offload_folder": folder}
 
 
 def shard_layers(model: PreTrainedModel) -> None:

@@ -173,6 +173,7 @@ class PruneEstimator:
         units: Its units.
         machine: Device and available memory.
         local_processes: Number of processes on this machine that share the work.
+        saves_work: Whether finished work is saved to disk.
     """
 
     plans: Sequence[Plan]
@@ -180,12 +181,16 @@ class PruneEstimator:
     units: Sequence[ModelUnit]
     machine: Machine
     local_processes: int
+    saves_work: bool
 
     def __post_init__(self) -> None:
         model, plan = self.model, self.plans[0]
         self.plan, self.written = plan, DataRequest.of_prune(plan).generated
         self.stored, self.computed = model.dtype.itemsize, compute_dtype(self.machine.device, model.dtype).itemsize
         self.all_resident = plan.offload == "none" and self.computed == self.stored
+        self.maps_work = self.saves_work and (plan.offload == "disk" or self.machine.accelerator is None)
+        is_quantized = hasattr(model.config, "quantization_config")
+        self.converts = plan.offload == "disk" and (is_quantized or model.config._name_or_path.endswith(".gguf"))
         self.layers = [sum(one.numel() for one in layer.parameters()) for layer in decoder_layers(model)]
         self.weights, self.in_layers = model.get_memory_footprint(), sum(self.layers) * self.stored
         removed = min(one.budget.removed_parameters for one in self.plans) * self.stored
@@ -216,7 +221,7 @@ class PruneEstimator:
 
     def in_memory(self, size: int) -> int:
         """Return the bytes of finished work in host memory: none if it is memory-mapped from disk."""
-        return 0 if self.plan.offload == "disk" else size
+        return 0 if self.maps_work else size
 
     def resident(self) -> Memory:
         """Return the memory of the weights in all stages."""
@@ -232,7 +237,7 @@ class PruneEstimator:
     def ridge_factors(self) -> Memory:
         """Return the memory of the ridge factors in all stages."""
         if self.plan.offload == "none" and (self.machine.accelerator is None or self.free > 2 * self.factors):
-            return Counter(device=self.factors)
+            return Counter(device=self.in_memory(self.factors) or factor_bytes([self.widest]))
         return Counter(device=factor_bytes([self.widest]), host=self.in_memory(int(PINNED * self.factors)))
 
     def hidden_states(self, size: int) -> Memory:
@@ -261,6 +266,8 @@ class PruneEstimator:
             yield states + Counter(device=used, host=self.in_memory(self.calibrated))
         yield Counter(host=self.in_memory(self.calibrated + self.pruned * min(2, len(self.plans))))
         yield read + Counter(device=self.routed)
+        if self.converts:
+            yield Counter(host=self.weights)
         if self.written:
             _, heads, head_dim = find_family(shape).heads(shape)
             cache = cache_bytes(self.written * length, len(self.layers), heads, head_dim, self.computed)
@@ -294,9 +301,10 @@ class PruneEstimator:
         device, host = max(one["device"] for one in needed), max(one["host"] for one in needed)
         if self.machine.accelerator is None:
             device, host = 0, max(one.total() for one in needed)
-        maps_results = plan.offload == "disk"
-        on_disk = self.pruned * (2 if maps_results else 1) + self.calibrated + CHECKPOINT_EXTRA_BYTES
-        work = self.factors + self.fishers + 3 * 12 * self.trained + (self.experts if maps_results else 0)
+        on_disk = self.pruned * (2 if self.maps_work else 1) + self.calibrated + CHECKPOINT_EXTRA_BYTES
+        work = self.factors + self.fishers + 3 * 12 * self.trained
+        if plan.offload == "disk":
+            work += self.weights if self.converts else self.experts
         parameters, outer = self.model.num_parameters(), sum(one.numel() for one in outer_matrices(self.model))
         return Estimate(
             machine=self.machine,

@@ -6,7 +6,6 @@ from importlib.util import find_spec
 from itertools import pairwise
 from typing import Any
 
-import torch
 from transformers import PretrainedConfig, PreTrainedModel
 
 from ..allocation.budget import Budget
@@ -27,7 +26,6 @@ from ..modeling.offloading import check_offload
 from ..plan import Plan
 from ..search.runner import check_budget
 from ..utils import processes
-from ..utils.precision import is_quantized
 from .estimate import Estimate, Machine, PruneEstimator
 
 
@@ -82,7 +80,7 @@ def make_plans(
 
     def planned(choice: Mapping[str, Any]) -> tuple[list[Plan], Estimate]:
         plans = [_plan(config, draft, choice) for config, draft in zip(configs, drafts)]
-        return plans, PruneEstimator(plans, model, units, machine, local_processes).estimate()
+        return plans, PruneEstimator(plans, model, units, machine, local_processes, saves_work).estimate()
 
     places = _places(configs[0], drafts[0]["budget"], model.config, options, machine, saves_work)
     choice, *others = _choices(configs[0], places, decided)
@@ -181,10 +179,8 @@ def _places(
     saves_work: bool,
 ) -> list[str]:
     """Return where the weights of layers that aren't running may be, fastest first."""
-    name, stored = model_config._name_or_path, model_config.dtype or torch.float32
-    dequantized = name.endswith(".gguf") or is_quantized(model_config)
     if options.offload != "auto":
-        check_offload(options.offload, machine.device, options.torch_dtype, model_config, dequantized)
+        check_offload(options.offload, machine.device)
         return [options.offload]
     on_accelerator = machine.accelerator is not None
     is_timed = any(limit.pending for limit in budget.limits)
@@ -192,7 +188,7 @@ def _places(
     if is_timed or hasattr(model_config, "pruned_units") or (config.texts.includes_self and on_accelerator):
         return ["none"]
     places = ["none", "host"] if on_accelerator else ["none"]
-    if saves_work and not dequantized and options.torch_dtype in ("auto", stored):
+    if saves_work:
         places.append("disk")
     return places
 

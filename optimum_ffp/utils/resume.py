@@ -34,8 +34,8 @@ COST = "cost"
 CHECKPOINTS = "checkpoints"
 # Entry with the calibration that was chosen by the free memory.
 DECISION = "plan"
-# Folder of a mixture's experts, which are written while it is loaded.
-EXPERTS = "experts"
+# Folder of weights that can't be mapped from the checkpoint, which are written while it is loaded.
+WEIGHTS = "weights"
 # Number of sampled entries per tensor for the fingerprint of a model.
 SAMPLED_ENTRIES = 1024
 
@@ -160,7 +160,7 @@ class Journal:
         """Delete all entries, and the folder if it contains no other files."""
         folder = self.folder
         if folder is not None and processes.is_main() and _read_run(folder):
-            for name in (CHECKPOINTS, EXPERTS):
+            for name in (CHECKPOINTS, WEIGHTS):
                 shutil.rmtree(folder / name, ignore_errors=True)
             # Deleted last, since it marks the remaining files as a work folder's.
             for file in (*folder.glob("*.entry.*"), folder / RUN):
@@ -251,7 +251,7 @@ def check_work_folder(folder: str | os.PathLike, resume: bool, overwrite: bool =
                 "over with --overwrite, or by deleting that folder"
             )
     # A process may have been killed while writing that file.
-    elif foreign := [entry.name for entry in path.iterdir() if entry.name not in (f".{RUN}{PARTIAL}", EXPERTS)]:
+    elif foreign := [entry.name for entry in path.iterdir() if entry.name not in (f".{RUN}{PARTIAL}", WEIGHTS)]:
         raise FFPError(
             f"{folder} is not a work folder of optimum-ffp: it contains {abbreviate(foreign)}; move it away, or name "
             "another folder"

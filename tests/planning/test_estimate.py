@@ -91,7 +91,6 @@ def test_self_generated_text_and_speedup_budget_disable_offloading(config):
         ({"seq_len": 5000}, AUTO, "positions"),
         ({"num_samples": 2, "seq_len": 2}, AUTO, "too few"),
         ({}, LoadOptions("cpu", offload="host"), "accelerators"),
-        ({}, LoadOptions("cpu", "bfloat16", offload="disk"), "offload 'disk'"),
     ],
 )
 def test_plan_rejects_invalid_options_like_prune(config, options, word):
