@@ -112,6 +112,7 @@ CONFIGS = {
     "gpt-neox": ("gpt_neox", SIZES | {"intermediate_size": 48}),
     "gpt-neox-sequential": ("gpt_neox", SIZES | {"intermediate_size": 48, "use_parallel_residual": False}),
     "gpt2": ("gpt2", SIZES),
+    "lfm2": ("lfm2", GATED | {"layer_types": ["conv", "full_attention", "full_attention"], "block_multiple_of": 8}),
 }
 # Mixtures of experts: a dense FFN in some layers, shared experts, and a router with groups in some of them.
 SPARSE = GATED | {"num_experts_per_tok": 2}
@@ -410,7 +411,8 @@ def make_deep_model(name: str) -> PreTrainedModel:
 
 def without_sublayers(policy: PruningPolicy) -> PruningPolicy:
     """A policy of four layers without the FFN of the second, the third, and the attention of the last."""
-    sizes = tuple(0 if index in (3, 4, 5, 6) else size for index, size in enumerate(policy.sizes))
+    gone = {(1, "ffn"), (2, "attention"), (2, "ffn"), (3, "attention")}
+    sizes = tuple(0 if (unit.layer, unit.kind) in gone else size for unit, size in zip(policy.units, policy.sizes))
     return PruningPolicy(policy.units, sizes)
 
 

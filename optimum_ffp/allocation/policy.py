@@ -1,5 +1,6 @@
 """Units, and the policy that sets the number of groups to keep per unit. Needs neither torch nor numpy."""
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
@@ -151,9 +152,10 @@ class PruningPolicy:
 
     @property
     def removed_layers(self) -> frozenset[int]:
-        """Layers that keep neither their attention nor their FFN. They are removed, and the rest is renumbered."""
-        kept = {unit.layer for unit, size in zip(self.units, self.sizes) if size}
-        return frozenset(unit.layer for unit in self.units) - kept
+        """Layers that lose their attention and their FFN. They are removed, and the rest is renumbered."""
+        lost = Counter(unit.layer for unit, size in zip(self.units, self.sizes) if not size)
+        # Layers of a hybrid that have no attention stay.
+        return frozenset(layer for layer, units in lost.items() if units > 1)
 
     def kept_layers(self, layers: int) -> list[int]:
         """Return the indices of the layers that a model with this many layers keeps."""

@@ -2,6 +2,7 @@
 
 import math
 import shlex
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
@@ -188,7 +189,8 @@ def _describe_routing(experts: Mapping[str, Any]) -> str:
 
 
 def _kept_layers(units: Sequence[UnitSize]) -> set[int]:
-    return {row.layer for row in units if row.kept}
+    lost = Counter(row.layer for row in units if not row.kept)
+    return {row.layer for row in units if lost[row.layer] < 2}
 
 
 def _layers_differ(units: Sequence[UnitSize]) -> bool:

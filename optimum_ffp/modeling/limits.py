@@ -7,7 +7,8 @@ from fractions import Fraction
 from typing import Any
 
 import numpy as np
-from transformers import PretrainedConfig, PreTrainedModel, StaticCache
+import torch
+from transformers import DynamicCache, PretrainedConfig, PreTrainedModel, StaticCache
 
 from ..allocation.budget import Limit, parameter_costs, sparsity_limit
 from ..allocation.policy import Unit, block_parameters
@@ -15,6 +16,7 @@ from ..config import FFPConfig
 from ..config.prune import WORKLOAD
 from ..errors import FFPError
 from ..utils.lm_head import token_parameters
+from ..utils.precision import move
 from .families import find_family
 
 
@@ -169,9 +171,9 @@ def speedup_limit(units: Sequence[Unit], table: dict[str, Any], speedup: float, 
 def _cache_bytes(model: PreTrainedModel, units: Sequence[Unit], config: FFPConfig) -> tuple[list[np.ndarray], int]:
     """Return the bytes of KV cache of every unit by its size, each of shape `[groups + 1]`, and those of no unit."""
     _, kv_heads, head_dim = find_family(model.config).heads(model.config)
-    # Layers with a sliding window keep no more tokens than it has.
+    # Layers with a sliding window keep no more tokens than it has, and those without attention none.
     layers = StaticCache(model.config, max_cache_len=int(config.context)).layers
-    tokens = [vars(layer)["max_cache_len"] for layer in layers]
+    tokens = [vars(layer).get("max_cache_len", 0) for layer in layers]
     # DeepSeek's keys and values have dimensions of their own.
     dims = (getattr(model.config, name, None) or head_dim for name in ("qk_head_dim", "v_head_dim"))
     head_bytes = sum(dims) * model.dtype.itemsize * config.sequences
@@ -182,4 +184,15 @@ def _cache_bytes(model: PreTrainedModel, units: Sequence[Unit], config: FFPConfi
         kept = sizes if unit.group == "kv_group" else kv_heads * (sizes > 0)
         costs.append(kept * head_bytes * tokens[unit.layer] * (unit.kind == "attention"))
     owned = {unit.layer for unit in units if unit.kind == "attention"}
-    return costs, sum(kv_heads * head_bytes * count for layer, count in enumerate(tokens) if layer not in owned)
+    fixed = sum(kv_heads * head_bytes * count for layer, count in enumerate(tokens) if layer not in owned)
+    return costs, fixed + (config.sequences * _state_bytes(model) if 0 in tokens else 0)
+
+
+def _state_bytes(model: PreTrainedModel) -> int:
+    """Return the bytes per sequence of the states of layers without attention, which don't grow with the context."""
+    cache = DynamicCache(config=model.config)
+    with torch.device("meta"):
+        empty = move(type(model)(model.config), model.dtype)
+        empty(torch.zeros(1, 1, dtype=torch.long), past_key_values=cache)
+    states = (vars(layer).get(name, {}) for layer in cache.layers for name in ("conv_states", "recurrent_states"))
+    return sum(state.nbytes for by_index in states for state in by_index.values() if state is not None)

@@ -19,7 +19,7 @@ Part = tuple[int, ...]
 
 
 def parts_of(units: Sequence[Unit], depth: str) -> list[Part]:
-    """Return what can be removed whole: units with depth `"sublayers"`, and all units of a layer with `"layers"`."""
+    """Return what can be removed whole: units with depth `"sublayers"`, and both units of a layer with `"layers"`."""
     if depth == "none":
         return []
     parts: dict[int, Part] = {}
@@ -30,7 +30,10 @@ def parts_of(units: Sequence[Unit], depth: str) -> list[Part]:
     return [
         part
         for part in parts.values()
-        if not any(units[index].required for index in part) and any(units[index].remaining for index in part)
+        if not any(units[index].required for index in part)
+        and any(units[index].remaining for index in part)
+        # Layers of a hybrid that have no attention stay.
+        and (depth == "sublayers" or len(part) > 1)
     ]
 
 

@@ -23,7 +23,11 @@ def cache_bytes(model: PreTrainedModel, context: int, sequences: int = 1) -> int
     cache = StaticCache(model.config, max_cache_len=context)
     with torch.no_grad():
         model(torch.zeros(sequences, 2, dtype=torch.long), past_key_values=cache, use_cache=True)
-    return sum(layer.keys.nbytes + layer.values.nbytes for layer in cache.layers)
+    held = [
+        [layer.conv_states[0]] if hasattr(layer, "conv_states") else [layer.keys, layer.values]
+        for layer in cache.layers
+    ]
+    return sum(tensor.nbytes for layer in held for tensor in layer)
 
 
 def prune(model, config):
@@ -35,8 +39,8 @@ def prune(model, config):
     return sorted_model.slice(curves(np.zeros(len(units)), budget)), budget
 
 
-# Models with tied embeddings, fused projections, biases, or sliding windows.
-MODELS = ["llama", "gpt2", "phi3", "opt", "gemma3", "gpt-neox"]
+# Models with tied embeddings, fused projections, biases, sliding windows, or layers without attention.
+MODELS = ["llama", "gpt2", "phi3", "opt", "gemma3", "gpt-neox", "lfm2"]
 
 
 @pytest.mark.slow

@@ -35,6 +35,12 @@ def _transpose_projections(model: PreTrainedModel) -> None:
             model.base_model.set_submodule(name, linear)
 
 
+def _set_actual_width(model: PreTrainedModel) -> None:
+    # LFM2 derives it from a size for an FFN without a gate.
+    model.config.intermediate_size = model.get_submodule("model.layers.0.feed_forward.w2").in_features
+    model.config.block_auto_adjust_ff_dim = False
+
+
 # Norms that follow an attention or an FFN, with one before it or without.
 BETWEEN_NORMS = {
     "attention_modules": ("self_attn", "input_layernorm", "post_attention_layernorm"),
@@ -137,6 +143,16 @@ FAMILIES: dict[str, Family] = {
             width_attribute="ffn_dim",
             # OPT's attention reshapes by this count; other families infer it from the width of the projection.
             head_counters=(("self_attn.num_heads", "heads"),),
+        ),
+        # Most layers have a convolution in place of attention.
+        Family(
+            "lfm2",
+            attention_output="self_attn.out_proj",
+            ffn_inputs=("feed_forward.w1", "feed_forward.w3"),
+            ffn_output="feed_forward.w2",
+            attention_modules=("self_attn", "operator_norm"),
+            ffn_modules=("feed_forward", "ffn_norm"),
+            prepare=_set_actual_width,
         ),
         # Mixtures of experts. Shared experts, which every token passes, stay.
         Mixture("qwen3_moe"),

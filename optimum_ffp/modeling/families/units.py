@@ -159,9 +159,11 @@ def find_units(
     removed = {(row.layer, row.group): row.items - row.kept for row in rows}
     units: list[ModelUnit] = []
     for index, layer in enumerate(layers):
-        wanted = group.get(index) if isinstance(group, Mapping) else group
-        wanted = wanted if wanted in possible else possible[0]
-        units.append(_attention(index, layer, family, model.config, wanted, removed.get((index, wanted), 0)))
+        # Some layers of a hybrid have a convolution or a state instead, which stays.
+        if family.query in dict(layer.named_modules()):
+            wanted = group.get(index) if isinstance(group, Mapping) else group
+            wanted = wanted if wanted in possible else possible[0]
+            units.append(_attention(index, layer, family, model.config, wanted, removed.get((index, wanted), 0)))
         ffn = (
             *(Slice(layer.get_submodule(name), 0, 1) for name in family.ffn_inputs),
             Slice(layer.get_submodule(family.ffn_output), 1, 1),

@@ -21,10 +21,11 @@ def test_units_cover_all_projections_of_blocks(name):
     expected = sum(
         parameter.numel()
         for name, parameter in layers.named_parameters()
-        if not re.match(r".*norm|ln_\d", name.split(".")[-2])
+        if not re.match(r"conv|.*norm|ln_\d", name.split(".", 1)[1].rpartition(".")[0])
     )
     assert sum(unit.unit.parameters for unit in units) == expected
-    assert [unit.unit.kind for unit in units] == ["attention", "ffn"] * 3
+    kinds = [("ffn",) if hasattr(layer, "conv") else ("attention", "ffn") for layer in layers.children()]
+    assert [unit.unit.kind for unit in units] == [kind for layer in kinds for kind in layer]
 
 
 def test_every_family_has_tiny_model_and_modeling_code():
